@@ -1,0 +1,1 @@
+//! The DMA arena: hugepage memory in owned buffers.

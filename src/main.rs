@@ -1,0 +1,2 @@
+//! reactor.
+fn main() {}
