@@ -181,7 +181,7 @@ fn read_one(source: &Source, table: &Table<'_>, name: Option<String>) -> Option<
             if NOT_BUILT.contains(&other) {
                 messages.error(
                     &driver.span,
-                    format!("driver \"{other}\" is not in this build"),
+                    format!("driver \"{other}\" is not available in this build"),
                     has,
                 );
             } else {

@@ -6,9 +6,9 @@ use super::bdev::{self, BdevSpans};
 use super::machine::Machine;
 use super::model::{Config, Hugepages, Idle, MemoryConfig, ReactorConfig};
 use super::nvmf;
-use super::reader::{Key, Messages, Table};
+use super::reader::{Key, Messages, Table, Value};
 use super::source::{Diagnostic, Source, Span};
-use super::value::{format_core_list, format_size, parse_core_list};
+use super::value::{CORE_MAX, format_core_list, format_size, parse_core_list};
 
 /// What [`parse`] makes of a text without errors.
 #[derive(Clone, Debug)]
@@ -107,13 +107,8 @@ fn syntax_errors(source: &Source, errors: &[toml::de::Error]) -> Vec<Diagnostic>
                     format!("{text} is here for the second time"),
                     duplicate_help(source, &span, text),
                 )
-            } else if message.starts_with("key with no value") {
-                (message.to_owned(), "write KEY = VALUE".to_owned())
             } else {
-                (
-                    message.to_owned(),
-                    "correct the TOML here; the syntax is explained at https://toml.io".to_owned(),
-                )
+                (message.to_owned(), syntax_help(message))
             };
             Diagnostic::error(span, message, help)
         })
@@ -121,6 +116,18 @@ fn syntax_errors(source: &Source, errors: &[toml::de::Error]) -> Vec<Diagnostic>
     list.sort_by_key(Diagnostic::start);
     list.dedup_by_key(|one| one.place(source).line);
     list
+}
+
+/// The parser says what it expected after the last comma of its sentence.
+fn syntax_help(message: &str) -> String {
+    match message.split_once("expected ") {
+        _ if message.starts_with("key with no value") => "write KEY = VALUE".to_owned(),
+        _ if message.starts_with("missing comma") => {
+            "write `,` here, or close the bracket before it".to_owned()
+        }
+        Some((_, expected)) => format!("write {expected} here"),
+        None => "correct the TOML here; https://toml.io explains it".to_owned(),
+    }
 }
 
 /// A second `[bdev]` most often wants to be another `[[bdev]]`.
@@ -146,7 +153,7 @@ fn only_known_tables(top: &Table<'_>) {
             let help = "remove the table; this build exports over NVMe/TCP, by [nvmf]";
             top.messages.error(
                 span,
-                format!("{name} is not in this build: it has not {part}"),
+                format!("{name} is not available in this build, which lacks {part}"),
                 help,
             );
         }
@@ -165,21 +172,24 @@ fn read_reactor(top: &Table<'_>, machine: &Machine) -> Option<ReactorConfig> {
     };
     let table = value.table("[reactor]")?;
     table.only(&[CORES, IDLE]);
-    if table.get(CORES).is_some() {
-        reactor.cores = read_cores(&table, machine)?;
+    // Both are read before the first refusal counts.
+    let cores = table
+        .get(CORES)
+        .map(|value| read_cores(&value, table.messages, machine));
+    let idle = table
+        .get(IDLE)
+        .map(|value| value.choice(&[("poll", Idle::Poll), ("adaptive", Idle::Adaptive)]));
+    if let Some(cores) = cores {
+        reactor.cores = cores?;
     }
-    if let Some(idle) = table.get(IDLE) {
-        reactor.idle = idle
-            .choice(&[("poll", Idle::Poll), ("adaptive", Idle::Adaptive)])?
-            .value;
+    if let Some(idle) = idle {
+        reactor.idle = idle?.value;
     }
     Some(reactor)
 }
 
 /// Ascending core numbers that exist and are allowed.
-fn read_cores(table: &Table<'_>, machine: &Machine) -> Option<Vec<u32>> {
-    let value = table.get(CORES)?;
-    let messages = table.messages;
+fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Option<Vec<u32>> {
     let given: Vec<(u32, Span)> = if let Some(text) = value.as_text() {
         let cores = messages.accept(&value.span, parse_core_list(text))?;
         cores
@@ -188,8 +198,8 @@ fn read_cores(table: &Table<'_>, machine: &Machine) -> Option<Vec<u32>> {
             .collect()
     } else {
         let mut given = Vec::new();
-        for entry in value.array()? {
-            let core = entry.integer(0..=u64::from(u32::MAX))?;
+        for entry in value.array_or("an array or a string")? {
+            let core = entry.integer(0..=u64::from(CORE_MAX))?;
             given.push((u32::try_from(core.value).unwrap_or(u32::MAX), core.span));
         }
         given

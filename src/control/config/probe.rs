@@ -183,9 +183,11 @@ impl Probe<'_> {
             format_size(found),
             format_size(bdev.size)
         );
-        let help = if found == 0 && !is_device {
+        let help = if found == 0 && is_device {
+            "write the path of a device that has a size, as lsblk shows it".to_owned()
+        } else if found == 0 {
             "remove the empty file; it is created with its size".to_owned()
-        } else if !found.is_multiple_of(u64::from(bdev.block_size)) || found == 0 {
+        } else if !found.is_multiple_of(u64::from(bdev.block_size)) {
             "write another path: the size of what is there is no multiple of block_size".to_owned()
         } else if is_device || found > bdev.size {
             format!("write size = \"{}\"", format_size(found))

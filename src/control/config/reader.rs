@@ -153,7 +153,7 @@ impl<'a> Value<'a> {
             DeValue::String(text) => text.as_ref(),
             DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str(),
             DeValue::Integer(_) => return self.integer(0..=i64::MAX as u64),
-            _ => return self.wrong_type("a size"),
+            _ => return self.wrong_type("whole bytes or a string"),
         };
         self.messages
             .accept(&self.span, parse_size(text))
@@ -180,8 +180,13 @@ impl<'a> Value<'a> {
     }
 
     pub(super) fn array(&self) -> Option<Vec<Value<'a>>> {
+        self.array_or("an array")
+    }
+
+    /// An array, where `wanted` names what else the caller takes.
+    pub(super) fn array_or(&self, wanted: &str) -> Option<Vec<Value<'a>>> {
         let Some(array) = self.raw.as_array() else {
-            return self.wrong_type("an array");
+            return self.wrong_type(wanted);
         };
         let element = |item: &'a toml::Spanned<DeValue<'a>>| Value {
             span: item.span(),

@@ -248,7 +248,7 @@ pub(super) fn parse_uuid(text: &str) -> Result<Uuid, Bad> {
 }
 
 /// Highest core number this program counts with: beyond the largest machine Linux runs on (`NR_CPUS`).
-const CORE_MAX: u32 = 8191;
+pub(super) const CORE_MAX: u32 = 8191;
 
 /// Core numbers of a list such as `0-3` or `0,2-3`, in the order of the text, with repeats.
 ///
