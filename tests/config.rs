@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
@@ -363,6 +364,24 @@ fn a_reload_lets_a_file_grow() {
         said(&text("2MiB", "a"), Some(&running)),
         ["\"f\" has 4MiB, not 2MiB"]
     );
+}
+
+#[test]
+fn a_file_that_cannot_be_created_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    if fs::write(folder.path().join("probe"), []).is_ok() {
+        eprintln!("this user may write anywhere: not tested");
+        return;
+    }
+    let text = "[[bdev]]\nname = \"a\"\ndriver = \"file\"\npath = \"a.img\"\nsize = 512\n";
+    let said = parsed_in(folder.path(), text).probe(None);
+    assert_eq!(said.len(), 1);
+    assert_eq!(
+        said[0].message(),
+        "\"a.img\" cannot be created: Permission denied"
+    );
+    assert!(said[0].help().ends_with("writable for this user"));
 }
 
 /// The size of a device comes from sysfs; any device node of this machine will do.

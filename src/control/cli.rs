@@ -135,6 +135,9 @@ enum CliCommand {
 /// One reactor drives the block device; no other part of the configuration is started. A write pattern overwrites what
 /// is on the volume. A failed I/O makes the exit code 1.
 #[derive(Args)]
+#[command(
+    override_usage = "reactor bench --config FILE --bdev NAME [OPTIONS]\n       reactor bench --connect URL [OPTIONS]"
+)]
 #[command(after_help = "Examples:
   reactor bench --config poll.toml --bdev ram0 --rw randread --bs 4k --qd 32 --time 5
   reactor bench --connect 'nvme-tcp://127.0.0.1:4420/nqn.2026-11.io.reactor:vol0?nsid=1' --queues 2 --json")]
@@ -165,13 +168,13 @@ struct BenchArgs {
     /// Seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     time: u32,
-    /// I/O queues, one connection each
+    /// I/O queues of --connect, one connection each [default: 1]
     #[arg(long, value_name = "N", conflicts_with_all = ["config", "bdev"], value_parser = clap::value_parser!(u16).range(1..=64))]
     queues: Option<u16>,
-    /// Ask for header digests (CRC32C)
+    /// Ask for header digests (CRC32C) with --connect
     #[arg(long, conflicts_with_all = ["config", "bdev"])]
     header_digest: bool,
-    /// Ask for data digests (CRC32C)
+    /// Ask for data digests (CRC32C) with --connect
     #[arg(long, conflicts_with_all = ["config", "bdev"])]
     data_digest: bool,
     /// Print one JSON object instead of text
