@@ -49,12 +49,6 @@ pub const ARENA_AT_START: usize = 32 << 20;
 /// Namespaces of one NVM subsystem.
 pub const NAMESPACES_MAX: u32 = 256;
 
-const _: () = assert!(
-    TRANSFER_MAX <= hugepages::MAX_BUF,
-    "a transfer fits one buffer"
-);
-const _: () = assert!(
-    TRANSFER_MAX <= crate::sys::limits::ZERO_AREA_LEN,
-    "zeros for a whole transfer"
-);
+const _: () = assert!(TRANSFER_MAX <= hugepages::MAX_BUF, "a transfer fits one buffer");
+const _: () = assert!(TRANSFER_MAX <= crate::sys::limits::ZERO_AREA_LEN, "zeros for a whole transfer");
 const _: () = assert!(STACK_DEPTH_MAX < u8::MAX as usize && SEGMENTS_MAX < u8::MAX as usize);

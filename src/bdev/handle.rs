@@ -38,10 +38,7 @@ impl Handle {
     ///
     /// # Errors
     /// What the device says.
-    pub fn open(
-        reactor: &Rc<Reactor>,
-        device: &Arc<dyn BlockDevice>,
-    ) -> Result<Handle, DeviceError> {
+    pub fn open(reactor: &Rc<Reactor>, device: &Arc<dyn BlockDevice>) -> Result<Handle, DeviceError> {
         let all = opened(reactor);
         if let Some(handle) = all.0.borrow().get(&device.common().id()) {
             return Ok(handle.clone());
@@ -52,9 +49,7 @@ impl Handle {
             device: device.clone(),
             stats: Rc::default(),
         };
-        all.0
-            .borrow_mut()
-            .insert(device.common().id(), handle.clone());
+        all.0.borrow_mut().insert(device.common().id(), handle.clone());
         Ok(handle)
     }
 
@@ -104,11 +99,7 @@ impl Handle {
             if io.len == 0 {
                 return Err(IoStatus::Empty);
             }
-            if io
-                .offset
-                .checked_add(io.len)
-                .is_none_or(|end| end > common.size())
-            {
+            if io.offset.checked_add(io.len).is_none_or(|end| end > common.size()) {
                 return Err(IoStatus::OutOfRange);
             }
         }
@@ -148,11 +139,7 @@ impl Handle {
     #[inline]
     pub fn submit_below(&self, mut io: Io, layer: u32, own: u64) -> Poll<Io> {
         let start = io.start;
-        io.push_frame(Frame {
-            layer,
-            a: start,
-            b: own,
-        });
+        io.push_frame(Frame { layer, a: start, b: own });
         self.submit(io)
     }
 
@@ -165,13 +152,7 @@ impl Handle {
     }
 
     /// Reads `len` bytes into `io`'s data; a shorthand for tests and tools.
-    pub fn run(
-        &self,
-        mut io: Io,
-        op: IoOp,
-        offset: u64,
-        len: u64,
-    ) -> impl Future<Output = Io> + '_ {
+    pub fn run(&self, mut io: Io, op: IoOp, offset: u64, len: u64) -> impl Future<Output = Io> + '_ {
         io.prepare(op, offset, len);
         self.execute(io)
     }

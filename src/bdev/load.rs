@@ -81,13 +81,7 @@ pub struct Outcome {
 impl Outcome {
     /// Nothing yet, to be merged into.
     pub fn empty() -> Outcome {
-        Outcome {
-            ios: 0,
-            errors: 0,
-            first_error: None,
-            ns: 0,
-            latency: empty_histogram(),
-        }
+        Outcome { ios: 0, errors: 0, first_error: None, ns: 0, latency: empty_histogram() }
     }
 
     /// Adds the outcome of a job that ran at the same time.
@@ -143,12 +137,7 @@ pub async fn run<V: Volume>(
     });
     let waiter = reactor.current_task();
     for _ in 0..job.depth {
-        let (reactor, volume, running, done) = (
-            reactor.clone(),
-            volume.clone(),
-            running.clone(),
-            done.clone(),
-        );
+        let (reactor, volume, running, done) = (reactor.clone(), volume.clone(), running.clone(), done.clone());
         reactor.clone().spawn("load slot", async move {
             slot(&reactor, &*volume, &running, &done).await;
             running.alive.set(running.alive.get() - 1);
@@ -157,13 +146,11 @@ pub async fn run<V: Volume>(
             }
         });
     }
-    std::future::poll_fn(|_| {
-        if running.alive.get() == 0 {
-            std::task::Poll::Ready(())
-        } else {
-            std::task::Poll::Pending
-        }
-    })
+    std::future::poll_fn(
+        |_| {
+            if running.alive.get() == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        },
+    )
     .await;
     let mut outcome = running.outcome.replace(Outcome::empty());
     outcome.ns = reactor.clock().refresh() - started;
@@ -192,24 +179,13 @@ async fn slot<V: Volume>(reactor: &Rc<Reactor>, volume: &V, running: &Running, d
             Pattern::Write => (IoOp::Write, false),
             Pattern::RandRead => (IoOp::Read, true),
             Pattern::RandWrite => (IoOp::Write, true),
-            Pattern::RandRw => (
-                if entropy.below(100) < 70 {
-                    IoOp::Read
-                } else {
-                    IoOp::Write
-                },
-                true,
-            ),
+            Pattern::RandRw => (if entropy.below(100) < 70 { IoOp::Read } else { IoOp::Write }, true),
         };
         let index = if random {
             entropy.below(running.blocks)
         } else {
             let next = running.next.get();
-            running.next.set(if next + 1 == running.blocks {
-                0
-            } else {
-                next + 1
-            });
+            running.next.set(if next + 1 == running.blocks { 0 } else { next + 1 });
             next
         };
         io.prepare(op, index * block as u64, block as u64);
@@ -224,9 +200,7 @@ async fn slot<V: Volume>(reactor: &Rc<Reactor>, volume: &V, running: &Running, d
         outcome.ios += 1;
         done.set(done.get() + 1);
         if io.status == IoStatus::Success {
-            outcome
-                .latency
-                .saturating_record(clock.now().saturating_sub(io.start).max(1));
+            outcome.latency.saturating_record(clock.now().saturating_sub(io.start).max(1));
         } else {
             outcome.errors += 1;
             outcome.first_error = outcome.first_error.or(Some((op, io.offset, io.status)));

@@ -45,17 +45,9 @@ pub struct Latency {
 
 impl Default for Stats {
     fn default() -> Stats {
-        let histogram = || {
-            RefCell::new(
-                Histogram::new_with_bounds(1, LATENCY_NS_MAX, DIGITS)
-                    .expect("bounds that it accepts"),
-            )
-        };
-        Stats {
-            counts: Default::default(),
-            read_latency: histogram(),
-            write_latency: histogram(),
-        }
+        let histogram =
+            || RefCell::new(Histogram::new_with_bounds(1, LATENCY_NS_MAX, DIGITS).expect("bounds that it accepts"));
+        Stats { counts: Default::default(), read_latency: histogram(), write_latency: histogram() }
     }
 }
 
@@ -72,14 +64,8 @@ impl Stats {
             count.errors += 1;
         }
         cell.set(count);
-        let latency = if io.op == IoOp::Read {
-            &self.read_latency
-        } else {
-            &self.write_latency
-        };
-        latency
-            .borrow_mut()
-            .saturating_record(now.saturating_sub(io.start).max(1));
+        let latency = if io.op == IoOp::Read { &self.read_latency } else { &self.write_latency };
+        latency.borrow_mut().saturating_record(now.saturating_sub(io.start).max(1));
     }
 
     /// What was counted for `op`.
@@ -89,14 +75,11 @@ impl Stats {
 
     /// All operations together.
     pub fn total(&self) -> OpCount {
-        self.counts
-            .iter()
-            .map(Cell::get)
-            .fold(OpCount::default(), |sum, c| OpCount {
-                ios: sum.ios + c.ios,
-                bytes: sum.bytes + c.bytes,
-                errors: sum.errors + c.errors,
-            })
+        self.counts.iter().map(Cell::get).fold(OpCount::default(), |sum, c| OpCount {
+            ios: sum.ios + c.ios,
+            bytes: sum.bytes + c.bytes,
+            errors: sum.errors + c.errors,
+        })
     }
 
     /// Latencies of reads and of everything else, merged into `into`.
@@ -108,10 +91,7 @@ impl Stats {
 
     /// Percentiles of reads, then of everything else.
     pub fn latency(&self) -> (Latency, Latency) {
-        (
-            percentiles(&self.read_latency.borrow()),
-            percentiles(&self.write_latency.borrow()),
-        )
+        (percentiles(&self.read_latency.borrow()), percentiles(&self.write_latency.borrow()))
     }
 }
 

@@ -22,12 +22,7 @@ pub type OnConnection = fn(&Rc<Reactor>, OwnedFd);
 
 impl Listener {
     /// Accepts connections of a bound and listening socket and hands each to the next reactor in turn, where `serve` takes it.
-    pub fn start(
-        reactor: &Rc<Reactor>,
-        fd: OwnedFd,
-        address: SocketAddr,
-        serve: OnConnection,
-    ) -> Rc<Listener> {
+    pub fn start(reactor: &Rc<Reactor>, fd: OwnedFd, address: SocketAddr, serve: OnConnection) -> Rc<Listener> {
         let listener = Rc::new(Listener {
             reactor: reactor.clone(),
             file: reactor.add_file(fd),
@@ -57,9 +52,7 @@ impl Listener {
     async fn accept_all(&self, serve: OnConnection) {
         let mut next = 0;
         while !self.stopped.get() {
-            let op = self.reactor.op(Op::Accept {
-                listener: self.file,
-            });
+            let op = self.reactor.op(Op::Accept { listener: self.file });
             self.accept.set(Some(op.token()));
             let done = op.await;
             self.accept.set(None);
@@ -67,17 +60,9 @@ impl Listener {
                 (_, Payload::Fd(fd)) => {
                     let to = next % self.reactor.reactors();
                     next = to + 1;
-                    self.reactor.send(
-                        to,
-                        Message::Call(Box::new(move |reactor| serve(reactor, fd))),
-                    );
+                    self.reactor.send(to, Message::Call(Box::new(move |reactor| serve(reactor, fd))));
                 }
-                (e, _)
-                    if e == -libc::EMFILE
-                        || e == -libc::ENFILE
-                        || e == -libc::ENOMEM
-                        || e == -libc::ENOBUFS =>
-                {
+                (e, _) if e == -libc::EMFILE || e == -libc::ENFILE || e == -libc::ENOMEM || e == -libc::ENOBUFS => {
                     // No descriptor or memory for one more: those that wait stay in the kernel's queue.
                     tracing::warn!(
                         "{}: a connection cannot be accepted ({}); raise the limit of open files (LimitNOFILE=, ulimit -n)",

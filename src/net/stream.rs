@@ -43,14 +43,7 @@ impl Stream {
         let (peer, local) = (socket::peer(&fd)?, socket::local(&fd)?);
         socket::no_delay(&fd)?;
         let file = reactor.add_file(fd);
-        Ok(Stream {
-            reactor: reactor.clone(),
-            file,
-            peer,
-            local,
-            receiving: Cell::new(None),
-            shut: Cell::new(false),
-        })
+        Ok(Stream { reactor: reactor.clone(), file, peer, local, receiving: Cell::new(None), shut: Cell::new(false) })
     }
 
     /// Connects to `to`.
@@ -65,8 +58,7 @@ impl Stream {
         let adopted = if done.result < 0 {
             Err(std::io::Error::from_raw_os_error(-done.result))
         } else {
-            socket::no_delay(&names)
-                .and_then(|()| Ok((socket::peer(&names)?, socket::local(&names)?)))
+            socket::no_delay(&names).and_then(|()| Ok((socket::peer(&names)?, socket::local(&names)?)))
         };
         match adopted {
             Ok((peer, local)) => Ok(Stream {
@@ -132,11 +124,7 @@ impl Stream {
             if self.shut.get() {
                 return Err(StreamError::Closed);
             }
-            let op = self.reactor.op(Op::RecvInto {
-                file: self.file,
-                buf,
-                from: from as u32,
-            });
+            let op = self.reactor.op(Op::RecvInto { file: self.file, buf, from: from as u32 });
             self.receiving.set(Some(op.token()));
             let done = op.await;
             self.receiving.set(None);
@@ -160,16 +148,8 @@ impl Stream {
     /// What send(2) says, EPIPE as [`StreamError::Closed`].
     pub async fn send(&self, mut batch: Box<TxBatch>) -> (Box<TxBatch>, Result<(), StreamError>) {
         while batch.remaining() > 0 {
-            let done = self
-                .reactor
-                .op(Op::Send {
-                    file: self.file,
-                    batch,
-                })
-                .await;
-            let Payload::Batch(back) = done.payload else {
-                unreachable!("a send gives its batch back")
-            };
+            let done = self.reactor.op(Op::Send { file: self.file, batch }).await;
+            let Payload::Batch(back) = done.payload else { unreachable!("a send gives its batch back") };
             batch = back;
             match done.result {
                 n if n > 0 => batch.advance(n as usize),

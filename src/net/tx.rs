@@ -66,20 +66,12 @@ impl Tx {
         heads: usize,
         fill: impl FnOnce(&mut TxBatch),
     ) -> Result<u64, StreamError> {
-        debug_assert!(
-            parts <= PARTS && heads <= HEADS,
-            "one answer fits an empty batch"
-        );
+        debug_assert!(parts <= PARTS && heads <= HEADS, "one answer fits an empty batch");
         std::future::poll_fn(|_| {
             if let Some(error) = self.ended.get() {
                 return Poll::Ready(Err(error));
             }
-            if self
-                .open
-                .borrow()
-                .as_ref()
-                .is_none_or(|batch| batch.has_room(parts, heads))
-            {
+            if self.open.borrow().as_ref().is_none_or(|batch| batch.has_room(parts, heads)) {
                 return Poll::Ready(Ok(()));
             }
             self.waiters.borrow_mut().push_back(reactor.current_task());
@@ -87,13 +79,8 @@ impl Tx {
         })
         .await?;
         let mut open = self.open.borrow_mut();
-        let batch = open.get_or_insert_with(|| {
-            self.spares
-                .0
-                .borrow_mut()
-                .pop()
-                .unwrap_or_else(|| TxBatch::new(PARTS, HEADS))
-        });
+        let batch =
+            open.get_or_insert_with(|| self.spares.0.borrow_mut().pop().unwrap_or_else(|| TxBatch::new(PARTS, HEADS)));
         fill(batch);
         if !self.sending.get() {
             reactor.wake(self.sender.get());
@@ -136,11 +123,7 @@ impl Tx {
                 }
                 let mut waited = false;
                 std::future::poll_fn(|_| {
-                    if std::mem::replace(&mut waited, true) {
-                        Poll::Ready(())
-                    } else {
-                        Poll::Pending
-                    }
+                    if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending }
                 })
                 .await;
                 continue;

@@ -25,11 +25,7 @@ pub struct Clock {
 
 impl Clock {
     pub(super) fn new(source: TimeSource) -> Clock {
-        let clock = Clock {
-            source,
-            now: Cell::new(0),
-            stamps: Cell::new(0),
-        };
+        let clock = Clock { source, now: Cell::new(0), stamps: Cell::new(0) };
         clock.refresh();
         clock
     }

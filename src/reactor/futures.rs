@@ -35,10 +35,7 @@ impl Reactor {
     /// Submits `io` by `submit` and waits for its end, for the task being polled.
     #[inline]
     pub fn run_io<S: FnOnce(Io) -> Poll<Io>>(&self, io: Io, submit: S) -> IoFuture<'_, S> {
-        IoFuture {
-            reactor: self,
-            state: IoState::Start(Some((io, submit))),
-        }
+        IoFuture { reactor: self, state: IoState::Start(Some((io, submit))) }
     }
 }
 
@@ -124,10 +121,7 @@ impl OpWaits {
     fn insert(&self, task: TaskId) -> u64 {
         let mut slots = self.slots.borrow_mut();
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            slots.push(OpSlot {
-                place: OpPlace::Free,
-                generation: 0,
-            });
+            slots.push(OpSlot { place: OpPlace::Free, generation: 0 });
             slots.len() as u32 - 1
         });
         let slot = &mut slots[index as usize];
@@ -138,9 +132,7 @@ impl OpWaits {
 
     fn finish(&self, tag: u64, completion: Completion) -> Option<TaskId> {
         let mut slots = self.slots.borrow_mut();
-        let slot = slots
-            .get_mut(tag as u32 as usize)
-            .filter(|s| s.generation == (tag >> 32) as u32)?;
+        let slot = slots.get_mut(tag as u32 as usize).filter(|s| s.generation == (tag >> 32) as u32)?;
         match slot.place {
             OpPlace::Waiting(task) => {
                 slot.place = OpPlace::Done(completion);
@@ -199,9 +191,7 @@ impl OpSink {
 
 impl Sink for OpSink {
     fn completed(&self, tag: u64, completion: Completion) {
-        if let (Some(task), Some(reactor)) =
-            (self.waits.finish(tag, completion), self.reactor.upgrade())
-        {
+        if let (Some(task), Some(reactor)) = (self.waits.finish(tag, completion), self.reactor.upgrade()) {
             reactor.wake(task);
         }
     }
@@ -222,12 +212,7 @@ impl Reactor {
     pub fn op(&self, op: Op) -> OpFuture<'_> {
         let tag = self.op_waits.insert(self.tasks.current());
         let token = self.submit_op(op, Owner { sink: OPS, tag });
-        OpFuture {
-            reactor: self,
-            tag,
-            token,
-            done: false,
-        }
+        OpFuture { reactor: self, tag, token, done: false }
     }
 
     /// Starts an operation whose end nobody waits for.
@@ -294,8 +279,7 @@ impl Future for Sleep<'_> {
         }
         if !self.armed {
             self.armed = true;
-            self.reactor
-                .wake_at(self.deadline, self.reactor.tasks.current());
+            self.reactor.wake_at(self.deadline, self.reactor.tasks.current());
         }
         Poll::Pending
     }
@@ -335,10 +319,7 @@ impl Future for BufferFuture<'_> {
         match self.reactor.pool.alloc(self.len) {
             Some(buf) => Poll::Ready(buf),
             None => {
-                self.reactor
-                    .buffer_waiters
-                    .borrow_mut()
-                    .push_back(self.reactor.tasks.current());
+                self.reactor.buffer_waiters.borrow_mut().push_back(self.reactor.tasks.current());
                 Poll::Pending
             }
         }
@@ -348,11 +329,7 @@ impl Future for BufferFuture<'_> {
 impl Reactor {
     /// Waits for `ns` nanoseconds.
     pub fn sleep(&self, ns: u64) -> Sleep<'_> {
-        Sleep {
-            reactor: self,
-            deadline: self.clock.now().saturating_add(ns),
-            armed: false,
-        }
+        Sleep { reactor: self, deadline: self.clock.now().saturating_add(ns), armed: false }
     }
 
     /// Wakes `task` at or after `deadline` of the clock.
@@ -362,10 +339,7 @@ impl Reactor {
 
     /// Lets other tasks run once.
     pub fn yield_now(&self) -> Yield<'_> {
-        Yield {
-            reactor: self,
-            yielded: false,
-        }
+        Yield { reactor: self, yielded: false }
     }
 
     /// A buffer of `len` bytes, at most [`hugepages::MAX_BUF`]; waits while the pool is exhausted.
@@ -423,20 +397,11 @@ impl Reactor {
                 there.answer_call(from, tag, answer);
             })),
         );
-        CallFuture {
-            reactor: self,
-            tag,
-            done: false,
-            answer: std::marker::PhantomData,
-        }
+        CallFuture { reactor: self, tag, done: false, answer: std::marker::PhantomData }
     }
 
     /// As [`Reactor::call`] for something that itself waits: `f` makes a task on reactor `to`.
-    pub fn call_task<R, F>(
-        &self,
-        to: u16,
-        f: impl FnOnce(Rc<Reactor>) -> F + Send + 'static,
-    ) -> CallFuture<'_, R>
+    pub fn call_task<R, F>(&self, to: u16, f: impl FnOnce(Rc<Reactor>) -> F + Send + 'static) -> CallFuture<'_, R>
     where
         R: Send + 'static,
         F: Future<Output = R> + 'static,
@@ -452,23 +417,14 @@ impl Reactor {
                 });
             })),
         );
-        CallFuture {
-            reactor: self,
-            tag,
-            done: false,
-            answer: std::marker::PhantomData,
-        }
+        CallFuture { reactor: self, tag, done: false, answer: std::marker::PhantomData }
     }
 
     fn new_call(&self) -> u64 {
         let task = self.tasks.current();
         let mut slots = self.calls.slots.borrow_mut();
         let index = self.calls.free.borrow_mut().pop().unwrap_or_else(|| {
-            slots.push(CallSlot {
-                generation: 0,
-                task,
-                answer: None,
-            });
+            slots.push(CallSlot { generation: 0, task, answer: None });
             slots.len() as u32 - 1
         });
         let slot = &mut slots[index as usize];
@@ -497,9 +453,7 @@ impl<R: Send + 'static> Future for CallFuture<'_, R> {
     type Output = R;
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<R> {
-        let answer = self.reactor.calls.slots.borrow_mut()[self.tag as u32 as usize]
-            .answer
-            .take();
+        let answer = self.reactor.calls.slots.borrow_mut()[self.tag as u32 as usize].answer.take();
         match answer {
             Some(answer) => {
                 self.done = true;

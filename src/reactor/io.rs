@@ -68,10 +68,7 @@ impl IoOp {
     /// Whether the operation changes what is stored.
     #[inline]
     pub fn writes(self) -> bool {
-        matches!(
-            self,
-            IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes | IoOp::CompareAndWrite
-        )
+        matches!(self, IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes | IoOp::CompareAndWrite)
     }
 
     /// Bytes of data that travel with `len` bytes of range.
@@ -379,11 +376,7 @@ impl DerefMut for Io {
 impl std::fmt::Debug for Io {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let c = &*self.0;
-        write!(
-            f,
-            "Io({} {:?} {}+{} {:?})",
-            c.slot, c.op, c.offset, c.len, c.status
-        )
+        write!(f, "Io({} {:?} {}+{} {:?})", c.slot, c.op, c.offset, c.len, c.status)
     }
 }
 
@@ -393,10 +386,7 @@ impl Drop for Io {
             return;
         }
         // Unwinding from here could run into more of the same; a lost request must not be survived.
-        eprintln!(
-            "reactor: bug: {self:?} was dropped (trace {:#x}): a request would be lost",
-            self.0.trace
-        );
+        eprintln!("reactor: bug: {self:?} was dropped (trace {:#x}): a request would be lost", self.0.trace);
         std::process::abort();
     }
 }
@@ -515,10 +505,7 @@ impl IoTable {
             return None;
         }
         let slot = slots.len() as u32;
-        slots.push(Slot {
-            generation: 0,
-            place: Place::Out,
-        });
+        slots.push(Slot { generation: 0, place: Place::Out });
         Some(Io(Box::new(IoCell {
             op: IoOp::Read,
             status: IoStatus::Success,
@@ -579,11 +566,7 @@ impl IoTable {
         None
     }
 
-    pub(super) fn with_parked<R>(
-        &self,
-        token: IoToken,
-        f: impl FnOnce(&mut IoCell) -> R,
-    ) -> Option<R> {
+    pub(super) fn with_parked<R>(&self, token: IoToken, f: impl FnOnce(&mut IoCell) -> R) -> Option<R> {
         let mut slots = self.slots.borrow_mut();
         if let Some(slot) = slots.get_mut(token.0 as u32 as usize)
             && slot.generation == (token.0 >> 32) as u32
@@ -667,14 +650,9 @@ mod tests {
         for io in slots(3) {
             list.push(io);
         }
-        assert_eq!(
-            list.pop().map(|io| (io.slot(), table.retire(io))),
-            Some((0, ()))
-        );
+        assert_eq!(list.pop().map(|io| (io.slot(), table.retire(io))), Some((0, ())));
         list.push(table.create().unwrap());
-        let order: Vec<u32> = std::iter::from_fn(|| list.pop())
-            .map(|io| (io.slot(), table.retire(io)).0)
-            .collect();
+        let order: Vec<u32> = std::iter::from_fn(|| list.pop()).map(|io| (io.slot(), table.retire(io)).0).collect();
         assert_eq!(order, [1, 2, 0]);
         assert_eq!(list.len(), 0);
         table.close();
@@ -704,10 +682,7 @@ mod tests {
         table.abandon(slot);
         let io = table.unpark(token).expect("the device still finds it");
         assert!(table.land(io).is_none(), "nobody is woken");
-        assert_eq!(
-            table.create().map(|io| (io.slot(), table.retire(io)).0),
-            Some(slot)
-        );
+        assert_eq!(table.create().map(|io| (io.slot(), table.retire(io)).0), Some(slot));
         table.close();
     }
 }

@@ -130,10 +130,7 @@ impl Remote {
     /// Runs `f` on the reactor and waits for its answer. For control threads only: it blocks.
     ///
     /// `None` if the reactor ended before it answered.
-    pub fn ask<R: Send + 'static>(
-        &self,
-        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
-    ) -> Option<R> {
+    pub fn ask<R: Send + 'static>(&self, f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static) -> Option<R> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         self.send(Box::new(move |reactor| {
             // The asker is gone if its thread is; then nobody needs the answer.
@@ -168,9 +165,7 @@ impl Remote {
 
     pub(super) fn count_turn(&self) {
         // One writer: a plain add, no read-modify-write.
-        self.0
-            .turns
-            .store(self.0.turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.0.turns.store(self.0.turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// After a push: rings the doorbell if the receiver sleeps. The fence pairs with the one in [`Mailbox::fall_asleep`]:
@@ -226,12 +221,7 @@ impl Mailbox {
                     producer
                 });
                 let peer = remotes[to].clone();
-                boxes[from].outgoing.get_mut().push(Outgoing {
-                    peer,
-                    ring,
-                    waiting: VecDeque::new(),
-                    rung: true,
-                });
+                boxes[from].outgoing.get_mut().push(Outgoing { peer, ring, waiting: VecDeque::new(), rung: true });
             }
         }
         boxes
@@ -286,8 +276,7 @@ impl Mailbox {
                 }
                 let message = out.waiting.pop_front().expect("looked");
                 out.rung = false;
-                ring.push(message)
-                    .unwrap_or_else(|_| unreachable!("room was seen and only this thread pushes"));
+                ring.push(message).unwrap_or_else(|_| unreachable!("room was seen and only this thread pushes"));
             }
         }
         fence(Ordering::SeqCst);

@@ -135,13 +135,7 @@ const OPS: u32 = 1;
 
 impl Reactor {
     /// A reactor on its own thread's backend. `mailbox` comes from [`mailbox::Mailbox::connect`] by way of [`start`].
-    fn new(
-        mailbox: Mailbox,
-        backend: Backend,
-        time: TimeSource,
-        seed: u64,
-        pool: Pool,
-    ) -> Rc<Reactor> {
+    fn new(mailbox: Mailbox, backend: Backend, time: TimeSource, seed: u64, pool: Pool) -> Rc<Reactor> {
         let clock = Clock::new(time);
         let timers = Timers::new(clock.now());
         let op_waits = Rc::new(OpWaits::default());
@@ -171,23 +165,14 @@ impl Reactor {
             stalls: Stalls::default(),
             backend: RefCell::new(backend),
         });
-        let ops = reactor.add_sink(
-            "operations",
-            Rc::new(futures::OpSink::new(reactor.me.clone(), op_waits)),
-        );
+        let ops = reactor.add_sink("operations", Rc::new(futures::OpSink::new(reactor.me.clone(), op_waits)));
         debug_assert_eq!(ops, OPS);
         reactor.ring_in();
         reactor
     }
 
     fn ring_in(&self) {
-        self.submit_op(
-            Op::Doorbell,
-            Owner {
-                sink: DOORBELL,
-                tag: 0,
-            },
-        );
+        self.submit_op(Op::Doorbell, Owner { sink: DOORBELL, tag: 0 });
     }
 
     /// Does one round: completions of operations, messages, timers, pollers, completed Ios, tasks, and at last one call that
@@ -202,10 +187,7 @@ impl Reactor {
         busy |= self.timers.expire(started, |task| self.tasks.wake(task));
         let mut waiting = false;
         for poller in self.pollers.borrow().iter() {
-            match self
-                .stalls
-                .watch(&self.clock, poller.name, || poller.it.poll())
-            {
+            match self.stalls.watch(&self.clock, poller.name, || poller.it.poll()) {
                 Activity::Busy => busy = true,
                 Activity::Idle => {}
                 Activity::Waiting => waiting = true,
@@ -240,8 +222,7 @@ impl Reactor {
             let Some((name, sink)) = self.sink(sink) else {
                 continue;
             };
-            self.stalls
-                .watch_batched(&self.clock, name, || sink.completed(tag, completion));
+            self.stalls.watch_batched(&self.clock, name, || sink.completed(tag, completion));
         }
         self.reaped.replace(reaped);
         any
@@ -262,8 +243,7 @@ impl Reactor {
                 }
                 Message::Parcel(to, parcel) => {
                     if let Some((name, sink)) = self.sink(to) {
-                        self.stalls
-                            .watch_batched(&self.clock, name, || sink.parcel(parcel));
+                        self.stalls.watch_batched(&self.clock, name, || sink.parcel(parcel));
                     }
                 }
             }
@@ -302,10 +282,7 @@ impl Reactor {
         let mut polled = 0;
         while polled < TASKS_PER_TURN {
             self.budget.set(READY_BUDGET);
-            match self
-                .stalls
-                .watch_task(&self.clock, || self.tasks.poll_one())
-            {
+            match self.stalls.watch_task(&self.clock, || self.tasks.poll_one()) {
                 Some(_) => polled += 1,
                 None => break,
             }
@@ -472,11 +449,7 @@ impl Reactor {
     /// Registers a receiver of completions; its number goes into [`Owner`].
     pub fn add_sink(&self, name: &'static str, sink: Rc<dyn Sink>) -> u32 {
         let mut sinks = self.sinks.borrow_mut();
-        let free = sinks
-            .iter()
-            .skip(1)
-            .position(Option::is_none)
-            .map(|i| i + 1);
+        let free = sinks.iter().skip(1).position(Option::is_none).map(|i| i + 1);
         let named = Some(Named { name, it: sink });
         match free {
             Some(index) => {
@@ -496,11 +469,7 @@ impl Reactor {
     }
 
     fn sink(&self, index: u32) -> Option<(&'static str, Rc<dyn Sink>)> {
-        self.sinks
-            .borrow()
-            .get(index as usize)?
-            .as_ref()
-            .map(|s| (s.name, s.it.clone()))
+        self.sinks.borrow().get(index as usize)?.as_ref().map(|s| (s.name, s.it.clone()))
     }
 
     /// Registers a layer; its number goes into [`Frame`].
@@ -539,19 +508,12 @@ impl Reactor {
 
     /// One per type: what a door or device keeps on each reactor, found by messages.
     pub fn service<T: 'static>(&self) -> Option<Rc<T>> {
-        self.services
-            .borrow()
-            .get(&TypeId::of::<T>())
-            .cloned()?
-            .downcast()
-            .ok()
+        self.services.borrow().get(&TypeId::of::<T>()).cloned()?.downcast().ok()
     }
 
     /// Sets the service of its type.
     pub fn set_service<T: 'static>(&self, service: Rc<T>) {
-        self.services
-            .borrow_mut()
-            .insert(TypeId::of::<T>(), service);
+        self.services.borrow_mut().insert(TypeId::of::<T>(), service);
     }
 
     /// Sends a message to a reactor, this one included; it runs in a later turn.
@@ -576,8 +538,7 @@ impl Reactor {
 
     /// Counters since the start.
     pub fn stats(&self) -> ReactorStats {
-        self.stats
-            .snapshot(self.backend.borrow().stats(), self.table.stale())
+        self.stats.snapshot(self.backend.borrow().stats(), self.table.stale())
     }
 
     /// Ends everything: tasks, layers, sinks, then the backend, which waits for what is in flight. Returns the number of DMA

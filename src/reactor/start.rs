@@ -55,15 +55,8 @@ impl Reactors {
     /// # Errors
     /// If a ring, memory or a core is refused; then nothing is left running.
     pub fn start(cores: &[usize], idle: Idle, arena: Arena) -> Result<Reactors, StartError> {
-        let remotes = (0..cores.len() as u16)
-            .map(Remote::new)
-            .collect::<io::Result<Vec<_>>>()?;
-        let mut reactors = Reactors {
-            remotes,
-            threads: Vec::new(),
-            arena,
-            fed: 0,
-        };
+        let remotes = (0..cores.len() as u16).map(Remote::new).collect::<io::Result<Vec<_>>>()?;
+        let mut reactors = Reactors { remotes, threads: Vec::new(), arena, fed: 0 };
         let mut shares: Vec<Vec<(Chunk, ChunkInfo)>> = cores.iter().map(|_| Vec::new()).collect();
         let mut bytes = 0;
         // Each reactor needs a chunk to begin with; small arenas have fewer bytes than the start asks for.
@@ -81,42 +74,27 @@ impl Reactors {
         }
         let tsc = Tsc::calibrate();
         let (report, reports) = mpsc::channel();
-        for ((mailbox, chunks), (id, core)) in Mailbox::connect(&reactors.remotes)
-            .into_iter()
-            .zip(shares)
-            .zip(cores.iter().copied().enumerate())
+        for ((mailbox, chunks), (id, core)) in
+            Mailbox::connect(&reactors.remotes).into_iter().zip(shares).zip(cores.iter().copied().enumerate())
         {
             let report = report.clone();
-            let parts = Parts {
-                id: id as u16,
-                mailbox,
-                chunks,
-                tsc,
-            };
-            reactors.threads.push(
-                std::thread::Builder::new()
-                    .name(format!("reactor-{id}"))
-                    .spawn(move || {
-                        let made = affinity::pin(core)
-                            .map_err(|error| StartError::Pin {
-                                id: id as u16,
-                                core,
-                                error,
-                            })
-                            .and_then(|()| parts.build());
-                        let reactor = match made {
-                            Ok(reactor) => reactor,
-                            Err(error) => {
-                                let _ = report.send(Err(error));
-                                return 0;
-                            }
-                        };
-                        let _ = report.send(Ok(()));
-                        drop(report);
-                        reactor.run(idle);
-                        reactor.shut_down()
-                    })?,
-            );
+            let parts = Parts { id: id as u16, mailbox, chunks, tsc };
+            reactors.threads.push(std::thread::Builder::new().name(format!("reactor-{id}")).spawn(move || {
+                let made = affinity::pin(core)
+                    .map_err(|error| StartError::Pin { id: id as u16, core, error })
+                    .and_then(|()| parts.build());
+                let reactor = match made {
+                    Ok(reactor) => reactor,
+                    Err(error) => {
+                        let _ = report.send(Err(error));
+                        return 0;
+                    }
+                };
+                let _ = report.send(Ok(()));
+                drop(report);
+                reactor.run(idle);
+                reactor.shut_down()
+            })?);
         }
         drop(report);
         // An error here drops `reactors`, which stops those that did start.
@@ -198,13 +176,7 @@ impl Parts {
             ring.register_chunk(info);
         }
         let seed = Entropy::seed_from_kernel()?;
-        Ok(Reactor::new(
-            self.mailbox,
-            Backend::Uring(Box::new(ring)),
-            TimeSource::Tsc(self.tsc),
-            seed,
-            pool,
-        ))
+        Ok(Reactor::new(self.mailbox, Backend::Uring(Box::new(ring)), TimeSource::Tsc(self.tsc), seed, pool))
     }
 }
 
@@ -229,11 +201,5 @@ pub fn solo(memory: usize) -> Result<Rc<Reactor>, StartError> {
     }
     let remotes = [Remote::new(0)?];
     let mailbox = Mailbox::connect(&remotes).pop().expect("one reactor");
-    Parts {
-        id: 0,
-        mailbox,
-        chunks,
-        tsc: Tsc::calibrate(),
-    }
-    .build()
+    Parts { id: 0, mailbox, chunks, tsc: Tsc::calibrate() }.build()
 }

@@ -42,8 +42,7 @@ impl Counters {
     #[inline]
     pub(super) fn turn_started(&self, now: u64, own: &Remote) {
         if self.was_busy.get() {
-            self.busy_ns
-                .set(self.busy_ns.get() + now.saturating_sub(self.started.get()));
+            self.busy_ns.set(self.busy_ns.get() + now.saturating_sub(self.started.get()));
         }
         self.started.set(now);
         own.count_turn();
@@ -52,11 +51,7 @@ impl Counters {
     #[inline]
     pub(super) fn turn_ended(&self, busy: bool) {
         self.was_busy.set(busy);
-        let turns = if busy {
-            &self.busy_turns
-        } else {
-            &self.idle_turns
-        };
+        let turns = if busy { &self.busy_turns } else { &self.idle_turns };
         turns.set(turns.get() + 1);
     }
 
@@ -119,23 +114,14 @@ impl Stalls {
     }
 
     #[inline]
-    pub(super) fn watch_batched<R>(
-        &self,
-        clock: &Clock,
-        name: &'static str,
-        f: impl FnOnce() -> R,
-    ) -> R {
+    pub(super) fn watch_batched<R>(&self, clock: &Clock, name: &'static str, f: impl FnOnce() -> R) -> R {
         let result = f();
         self.ran(clock, name);
         result
     }
 
     #[inline]
-    pub(super) fn watch_task(
-        &self,
-        clock: &Clock,
-        f: impl FnOnce() -> Option<&'static str>,
-    ) -> Option<&'static str> {
+    pub(super) fn watch_task(&self, clock: &Clock, f: impl FnOnce() -> Option<&'static str>) -> Option<&'static str> {
         let result = f();
         if let Some(name) = result {
             self.ran(clock, name);
@@ -151,11 +137,7 @@ impl Stalls {
         if batch.count == 0 {
             batch.names.clear();
         }
-        if batch
-            .names
-            .last()
-            .is_none_or(|last| !std::ptr::eq(*last, name))
-        {
+        if batch.names.last().is_none_or(|last| !std::ptr::eq(*last, name)) {
             batch.names.push(name);
         }
         batch.count += 1;

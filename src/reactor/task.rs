@@ -18,10 +18,7 @@ pub struct TaskId {
 
 impl TaskId {
     /// No task.
-    pub const NONE: TaskId = TaskId {
-        index: u32::MAX,
-        generation: 0,
-    };
+    pub const NONE: TaskId = TaskId { index: u32::MAX, generation: 0 };
 }
 
 type Body = Pin<Box<dyn Future<Output = ()>>>;
@@ -58,13 +55,7 @@ impl Tasks {
     pub(super) fn spawn(&self, name: &'static str, body: Body) -> TaskId {
         let mut slots = self.slots.borrow_mut();
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            slots.push(Slot {
-                body: None,
-                name,
-                generation: 0,
-                queued: false,
-                alive: false,
-            });
+            slots.push(Slot { body: None, name, generation: 0, queued: false, alive: false });
             slots.len() as u32 - 1
         });
         let slot = &mut slots[index as usize];
@@ -72,10 +63,7 @@ impl Tasks {
         slot.name = name;
         slot.alive = true;
         slot.body = Some(body);
-        let id = TaskId {
-            index,
-            generation: slot.generation,
-        };
+        let id = TaskId { index, generation: slot.generation };
         let queue = !std::mem::replace(&mut slot.queued, true);
         drop(slots);
         if queue {
@@ -126,14 +114,7 @@ impl Tasks {
             let Some(body) = slot.body.take() else {
                 return Some(slot.name);
             };
-            (
-                body,
-                TaskId {
-                    index,
-                    generation: slot.generation,
-                },
-                slot.name,
-            )
+            (body, TaskId { index, generation: slot.generation }, slot.name)
         };
         self.current.set(id);
         let done = body.as_mut().poll(&mut Context::from_waker(Waker::noop()));
@@ -156,12 +137,7 @@ impl Tasks {
     /// Drops all tasks: the end of the reactor.
     pub(super) fn clear(&self) {
         loop {
-            let bodies: Vec<Body> = self
-                .slots
-                .borrow_mut()
-                .iter_mut()
-                .filter_map(|s| s.body.take())
-                .collect();
+            let bodies: Vec<Body> = self.slots.borrow_mut().iter_mut().filter_map(|s| s.body.take()).collect();
             if bodies.is_empty() {
                 return;
             }
@@ -183,11 +159,7 @@ mod tests {
             let polls = polls.clone();
             Box::pin(std::future::poll_fn(move |_| {
                 polls.set(polls.get() + 1);
-                if polls.get() >= limit {
-                    Poll::Ready(())
-                } else {
-                    Poll::Pending
-                }
+                if polls.get() >= limit { Poll::Ready(()) } else { Poll::Pending }
             }))
         };
         let first = tasks.spawn("first", counting(2));

@@ -49,8 +49,7 @@ impl Timers {
             self.far.borrow_mut().push(entry);
         }
         self.count.set(self.count.get() + 1);
-        self.earliest
-            .set(self.earliest.get().min(tick << TICK_SHIFT));
+        self.earliest.set(self.earliest.get().min(tick << TICK_SHIFT));
     }
 
     /// Calls `wake` for every task whose deadline has passed.
@@ -125,21 +124,9 @@ mod tests {
         const MS: u64 = 1 << TICK_SHIFT;
         let start = 77 * MS + 5;
         let timers = Timers::new(start);
-        let deadlines = [
-            start,
-            start + 1,
-            start + 3 * MS,
-            start + 5000 * MS,
-            start + 50_000 * MS,
-        ];
+        let deadlines = [start, start + 1, start + 3 * MS, start + 5000 * MS, start + 50_000 * MS];
         for (i, d) in deadlines.iter().enumerate() {
-            timers.add(
-                *d,
-                TaskId {
-                    index: i as u32,
-                    generation: 0,
-                },
-            );
+            timers.add(*d, TaskId { index: i as u32, generation: 0 });
         }
         let mut seen = [None; 5];
         let mut now = start;
@@ -162,18 +149,10 @@ mod tests {
         const MS: u64 = 1 << TICK_SHIFT;
         let timers = Timers::new(0);
         for i in 0..10_000u32 {
-            timers.add(
-                u64::from(i) * MS,
-                TaskId {
-                    index: i,
-                    generation: 0,
-                },
-            );
+            timers.add(u64::from(i) * MS, TaskId { index: i, generation: 0 });
         }
         assert_eq!(
-            fired(&timers, 9_000 * MS).len()
-                + fired(&timers, 9_001 * MS).len()
-                + fired(&timers, 20_000 * MS).len(),
+            fired(&timers, 9_000 * MS).len() + fired(&timers, 9_001 * MS).len() + fired(&timers, 20_000 * MS).len(),
             10_000
         );
     }

@@ -15,9 +15,7 @@ pub fn allowed_cores() -> io::Result<Vec<usize>> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the index is below CPU_SETSIZE, the number of bits in the set.
-    Ok((0..libc::CPU_SETSIZE as usize)
-        .filter(|&core| unsafe { libc::CPU_ISSET(core, &set) })
-        .collect())
+    Ok((0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
 }
 
 /// Binds the calling thread to `core`.
@@ -44,10 +42,7 @@ pub fn pin(core: usize) -> io::Result<()> {
 /// # Errors
 /// What getrlimit(2) or setrlimit(2) says.
 pub fn raise_open_files() -> io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is valid for writes.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
         return Err(io::Error::last_os_error());

@@ -32,8 +32,5 @@ pub const RING_WORKERS: [u32; 2] = [8, 2];
 pub const REAP_BATCH: usize = 256;
 
 const _: () = assert!(RX_BUFFERS.is_power_of_two(), "a buffer ring is masked");
-const _: () = assert!(
-    RX_BUFFERS as usize * 16 <= 4096,
-    "the buffer ring's table is one page"
-);
+const _: () = assert!(RX_BUFFERS as usize * 16 <= 4096, "the buffer ring's table is one page");
 const _: () = assert!(RING_COMPLETIONS >= 2 * RING_SUBMISSIONS);

@@ -1,8 +1,5 @@
 //! Sockets as plain descriptors, before they belong to a ring.
-#![expect(
-    unsafe_code,
-    reason = "socket options that the standard library does not set"
-)]
+#![expect(unsafe_code, reason = "socket options that the standard library does not set")]
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -28,11 +25,7 @@ pub fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
 /// # Errors
 /// What socket(2) says.
 pub fn stream(address: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() {
-        libc::AF_INET
-    } else {
-        libc::AF_INET6
-    };
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no pointers; the result is checked.
     let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -58,11 +51,7 @@ pub fn no_delay(fd: &OwnedFd) -> io::Result<()> {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result != 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The address of the other end.

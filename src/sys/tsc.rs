@@ -3,10 +3,7 @@
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub fn monotonic_ns() -> u64 {
-    let mut t = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `t` is a valid timespec for the call to fill; CLOCK_MONOTONIC always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
@@ -14,10 +11,7 @@ pub fn monotonic_ns() -> u64 {
 
 /// CPU time this thread used, in nanoseconds.
 pub fn thread_cpu_ns() -> u64 {
-    let mut t = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `t` is a valid timespec for the call to fill.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
@@ -49,11 +43,7 @@ impl Tsc {
     /// Measures the counter's rate against the kernel's clock for 5 ms. Falls back to the kernel's clock where the processor does
     /// not promise a constant rate.
     pub fn calibrate() -> Tsc {
-        let mut tsc = Tsc {
-            start_ticks: ticks(),
-            start_ns: monotonic_ns(),
-            ns_per_tick: 0,
-        };
+        let mut tsc = Tsc { start_ticks: ticks(), start_ns: monotonic_ns(), ns_per_tick: 0 };
         if !constant_rate() {
             return tsc;
         }
@@ -81,11 +71,9 @@ impl Tsc {
 fn constant_rate() -> bool {
     use core::arch::x86_64::__cpuid;
     // Leaf 8000_0007h, EDX bit 8: invariant TSC.
-    let invariant =
-        __cpuid(0x8000_0000).eax >= 0x8000_0007 && __cpuid(0x8000_0007).edx & (1 << 8) != 0;
-    let by_kernel =
-        std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource")
-            .is_ok_and(|s| s.trim() == "tsc" || s.trim() == "kvm-clock");
+    let invariant = __cpuid(0x8000_0000).eax >= 0x8000_0007 && __cpuid(0x8000_0007).edx & (1 << 8) != 0;
+    let by_kernel = std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+        .is_ok_and(|s| s.trim() == "tsc" || s.trim() == "kvm-clock");
     invariant || by_kernel
 }
 
@@ -106,9 +94,6 @@ mod tests {
             std::hint::spin_loop();
         }
         let (kernel, ours) = (monotonic_ns() - kernel, tsc.now_ns() - ours);
-        assert!(
-            ours.abs_diff(kernel) < kernel / 20,
-            "{ours} ns against {kernel} ns"
-        );
+        assert!(ours.abs_diff(kernel) < kernel / 20, "{ours} ns against {kernel} ns");
     }
 }

@@ -42,13 +42,7 @@ pub struct TxBatch {
 
 impl std::fmt::Debug for TxBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "TxBatch({} of {} bytes, {} parts)",
-            self.sent,
-            self.total,
-            self.parts.len()
-        )
+        write!(f, "TxBatch({} of {} bytes, {} parts)", self.sent, self.total, self.parts.len())
     }
 }
 
@@ -76,8 +70,7 @@ impl TxBatch {
 
     /// Whether `parts` more entries with `heads` more header bytes fit.
     pub fn has_room(&self, parts: usize, heads: usize) -> bool {
-        self.parts.len() + parts <= self.parts.capacity()
-            && self.heads_used + heads <= self.heads.len()
+        self.parts.len() + parts <= self.parts.capacity() && self.heads_used + heads <= self.heads.len()
     }
 
     /// Appends header bytes, written in place by `fill`; neighbours share one gather entry.
@@ -90,10 +83,7 @@ impl TxBatch {
         self.heads_used += len;
         self.total += len;
         match self.parts.last_mut() {
-            Some(Part::Head {
-                at: first,
-                len: so_far,
-            }) if *first + *so_far == at => *so_far += len,
+            Some(Part::Head { at: first, len: so_far }) if *first + *so_far == at => *so_far += len,
             _ => self.push(Part::Head { at, len }),
         }
     }
@@ -117,10 +107,7 @@ impl TxBatch {
     }
 
     fn push(&mut self, part: Part) {
-        assert!(
-            self.parts.len() < self.parts.capacity(),
-            "has_room was not asked"
-        );
+        assert!(self.parts.len() < self.parts.capacity(), "has_room was not asked");
         self.parts.push(part);
     }
 
@@ -179,10 +166,7 @@ impl TxBatch {
     pub(super) fn describe(&mut self) {
         let mut iov = std::mem::take(&mut self.iov);
         iov.clear();
-        iov.extend(self.unsent().map(|s| libc::iovec {
-            iov_base: s.as_ptr().cast_mut().cast(),
-            iov_len: s.len(),
-        }));
+        iov.extend(self.unsent().map(|s| libc::iovec { iov_base: s.as_ptr().cast_mut().cast(), iov_len: s.len() }));
         self.iov = iov;
         self.message.msg_iov = self.iov.as_mut_ptr();
         self.message.msg_iovlen = self.iov.len();

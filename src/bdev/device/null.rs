@@ -58,10 +58,7 @@ impl Null {
             concurrent: true,
             limits: DeviceLimits::default(),
         };
-        Null {
-            common: Common::new(traits, options.size, 0),
-            complete: options.complete,
-        }
+        Null { common: Common::new(traits, options.size, 0), complete: options.complete }
     }
 }
 
@@ -72,9 +69,7 @@ impl BlockDevice for Null {
 
     fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
         Ok(match self.complete {
-            CompleteIn::Poll => Rc::new(OnPoll {
-                reactor: reactor.clone(),
-            }),
+            CompleteIn::Poll => Rc::new(OnPoll { reactor: reactor.clone() }),
             CompleteIn::Submit => Rc::new(InSubmit),
         })
     }

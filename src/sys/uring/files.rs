@@ -24,11 +24,7 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(registered: bool) -> Files {
-        Files {
-            slots: Vec::new(),
-            free: Vec::new(),
-            registered,
-        }
+        Files { slots: Vec::new(), free: Vec::new(), registered }
     }
 
     pub(super) fn add(&mut self, ring: &IoUring, fd: OwnedFd) -> FileId {
@@ -40,10 +36,7 @@ impl Files {
         let slot = &mut self.slots[index as usize];
         slot.fd = Some(fd);
         slot.fixed = fixed;
-        FileId {
-            index,
-            generation: slot.generation,
-        }
+        FileId { index, generation: slot.generation }
     }
 
     /// Closes the descriptor; `false` if the handle was stale.
@@ -73,10 +66,7 @@ impl Files {
         if slot.fixed {
             return Some((types::Fd(file.index as RawFd), squeue::Flags::FIXED_FILE));
         }
-        Some((
-            types::Fd(slot.fd.as_ref()?.as_raw_fd()),
-            squeue::Flags::empty(),
-        ))
+        Some((types::Fd(slot.fd.as_ref()?.as_raw_fd()), squeue::Flags::empty()))
     }
 }
 

@@ -67,17 +67,13 @@ impl Uring {
         let fixed_buffers = match ring.submitter().register_buffers_sparse(RING_BUFFERS) {
             Ok(()) => true,
             Err(error) => {
-                notes.push(format!(
-                    "no table of registered buffers ({error}): plain reads and writes are used"
-                ));
+                notes.push(format!("no table of registered buffers ({error}): plain reads and writes are used"));
                 false
             }
         };
         let mut workers = RING_WORKERS;
         if let Err(error) = ring.submitter().register_iowq_max_workers(&mut workers) {
-            notes.push(format!(
-                "the kernel's worker threads are not bounded ({error})"
-            ));
+            notes.push(format!("the kernel's worker threads are not bounded ({error})"));
         }
         let rx = RxRing::new(&ring, pool)?;
         let doorbell = doorbell.descriptor().map_err(SetupError::Doorbell)?;
@@ -129,17 +125,11 @@ impl Uring {
         if !self.fixed_buffers || index >= RING_BUFFERS as usize {
             return;
         }
-        let iov = [libc::iovec {
-            iov_base: std::ptr::with_exposed_provenance_mut(chunk.address()),
-            iov_len: chunk.len(),
-        }];
+        let iov =
+            [libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(chunk.address()), iov_len: chunk.len() }];
         // SAFETY: a chunk of the arena is never unmapped while a pool that may hold it lives, and the receive ring holds this
         // reactor's pool until the ring below it is closed.
-        match unsafe {
-            self.ring
-                .submitter()
-                .register_buffers_update(index as u32, &iov, None)
-        } {
+        match unsafe { self.ring.submitter().register_buffers_update(index as u32, &iov, None) } {
             Ok(()) => {
                 if self.registered_chunks.len() <= index {
                     self.registered_chunks.resize(index + 1, false);
@@ -166,9 +156,8 @@ impl Uring {
                     return self.refuse(owner, Refusable::Nothing);
                 };
                 let (token, _) = self.table.insert(owner, Held::Picked);
-                let entry = opcode::Recv::new(fd, std::ptr::null_mut(), RX_BUFFER_LEN as u32)
-                    .buf_group(rx::GROUP)
-                    .build();
+                let entry =
+                    opcode::Recv::new(fd, std::ptr::null_mut(), RX_BUFFER_LEN as u32).buf_group(rx::GROUP).build();
                 (token, entry.flags(flags | squeue::Flags::BUFFER_SELECT))
             }
             Op::Send { file, mut batch } => {
@@ -177,12 +166,8 @@ impl Uring {
                 };
                 batch.describe();
                 let (token, held) = self.table.insert(owner, Held::Batch(batch));
-                let Held::Batch(batch) = held else {
-                    unreachable!("just inserted")
-                };
-                let entry = opcode::SendMsg::new(fd, &raw const batch.message)
-                    .flags(libc::MSG_NOSIGNAL as u32)
-                    .build();
+                let Held::Batch(batch) = held else { unreachable!("just inserted") };
+                let entry = opcode::SendMsg::new(fd, &raw const batch.message).flags(libc::MSG_NOSIGNAL as u32).build();
                 (token, entry.flags(flags))
             }
             Op::RecvInto { file, buf, from } => {
@@ -190,13 +175,10 @@ impl Uring {
                     return self.refuse(owner, Refusable::Buf(buf));
                 };
                 let (token, held) = self.table.insert(owner, Held::Buf(buf));
-                let Held::Buf(buf) = held else {
-                    unreachable!("just inserted")
-                };
+                let Held::Buf(buf) = held else { unreachable!("just inserted") };
                 let rest = &mut buf[from as usize..];
-                let entry = opcode::Recv::new(fd, rest.as_mut_ptr(), rest.len() as u32)
-                    .flags(libc::MSG_WAITALL)
-                    .build();
+                let entry =
+                    opcode::Recv::new(fd, rest.as_mut_ptr(), rest.len() as u32).flags(libc::MSG_WAITALL).build();
                 (token, entry.flags(flags))
             }
             Op::Read { file, offset, buf } => {
@@ -205,43 +187,28 @@ impl Uring {
                 };
                 let fixed = self.fixed_index(buf.chunk());
                 let (token, held) = self.table.insert(owner, Held::Buf(buf));
-                let Held::Buf(buf) = held else {
-                    unreachable!("just inserted")
-                };
+                let Held::Buf(buf) = held else { unreachable!("just inserted") };
                 let (at, len) = (buf.as_mut_ptr(), buf.len() as u32);
                 let entry = match fixed {
-                    Some(index) => opcode::ReadFixed::new(fd, at, len, index)
-                        .offset(offset)
-                        .build(),
+                    Some(index) => opcode::ReadFixed::new(fd, at, len, index).offset(offset).build(),
                     None => opcode::Read::new(fd, at, len).offset(offset).build(),
                 };
                 (token, entry.flags(flags))
             }
-            Op::Write {
-                file,
-                offset,
-                buf,
-                durable,
-            } => {
+            Op::Write { file, offset, buf, durable } => {
                 let Some((fd, flags)) = self.files.target(file) else {
                     return self.refuse(owner, Refusable::Buf(buf));
                 };
                 let fixed = self.fixed_index(buf.chunk());
                 let (token, held) = self.table.insert(owner, Held::Buf(buf));
-                let Held::Buf(buf) = held else {
-                    unreachable!("just inserted")
-                };
+                let Held::Buf(buf) = held else { unreachable!("just inserted") };
                 let (at, len) = (buf.as_ptr(), buf.len() as u32);
                 let rw_flags = if durable { RWF_DSYNC } else { 0 };
                 let entry = match fixed {
-                    Some(index) => opcode::WriteFixed::new(fd, at, len, index)
-                        .offset(offset)
-                        .rw_flags(rw_flags)
-                        .build(),
-                    None => opcode::Write::new(fd, at, len)
-                        .offset(offset)
-                        .rw_flags(rw_flags)
-                        .build(),
+                    Some(index) => {
+                        opcode::WriteFixed::new(fd, at, len, index).offset(offset).rw_flags(rw_flags).build()
+                    }
+                    None => opcode::Write::new(fd, at, len).offset(offset).rw_flags(rw_flags).build(),
                 };
                 (token, entry.flags(flags))
             }
@@ -250,32 +217,14 @@ impl Uring {
                     return self.refuse(owner, Refusable::Nothing);
                 };
                 let (token, _) = self.table.insert(owner, Held::Nothing);
-                (
-                    token,
-                    opcode::Fsync::new(fd)
-                        .flags(types::FsyncFlags::DATASYNC)
-                        .build()
-                        .flags(flags),
-                )
+                (token, opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build().flags(flags))
             }
-            Op::Allocate {
-                file,
-                mode,
-                offset,
-                len,
-            } => {
+            Op::Allocate { file, mode, offset, len } => {
                 let Some((fd, flags)) = self.files.target(file) else {
                     return self.refuse(owner, Refusable::Nothing);
                 };
                 let (token, _) = self.table.insert(owner, Held::Nothing);
-                (
-                    token,
-                    opcode::Fallocate::new(fd, len)
-                        .offset(offset)
-                        .mode(mode)
-                        .build()
-                        .flags(flags),
-                )
+                (token, opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build().flags(flags))
             }
             Op::Accept { listener } => {
                 let Some((fd, flags)) = self.files.target(listener) else {
@@ -293,27 +242,15 @@ impl Uring {
                 };
                 let (address, len) = table::sockaddr(to);
                 let (token, held) = self.table.insert(owner, Held::Address(address));
-                let Held::Address(address) = held else {
-                    unreachable!("just inserted")
-                };
-                (
-                    token,
-                    opcode::Connect::new(fd, (&raw const **address).cast(), len)
-                        .build()
-                        .flags(flags),
-                )
+                let Held::Address(address) = held else { unreachable!("just inserted") };
+                (token, opcode::Connect::new(fd, (&raw const **address).cast(), len).build().flags(flags))
             }
             Op::Shutdown { file } => {
                 let Some((fd, flags)) = self.files.target(file) else {
                     return self.refuse(owner, Refusable::Nothing);
                 };
                 let (token, _) = self.table.insert(owner, Held::Nothing);
-                (
-                    token,
-                    opcode::Shutdown::new(fd, libc::SHUT_RDWR)
-                        .build()
-                        .flags(flags),
-                )
+                (token, opcode::Shutdown::new(fd, libc::SHUT_RDWR).build().flags(flags))
             }
             Op::Cancel { target } => {
                 let (token, _) = self.table.insert(owner, Held::Nothing);
@@ -322,13 +259,8 @@ impl Uring {
             Op::Doorbell => {
                 let fd = types::Fd(self.doorbell.as_raw_fd());
                 let (token, held) = self.table.insert(owner, Held::Doorbell(Box::new(0)));
-                let Held::Doorbell(counter) = held else {
-                    unreachable!("just inserted")
-                };
-                (
-                    token,
-                    opcode::Read::new(fd, (&raw mut **counter).cast(), 8).build(),
-                )
+                let Held::Doorbell(counter) = held else { unreachable!("just inserted") };
+                (token, opcode::Read::new(fd, (&raw mut **counter).cast(), 8).build())
             }
         };
         self.push(&entry.user_data(token.0));
@@ -343,11 +275,7 @@ impl Uring {
 
     #[inline]
     fn fixed_index(&self, chunk: u16) -> Option<u16> {
-        self.registered_chunks
-            .get(usize::from(chunk))
-            .copied()
-            .unwrap_or(false)
-            .then_some(chunk)
+        self.registered_chunks.get(usize::from(chunk)).copied().unwrap_or(false).then_some(chunk)
     }
 
     fn push(&mut self, entry: &squeue::Entry) {
@@ -363,21 +291,12 @@ impl Uring {
         self.stats.enters += 1;
         let queued = self.ring.submission().len() as u32;
         // SAFETY: no signal mask is passed; the entries queued are vouched for by `push`.
-        let result = unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(
-                queued,
-                0,
-                EnterFlags::GETEVENTS.bits(),
-                None,
-            )
-        };
+        let result =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, EnterFlags::GETEVENTS.bits(), None) };
         // EINTR, EAGAIN and EBUSY leave the entries queued for the next call.
         if let Err(error) = result {
             let code = error.raw_os_error();
-            assert!(
-                matches!(code, Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)),
-                "io_uring_enter failed: {error}"
-            );
+            assert!(matches!(code, Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)), "io_uring_enter failed: {error}");
         }
     }
 
@@ -401,11 +320,7 @@ impl Uring {
             return;
         }
         self.stats.enters += 1;
-        let spec = timeout.map(|t| {
-            types::Timespec::new()
-                .sec(t.as_secs())
-                .nsec(t.subsec_nanos())
-        });
+        let spec = timeout.map(|t| types::Timespec::new().sec(t.as_secs()).nsec(t.subsec_nanos()));
         let mut args = types::SubmitArgs::new();
         if let Some(spec) = &spec {
             args = args.timespec(spec);
@@ -413,10 +328,7 @@ impl Uring {
         if let Err(error) = self.ring.submitter().submit_with_args(1, &args) {
             let code = error.raw_os_error();
             assert!(
-                matches!(
-                    code,
-                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                ),
+                matches!(code, Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)),
                 "io_uring_enter failed: {error}"
             );
         }
@@ -456,10 +368,7 @@ impl Uring {
             Held::Buf(buf) => Payload::Buf(buf),
             Held::Batch(batch) => Payload::Batch(batch),
             Held::Picked => match cqueue::buffer_select(flags) {
-                Some(id) => self
-                    .rx
-                    .take(id, result.max(0) as usize)
-                    .map_or(Payload::None, Payload::Buf),
+                Some(id) => self.rx.take(id, result.max(0) as usize).map_or(Payload::None, Payload::Buf),
                 None => Payload::None,
             },
             // SAFETY: a successful accept returns a fresh descriptor that nobody else knows.
@@ -474,11 +383,7 @@ impl Uring {
                 }
             }
         };
-        out.push(Completion {
-            owner,
-            result,
-            payload,
-        });
+        out.push(Completion { owner, result, payload });
     }
 }
 
@@ -491,10 +396,7 @@ impl Drop for Uring {
         while self.table.len() > 0 && super::tsc::monotonic_ns() < deadline {
             let all = types::CancelBuilder::any();
             // NotFound only says that nothing could be cancelled any more: the completions are on their way.
-            let _ = self
-                .ring
-                .submitter()
-                .register_sync_cancel(Some(types::Timespec::new().nsec(10_000_000)), all);
+            let _ = self.ring.submitter().register_sync_cancel(Some(types::Timespec::new().nsec(10_000_000)), all);
             self.wait(Some(Duration::from_millis(10)));
             self.reap(&mut out);
             out.clear();

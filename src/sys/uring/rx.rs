@@ -25,20 +25,11 @@ pub(super) struct RxRing {
 
 impl RxRing {
     pub(super) fn new(ring: &IoUring, pool: &Pool) -> Result<RxRing, SetupError> {
-        let mut table = pool
-            .alloc(usize::from(RX_BUFFERS) * size_of::<BufRingEntry>())
-            .ok_or(SetupError::NoMemory)?;
+        let mut table = pool.alloc(usize::from(RX_BUFFERS) * size_of::<BufRingEntry>()).ok_or(SetupError::NoMemory)?;
         table.fill(0);
         // SAFETY: the table is a page of the arena, aligned to one, and is kept until the ring was dropped (field order in Uring).
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                table.as_mut_ptr() as u64,
-                RX_BUFFERS,
-                GROUP,
-                0,
-            )
-        }
-        .map_err(SetupError::BufferRing)?;
+        unsafe { ring.submitter().register_buf_ring_with_flags(table.as_mut_ptr() as u64, RX_BUFFERS, GROUP, 0) }
+            .map_err(SetupError::BufferRing)?;
         let mut rx = RxRing {
             table,
             buffers: (0..RX_BUFFERS).map(|_| None).collect(),
@@ -81,8 +72,7 @@ impl RxRing {
             return false;
         }
         // SAFETY: the tail lives in the first entry of the table, aligned for u16, and is shared with the kernel, so atomic.
-        let shared =
-            unsafe { &*BufRingEntry::tail(self.table.as_ptr().cast()).cast::<AtomicU16>() };
+        let shared = unsafe { &*BufRingEntry::tail(self.table.as_ptr().cast()).cast::<AtomicU16>() };
         // Release: the kernel sees the entries before the tail that covers them.
         shared.store(self.tail, Ordering::Release);
         true

@@ -69,11 +69,7 @@ pub(super) fn ring() -> Result<(IoUring, Vec<String>), SetupError> {
         let mut builder = IoUring::builder();
         builder.setup_cqsize(RING_COMPLETIONS).setup_clamp();
         if level < 2 {
-            builder
-                .setup_submit_all()
-                .setup_single_issuer()
-                .setup_defer_taskrun()
-                .setup_taskrun_flag();
+            builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
         }
         if level < 1 {
             builder.setup_no_sqarray();
@@ -102,9 +98,5 @@ pub(super) fn ring() -> Result<(IoUring, Vec<String>), SetupError> {
 /// # Errors
 /// As [`super::Uring::new`].
 pub fn probe() -> Result<(), SetupError> {
-    IoUring::<squeue::Entry, cqueue::Entry>::builder()
-        .setup_clamp()
-        .build(8)
-        .map(drop)
-        .map_err(classify)
+    IoUring::<squeue::Entry, cqueue::Entry>::builder().setup_clamp().build(8).map(drop).map_err(classify)
 }

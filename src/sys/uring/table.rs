@@ -53,11 +53,7 @@ impl Table {
     /// Takes what the operation owns and returns the token that the kernel carries, and the entry's address-stable content.
     pub(super) fn insert(&mut self, owner: Owner, held: Held) -> (OpToken, &mut Held) {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.entries.push(Entry {
-                generation: 0,
-                owner,
-                held: None,
-            });
+            self.entries.push(Entry { generation: 0, owner, held: None });
             self.entries.len() as u32 - 1
         });
         let entry = &mut self.entries[slot as usize];
