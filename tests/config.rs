@@ -7,27 +7,20 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use reactor::control::config::{
-    Change, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule,
-    InjectStatus, Machine, NullComplete, Parsed, Source, Style, Subsystem, Trigger, derived_uuid,
-    diff, load, parse,
+    Change, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus, Machine,
+    NullComplete, Parsed, Source, Style, Subsystem, Trigger, derived_uuid, diff, load, parse,
 };
 
 const EXAMPLE: &str = include_str!("../poll.toml");
 
 fn machine() -> Machine {
-    Machine {
-        online: vec![0, 1, 2, 3],
-        allowed: vec![0, 1, 2],
-    }
+    Machine { online: vec![0, 1, 2, 3], allowed: vec![0, 1, 2] }
 }
 
 fn parsed_in(folder: &Path, text: &str) -> Parsed {
     let source = Source::new("poll.toml", folder, text);
     parse(&source, &machine()).unwrap_or_else(|errors| {
-        let said: String = errors
-            .iter()
-            .map(|error| error.render(&source, Style::Plain))
-            .collect();
+        let said: String = errors.iter().map(|error| error.render(&source, Style::Plain)).collect();
         panic!("{said}")
     })
 }
@@ -41,67 +34,29 @@ fn the_example_is_what_it_says() {
     let parsed = parsed_in(Path::new("/srv"), EXAMPLE);
     assert_eq!(parsed.warnings, []);
     let config = parsed.config;
-    assert_eq!(
-        (config.reactor.cores.as_slice(), config.reactor.idle),
-        ([0].as_slice(), Idle::Adaptive)
-    );
-    assert_eq!(
-        (config.memory.size, config.memory.hugepages),
-        (256 << 20, Hugepages::Prefer)
-    );
-    let [ram, disk] = config.bdevs.as_slice() else {
-        panic!("{:?}", config.bdevs)
-    };
+    assert_eq!((config.reactor.cores.as_slice(), config.reactor.idle), ([0].as_slice(), Idle::Adaptive));
+    assert_eq!((config.memory.size, config.memory.hugepages), (256 << 20, Hugepages::Prefer));
+    let [ram, disk] = config.bdevs.as_slice() else { panic!("{:?}", config.bdevs) };
     assert_eq!((ram.name.as_str(), &ram.driver), ("ram0", &Driver::Malloc));
-    assert_eq!(
-        (ram.size, ram.block_size, ram.physical_block_size),
-        (1 << 30, 512, 512)
-    );
-    let file = Driver::File {
-        path: PathBuf::from("/srv/disk0.img"),
-        direct: true,
-    };
-    assert_eq!(
-        (disk.name.as_str(), &disk.driver, disk.size),
-        ("disk0", &file, 1 << 30)
-    );
-    let addresses: Vec<String> = config
-        .listeners()
-        .iter()
-        .map(|listener| listener.address.to_string())
-        .collect();
+    assert_eq!((ram.size, ram.block_size, ram.physical_block_size), (1 << 30, 512, 512));
+    let file = Driver::File { path: PathBuf::from("/srv/disk0.img"), direct: true };
+    assert_eq!((disk.name.as_str(), &disk.driver, disk.size), ("disk0", &file, 1 << 30));
+    let addresses: Vec<String> = config.listeners().iter().map(|listener| listener.address.to_string()).collect();
     assert_eq!(addresses, ["127.0.0.1:4420"]);
     let exports: Vec<_> = config
         .subsystems()
         .iter()
         .map(|subsystem| {
             let namespace = &subsystem.namespaces[0];
-            assert_eq!(
-                (subsystem.namespaces.len(), &subsystem.hosts),
-                (1, &HostAccess::Any)
-            );
-            (
-                subsystem.nqn.as_str(),
-                namespace.nsid,
-                namespace.bdev.as_str(),
-                namespace.read_only,
-            )
+            assert_eq!((subsystem.namespaces.len(), &subsystem.hosts), (1, &HostAccess::Any));
+            (subsystem.nqn.as_str(), namespace.nsid, namespace.bdev.as_str(), namespace.read_only)
         })
         .collect();
-    let expected = [
-        ("nqn.2026-11.io.reactor:vol0", 1, "ram0", false),
-        ("nqn.2026-11.io.reactor:vol1", 1, "disk0", false),
-    ];
+    let expected =
+        [("nqn.2026-11.io.reactor:vol0", 1, "ram0", false), ("nqn.2026-11.io.reactor:vol1", 1, "disk0", false)];
     assert_eq!(exports, expected);
-    let line = EXAMPLE
-        .lines()
-        .position(|line| line == "name = \"disk0\"")
-        .unwrap();
-    assert_eq!(
-        config.at(disk.place),
-        format!("poll.toml:{line}"),
-        "the [[bdev]] line is the one before the name"
-    );
+    let line = EXAMPLE.lines().position(|line| line == "name = \"disk0\"").unwrap();
+    assert_eq!(config.at(disk.place), format!("poll.toml:{line}"), "the [[bdev]] line is the one before the name");
 }
 
 /// What the example has in comments is correct too.
@@ -120,36 +75,17 @@ fn the_commented_parts_of_the_example_are_valid() {
     let expected = [
         InjectRule {
             op: Some(InjectOp::Read),
-            trigger: Trigger::Nth {
-                first: 10,
-                count: 1,
-            },
+            trigger: Trigger::Nth { first: 10, count: 1 },
             action: InjectAction::Fail(InjectStatus::MediaError),
         },
         InjectRule {
             op: Some(InjectOp::Write),
-            trigger: Trigger::Every {
-                every: 100,
-                count: None,
-            },
+            trigger: Trigger::Every { every: 100, count: None },
             action: InjectAction::Delay { delay_ms: 50 },
         },
-        InjectRule {
-            op: None,
-            trigger: Trigger::Nth {
-                first: 5000,
-                count: 1,
-            },
-            action: InjectAction::Hold,
-        },
+        InjectRule { op: None, trigger: Trigger::Nth { first: 5000, count: 1 }, action: InjectAction::Hold },
     ];
-    assert_eq!(
-        config.bdevs[3].driver,
-        Driver::Inject {
-            base: "ram0".to_owned(),
-            rules: expected.to_vec()
-        }
-    );
+    assert_eq!(config.bdevs[3].driver, Driver::Inject { base: "ram0".to_owned(), rules: expected.to_vec() });
 }
 
 #[test]
@@ -157,14 +93,8 @@ fn an_empty_file_has_the_defaults() {
     let parsed = parsed_in(Path::new("/srv"), "");
     assert_eq!(parsed.warnings.len(), 1);
     let config = parsed.config;
-    assert_eq!(
-        (config.reactor.cores.as_slice(), config.reactor.idle),
-        ([0].as_slice(), Idle::Adaptive)
-    );
-    assert_eq!(
-        (config.memory.size, config.memory.hugepages),
-        (256 << 20, Hugepages::Prefer)
-    );
+    assert_eq!((config.reactor.cores.as_slice(), config.reactor.idle), ([0].as_slice(), Idle::Adaptive));
+    assert_eq!((config.memory.size, config.memory.hugepages), (256 << 20, Hugepages::Prefer));
     assert!(config.bdevs.is_empty() && config.nvmf.is_none());
 }
 
@@ -201,66 +131,27 @@ fn keys_have_their_effect() {
         bdev = "n"
         "#,
     );
-    assert_eq!(
-        (config.reactor.cores.as_slice(), config.reactor.idle),
-        ([0, 1, 2].as_slice(), Idle::Poll)
-    );
-    assert_eq!(
-        (config.memory.size, config.memory.hugepages),
-        (64 << 20, Hugepages::Require)
-    );
+    assert_eq!((config.reactor.cores.as_slice(), config.reactor.idle), ([0, 1, 2].as_slice(), Idle::Poll));
+    assert_eq!((config.memory.size, config.memory.hugepages), (64 << 20, Hugepages::Require));
     let a = config.bdev("a").unwrap();
-    assert_eq!(
-        a.driver,
-        Driver::File {
-            path: PathBuf::from("/dev/disk"),
-            direct: false
-        }
-    );
-    assert_eq!(
-        (a.size, a.block_size, a.physical_block_size),
-        (8192, 4096, 8192)
-    );
+    assert_eq!(a.driver, Driver::File { path: PathBuf::from("/dev/disk"), direct: false });
+    assert_eq!((a.size, a.block_size, a.physical_block_size), (8192, 4096, 8192));
     assert_eq!(a.uuid.to_string(), "f81d4fae-7dec-11d0-a765-00a0c91e6bf6");
     let n = config.bdev("n").unwrap();
-    assert_eq!(
-        (&n.driver, n.size),
-        (
-            &Driver::Null {
-                complete: NullComplete::Submit
-            },
-            512
-        )
-    );
+    assert_eq!((&n.driver, n.size), (&Driver::Null { complete: NullComplete::Submit }, 512));
     assert_eq!(config.listeners().len(), 3);
     let subsystem = &config.subsystems()[0];
-    assert!(
-        subsystem.hosts.admits("nqn.2026-11.io.reactor:a")
-            && !subsystem.hosts.admits("nqn.2026-11.io.reactor:c")
-    );
-    let namespaces: Vec<_> = subsystem
-        .namespaces
-        .iter()
-        .map(|one| (one.nsid, one.bdev.as_str(), one.read_only))
-        .collect();
-    assert_eq!(
-        namespaces,
-        [(2, "n", false), (256, "a", true)],
-        "the default nsid is the position in the list"
-    );
+    assert!(subsystem.hosts.admits("nqn.2026-11.io.reactor:a") && !subsystem.hosts.admits("nqn.2026-11.io.reactor:c"));
+    let namespaces: Vec<_> =
+        subsystem.namespaces.iter().map(|one| (one.nsid, one.bdev.as_str(), one.read_only)).collect();
+    assert_eq!(namespaces, [(2, "n", false), (256, "a", true)], "the default nsid is the position in the list");
 }
 
 /// Hosts know a volume by it: it may never change.
 #[test]
 fn derived_uuids_are_version_5_and_stable() {
-    assert_eq!(
-        derived_uuid("ram0").to_string(),
-        "5e98c149-6648-5f41-8ae8-446a5ef417d7"
-    );
-    assert_eq!(
-        derived_uuid("disk0").to_string(),
-        "0088330b-fe5a-5c0e-a00a-aeb59248936d"
-    );
+    assert_eq!(derived_uuid("ram0").to_string(), "5e98c149-6648-5f41-8ae8-446a5ef417d7");
+    assert_eq!(derived_uuid("disk0").to_string(), "0088330b-fe5a-5c0e-a00a-aeb59248936d");
 }
 
 #[test]
@@ -286,17 +177,8 @@ fn bases_come_before_their_layers_and_give_them_their_size() {
         block_size = 4096
         "#,
     );
-    let shape: Vec<_> = config
-        .bdevs
-        .iter()
-        .map(|bdev| (bdev.name.as_str(), bdev.size, bdev.block_size))
-        .collect();
-    let expected = [
-        ("other", 512, 512),
-        ("leaf", 1 << 20, 4096),
-        ("middle", 1 << 20, 4096),
-        ("top", 1 << 20, 4096),
-    ];
+    let shape: Vec<_> = config.bdevs.iter().map(|bdev| (bdev.name.as_str(), bdev.size, bdev.block_size)).collect();
+    let expected = [("other", 512, 512), ("leaf", 1 << 20, 4096), ("middle", 1 << 20, 4096), ("top", 1 << 20, 4096)];
     assert_eq!(shape, expected);
 }
 
@@ -308,25 +190,15 @@ fn loading_reads_parses_and_looks_at_paths() {
     let loaded = load(&file, &machine(), None, Style::Plain).unwrap();
     assert_eq!(loaded.warnings, Vec::<String>::new());
     let path = folder.path().join("disk0.img");
-    assert!(
-        matches!(&loaded.config.bdevs[1].driver, Driver::File { path: found, .. } if *found == path)
-    );
+    assert!(matches!(&loaded.config.bdevs[1].driver, Driver::File { path: found, .. } if *found == path));
     assert!(!path.exists(), "nothing is created");
     fs::File::create(&path).unwrap().set_len(1 << 30).unwrap();
     load(&file, &machine(), None, Style::Plain).unwrap();
     fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
     let errors = load(&file, &machine(), None, Style::Plain).unwrap_err();
-    assert!(
-        errors[0].contains("\"disk0.img\" has 1MiB, not 1GiB"),
-        "{errors:?}"
-    );
+    assert!(errors[0].contains("\"disk0.img\" has 1MiB, not 1GiB"), "{errors:?}");
     fs::write(&file, "[memory\n").unwrap();
-    assert_eq!(
-        load(&file, &machine(), None, Style::Plain)
-            .unwrap_err()
-            .len(),
-        1
-    );
+    assert_eq!(load(&file, &machine(), None, Style::Plain).unwrap_err().len(), 1);
 }
 
 /// At start another size is an error; on a reload a volume in service may grow, and one that is new may not.
@@ -336,34 +208,18 @@ fn a_reload_lets_a_file_grow() {
     let text = |size: &str, name: &str| {
         format!("[[bdev]]\nname = \"{name}\"\ndriver = \"file\"\npath = \"f\"\nsize = \"{size}\"\n")
     };
-    fs::File::create(folder.path().join("f"))
-        .unwrap()
-        .set_len(1 << 20)
-        .unwrap();
+    fs::File::create(folder.path().join("f")).unwrap().set_len(1 << 20).unwrap();
     let running = parsed_in(folder.path(), &text("1MiB", "a")).config;
     let said = |text: &str, running: Option<&Config>| -> Vec<String> {
         let list = parsed_in(folder.path(), text).probe(running);
         list.iter().map(|one| one.message().to_owned()).collect()
     };
     assert_eq!(said(&text("2MiB", "a"), None), ["\"f\" has 1MiB, not 2MiB"]);
-    assert_eq!(
-        said(&text("2MiB", "b"), Some(&running)),
-        ["\"f\" has 1MiB, not 2MiB"]
-    );
+    assert_eq!(said(&text("2MiB", "b"), Some(&running)), ["\"f\" has 1MiB, not 2MiB"]);
     assert_eq!(said(&text("2MiB", "a"), Some(&running)), [""; 0]);
-    assert_eq!(
-        said(&text("512KiB", "a"), Some(&running)),
-        [""; 0],
-        "diff refuses to shrink it and leaves it"
-    );
-    fs::File::create(folder.path().join("f"))
-        .unwrap()
-        .set_len(4 << 20)
-        .unwrap();
-    assert_eq!(
-        said(&text("2MiB", "a"), Some(&running)),
-        ["\"f\" has 4MiB, not 2MiB"]
-    );
+    assert_eq!(said(&text("512KiB", "a"), Some(&running)), [""; 0], "diff refuses to shrink it and leaves it");
+    fs::File::create(folder.path().join("f")).unwrap().set_len(4 << 20).unwrap();
+    assert_eq!(said(&text("2MiB", "a"), Some(&running)), ["\"f\" has 4MiB, not 2MiB"]);
 }
 
 #[test]
@@ -377,63 +233,33 @@ fn a_file_that_cannot_be_created_is_an_error() {
     let text = "[[bdev]]\nname = \"a\"\ndriver = \"file\"\npath = \"a.img\"\nsize = 512\n";
     let said = parsed_in(folder.path(), text).probe(None);
     assert_eq!(said.len(), 1);
-    assert_eq!(
-        said[0].message(),
-        "\"a.img\" cannot be created: Permission denied"
-    );
+    assert_eq!(said[0].message(), "\"a.img\" cannot be created: Permission denied");
     assert!(said[0].help().ends_with("writable for this user"));
 }
 
 /// The size of a device comes from sysfs; any device node of this machine will do.
 #[test]
 fn a_block_device_has_to_have_the_size() {
-    let Some((name, sectors)) = fs::read_dir("/sys/class/block")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let sectors: u64 = fs::read_to_string(entry.path().join("size"))
-                .ok()?
-                .trim()
-                .parse()
-                .ok()?;
-            Path::new("/dev")
-                .join(&name)
-                .exists()
-                .then_some((name, sectors))
-        })
-    else {
+    let Some((name, sectors)) = fs::read_dir("/sys/class/block").into_iter().flatten().flatten().find_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let sectors: u64 = fs::read_to_string(entry.path().join("size")).ok()?.trim().parse().ok()?;
+        Path::new("/dev").join(&name).exists().then_some((name, sectors))
+    }) else {
         eprintln!("this machine shows no block device: not tested");
         return;
     };
-    let text = |size: u64| {
-        format!(
-            "[[bdev]]\nname = \"a\"\ndriver = \"file\"\npath = \"/dev/{name}\"\nsize = {size}\n"
-        )
-    };
+    let text =
+        |size: u64| format!("[[bdev]]\nname = \"a\"\ndriver = \"file\"\npath = \"/dev/{name}\"\nsize = {size}\n");
     let wrong = parsed_in(Path::new("/"), &text((sectors + 1) * 512)).probe(None);
     assert_eq!(wrong.len(), 1, "{name}");
-    assert!(
-        wrong[0]
-            .message()
-            .starts_with(&format!("\"/dev/{name}\" has ")),
-        "{wrong:?}"
-    );
+    assert!(wrong[0].message().starts_with(&format!("\"/dev/{name}\" has ")), "{wrong:?}");
     if sectors > 0 {
-        assert_eq!(
-            parsed_in(Path::new("/"), &text(sectors * 512)).probe(None),
-            []
-        );
+        assert_eq!(parsed_in(Path::new("/"), &text(sectors * 512)).probe(None), []);
     }
 }
 
 fn changes(old: &str, new: &str) -> Vec<String> {
-    diff(&config(old), &config(new))
-        .changes
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    diff(&config(old), &config(new)).changes.iter().map(ToString::to_string).collect()
 }
 
 const BASE: &str = r#"
@@ -468,27 +294,23 @@ fn a_larger_volume_grows_with_the_layers_on_it() {
     let new = BASE.replacen("1MiB", "2MiB", 1);
     assert_eq!(
         changes(BASE, &new),
-        [
-            "bdev \"ram0\" grows from 1MiB to 2MiB",
-            "bdev \"slow0\" grows from 1MiB to 2MiB"
-        ]
+        ["bdev \"ram0\" grows from 1MiB to 2MiB", "bdev \"slow0\" grows from 1MiB to 2MiB"]
     );
     let shrunk = diff(&config(&new), &config(BASE));
     let said: Vec<String> = shrunk.changes.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        said,
-        ["poll.toml:2: bdev \"ram0\" keeps its size of 2MiB: a volume cannot shrink"]
-    );
+    assert_eq!(said, ["poll.toml:2: bdev \"ram0\" keeps its size of 2MiB: a volume cannot shrink"]);
     let sizes: Vec<u64> = shrunk.running.bdevs.iter().map(|bdev| bdev.size).collect();
     assert_eq!(sizes, [2 << 20, 1 << 20, 2 << 20]);
 }
 
 #[test]
 fn what_cannot_change_is_named_and_left() {
-    let new = format!("reactor = {{ cores = [1], idle = \"poll\" }}\nmemory = {{ size = \"64MiB\", hugepages = \"off\" }}\n{BASE}")
-        .replace("driver = \"malloc\"\nsize = \"1MiB\"", "driver = \"null\"\nsize = \"4MiB\"\nblock_size = 4096")
-        .replace("\"disk0.img\"", "\"disk1.img\"\ndirect = false")
-        .replace("base = \"ram0\"", "base = \"disk0\"\nuuid = \"f81d4fae-7dec-11d0-a765-00a0c91e6bf6\"");
+    let new = format!(
+        "reactor = {{ cores = [1], idle = \"poll\" }}\nmemory = {{ size = \"64MiB\", hugepages = \"off\" }}\n{BASE}"
+    )
+    .replace("driver = \"malloc\"\nsize = \"1MiB\"", "driver = \"null\"\nsize = \"4MiB\"\nblock_size = 4096")
+    .replace("\"disk0.img\"", "\"disk1.img\"\ndirect = false")
+    .replace("base = \"ram0\"", "base = \"disk0\"\nuuid = \"f81d4fae-7dec-11d0-a765-00a0c91e6bf6\"");
     let result = diff(&config(BASE), &config(&new));
     let said: Vec<String> = result.changes.iter().map(ToString::to_string).collect();
     let expected = [
@@ -506,16 +328,9 @@ fn what_cannot_change_is_named_and_left() {
     for bdev in &result.running.bdevs {
         let before = config(BASE);
         let before = before.bdev(&bdev.name).unwrap();
-        assert_eq!(
-            (&bdev.driver, bdev.uuid, bdev.size),
-            (&before.driver, before.uuid, before.size)
-        );
+        assert_eq!((&bdev.driver, bdev.uuid, bdev.size), (&before.driver, before.uuid, before.size));
     }
-    assert_eq!(
-        diff(&result.running, &config(BASE)).changes,
-        [],
-        "what runs is what ran"
-    );
+    assert_eq!(diff(&result.running, &config(BASE)).changes, [], "what runs is what ran");
 }
 
 #[test]
@@ -561,21 +376,12 @@ namespaces = [{ bdev = "ram1" }]
     ];
     assert_eq!(changes(BASE, new), there);
     let back = changes(new, BASE);
-    assert!(
-        back.contains(&"subsystem \"nqn.2026-11.io.reactor:vol1\" is removed".to_owned()),
-        "{back:?}"
-    );
-    assert!(
-        back.contains(&"\"nqn.2026-11.io.reactor:vol0\" now admits any host".to_owned()),
-        "{back:?}"
-    );
+    assert!(back.contains(&"subsystem \"nqn.2026-11.io.reactor:vol1\" is removed".to_owned()), "{back:?}");
+    assert!(back.contains(&"\"nqn.2026-11.io.reactor:vol0\" now admits any host".to_owned()), "{back:?}");
     let alone = BASE.split("[nvmf]").next().unwrap();
     assert_eq!(
         changes(BASE, alone),
-        [
-            "127.0.0.1:4420 no longer listens",
-            "subsystem \"nqn.2026-11.io.reactor:vol0\" is removed"
-        ]
+        ["127.0.0.1:4420 no longer listens", "subsystem \"nqn.2026-11.io.reactor:vol0\" is removed"]
     );
 }
 
@@ -608,11 +414,7 @@ fn a_new_volume_does_not_get_the_file_of_one_that_stays() {
 #[test]
 fn a_layer_that_stays_keeps_its_base_open() {
     let new = BASE
-        .replacen(
-            "[[bdev]]\nname = \"ram0\"\ndriver = \"malloc\"\nsize = \"1MiB\"\n",
-            "",
-            1,
-        )
+        .replacen("[[bdev]]\nname = \"ram0\"\ndriver = \"malloc\"\nsize = \"1MiB\"\n", "", 1)
         .replace("base = \"ram0\"", "base = \"disk0\"")
         .replace("{ nsid = 1, bdev = \"ram0\" }, ", "");
     let result = diff(&config(BASE), &config(&new));
@@ -623,12 +425,7 @@ fn a_layer_that_stays_keeps_its_base_open() {
         "namespace 1 of \"nqn.2026-11.io.reactor:vol0\" is removed",
     ];
     assert_eq!(said, expected);
-    let names: Vec<&str> = result
-        .running
-        .bdevs
-        .iter()
-        .map(|bdev| bdev.name.as_str())
-        .collect();
+    let names: Vec<&str> = result.running.bdevs.iter().map(|bdev| bdev.name.as_str()).collect();
     assert_eq!(names, ["disk0", "ram0", "slow0"]);
 }
 
@@ -678,10 +475,8 @@ fn spoil() -> impl Strategy<Value = Spoil> {
     ];
     prop_oneof![
         (any::<prop::sample::Index>(), piece).prop_map(|(at, text)| Spoil::Insert(at, text)),
-        (any::<prop::sample::Index>(), 1_usize..12)
-            .prop_map(|(at, count)| Spoil::Remove(at, count)),
-        (any::<prop::sample::Index>(), any::<prop::sample::Index>())
-            .prop_map(|(a, b)| Spoil::SwapLines(a, b)),
+        (any::<prop::sample::Index>(), 1_usize..12).prop_map(|(at, count)| Spoil::Remove(at, count)),
+        (any::<prop::sample::Index>(), any::<prop::sample::Index>()).prop_map(|(a, b)| Spoil::SwapLines(a, b)),
         any::<prop::sample::Index>().prop_map(Spoil::RepeatLine),
     ]
 }
@@ -718,14 +513,9 @@ fn spoiled(text: &str, ways: &[Spoil]) -> String {
 
 /// The example without its comments, with all that it has in comments: spoiling prose teaches nothing.
 fn dense_example() -> String {
-    let all = EXAMPLE
-        .replace("\n# uuid = \"...\"", "")
-        .replace("\n# ", "\n");
+    let all = EXAMPLE.replace("\n# uuid = \"...\"", "").replace("\n# ", "\n");
     let keep = |line: &&str| line.trim_start().starts_with(['[', '{', ']']) || line.contains(" = ");
-    all.lines()
-        .filter(keep)
-        .map(|line| format!("{}\n", line.split(" #").next().unwrap().trim_end()))
-        .collect()
+    all.lines().filter(keep).map(|line| format!("{}\n", line.split(" #").next().unwrap().trim_end())).collect()
 }
 
 #[test]
@@ -811,23 +601,13 @@ fn written(choices: &[Option<Choice>]) -> String {
         };
         text += &format!("[[bdev]]\nname = \"v{index}\"\n{rest}");
         names.push(index);
-        for (list, _) in namespaces
-            .iter_mut()
-            .zip(exports)
-            .filter(|(_, export)| *export)
-        {
+        for (list, _) in namespaces.iter_mut().zip(exports).filter(|(_, export)| *export) {
             *list += &format!("{{ bdev = \"v{index}\" }},");
         }
     }
     text += "[nvmf]\nlisten = [\"127.0.0.1:4420\"]\n";
-    for (index, list) in namespaces
-        .iter()
-        .enumerate()
-        .filter(|(_, list)| !list.is_empty())
-    {
-        text += &format!(
-            "[[nvmf.subsystem]]\nnqn = \"nqn.2026-11.io.reactor:{index}\"\nnamespaces = [{list}]\n"
-        );
+    for (index, list) in namespaces.iter().enumerate().filter(|(_, list)| !list.is_empty()) {
+        text += &format!("[[nvmf.subsystem]]\nnqn = \"nqn.2026-11.io.reactor:{index}\"\nnamespaces = [{list}]\n");
     }
     text
 }
@@ -845,23 +625,11 @@ impl World {
     fn of(config: &Config) -> Self {
         let base = |driver: &Driver| driver.base().map(str::to_owned);
         let namespaces = |subsystem: &Subsystem| {
-            subsystem
-                .namespaces
-                .iter()
-                .map(|one| (one.nsid, one.bdev.clone()))
-                .collect::<BTreeMap<_, _>>()
+            subsystem.namespaces.iter().map(|one| (one.nsid, one.bdev.clone())).collect::<BTreeMap<_, _>>()
         };
         Self {
-            bdevs: config
-                .bdevs
-                .iter()
-                .map(|bdev| (bdev.name.clone(), (base(&bdev.driver), bdev.size)))
-                .collect(),
-            subsystems: config
-                .subsystems()
-                .iter()
-                .map(|one| (one.nqn.clone(), namespaces(one)))
-                .collect(),
+            bdevs: config.bdevs.iter().map(|bdev| (bdev.name.clone(), (base(&bdev.driver), bdev.size))).collect(),
+            subsystems: config.subsystems().iter().map(|one| (one.nqn.clone(), namespaces(one))).collect(),
         }
     }
 
@@ -870,14 +638,8 @@ impl World {
         match change {
             Change::BdevAdded { name } => {
                 let bdev = target.bdevs[name].clone();
-                assert!(
-                    bdev.0.iter().all(|base| self.bdevs.contains_key(base)),
-                    "{change}: no base"
-                );
-                assert!(
-                    self.bdevs.insert(name.clone(), bdev).is_none(),
-                    "{change}: is there"
-                );
+                assert!(bdev.0.iter().all(|base| self.bdevs.contains_key(base)), "{change}: no base");
+                assert!(self.bdevs.insert(name.clone(), bdev).is_none(), "{change}: is there");
             }
             Change::BdevGrown { name, from, to } => {
                 let bdev = self.bdevs.get_mut(name).expect("is there");
@@ -886,16 +648,9 @@ impl World {
             }
             Change::BdevRemoved { name } => {
                 assert!(self.bdevs.remove(name).is_some(), "{change}: is not there");
+                assert!(self.bdevs.values().all(|(base, _)| base.as_ref() != Some(name)), "{change}: has a layer");
                 assert!(
-                    self.bdevs
-                        .values()
-                        .all(|(base, _)| base.as_ref() != Some(name)),
-                    "{change}: has a layer"
-                );
-                assert!(
-                    self.subsystems
-                        .values()
-                        .all(|one| one.values().all(|bdev| bdev != name)),
+                    self.subsystems.values().all(|one| one.values().all(|bdev| bdev != name)),
                     "{change}: is exported"
                 );
             }
@@ -904,37 +659,19 @@ impl World {
             }
             Change::SubsystemAdded { nqn } => {
                 let subsystem = target.subsystems[nqn].clone();
-                assert!(
-                    subsystem.values().all(|bdev| self.bdevs.contains_key(bdev)),
-                    "{change}: no volume"
-                );
-                assert!(
-                    self.subsystems.insert(nqn.clone(), subsystem).is_none(),
-                    "{change}: is there"
-                );
+                assert!(subsystem.values().all(|bdev| self.bdevs.contains_key(bdev)), "{change}: no volume");
+                assert!(self.subsystems.insert(nqn.clone(), subsystem).is_none(), "{change}: is there");
             }
             Change::NamespaceRemoved { nqn, nsid } => {
-                assert!(
-                    self.subsystems
-                        .get_mut(nqn)
-                        .is_some_and(|one| one.remove(nsid).is_some()),
-                    "{change}"
-                );
+                assert!(self.subsystems.get_mut(nqn).is_some_and(|one| one.remove(nsid).is_some()), "{change}");
             }
-            Change::NamespaceAdded {
-                nqn, nsid, bdev, ..
-            } => {
+            Change::NamespaceAdded { nqn, nsid, bdev, .. } => {
                 assert!(self.bdevs.contains_key(bdev), "{change}: no volume");
                 let subsystem = self.subsystems.get_mut(nqn).expect("is there");
-                assert!(
-                    subsystem.insert(*nsid, bdev.clone()).is_none(),
-                    "{change}: is there"
-                );
+                assert!(subsystem.insert(*nsid, bdev.clone()).is_none(), "{change}: is there");
             }
             Change::Refused { .. } => {}
-            Change::ListenerAdded { .. }
-            | Change::ListenerRemoved { .. }
-            | Change::HostsChanged { .. } => {
+            Change::ListenerAdded { .. } | Change::ListenerRemoved { .. } | Change::HostsChanged { .. } => {
                 panic!("{change}: nothing asked for it")
             }
         }

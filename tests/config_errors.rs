@@ -18,10 +18,7 @@ fn golden() -> PathBuf {
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    fs::File::create(at("small.img"))
-        .unwrap()
-        .set_len(1 << 20)
-        .unwrap();
+    fs::File::create(at("small.img")).unwrap().set_len(1 << 20).unwrap();
     fs::hard_link(at("small.img"), at("again.img")).unwrap();
     fs::write(at("odd.img"), [0; 1000]).unwrap();
     fs::write(at("empty.img"), []).unwrap();
@@ -31,19 +28,13 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn said(text: &str, folder: &Path) -> String {
-    let machine = Machine {
-        online: vec![0, 1, 2, 3],
-        allowed: vec![0, 1],
-    };
+    let machine = Machine { online: vec![0, 1, 2, 3], allowed: vec![0, 1] };
     let source = Source::new("poll.toml", folder, text);
     let list = match parse(&source, &machine) {
         Ok(parsed) => [parsed.probe(None), parsed.warnings].concat(),
         Err(errors) => errors,
     };
-    let rendered: String = list
-        .iter()
-        .map(|one| one.render(&source, Style::Plain))
-        .collect();
+    let rendered: String = list.iter().map(|one| one.render(&source, Style::Plain)).collect();
     rendered.replace(folder.to_str().unwrap(), "FOLDER")
 }
 

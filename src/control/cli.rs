@@ -107,12 +107,7 @@ const IO_SIZE_MAX: u64 = 16 << 20;
 ///
 /// Exit codes: 0 clean, 1 a failure at run time, 2 an error in the command line or the configuration.
 #[derive(Parser)]
-#[command(
-    name = "reactor",
-    version,
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true
-)]
+#[command(name = "reactor", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(override_usage = "reactor --config FILE [--check]\n       reactor bench --help")]
 struct Cli {
     /// Configuration file (TOML)
@@ -146,12 +141,7 @@ struct BenchArgs {
     #[arg(long, value_name = "FILE", requires = "bdev")]
     config: Option<PathBuf>,
     /// Name of the volume
-    #[arg(
-        long,
-        value_name = "NAME",
-        requires = "config",
-        required_unless_present = "connect"
-    )]
+    #[arg(long, value_name = "NAME", requires = "config", required_unless_present = "connect")]
     bdev: Option<String>,
     /// Remote namespace instead: nvme-tcp://HOST:PORT/NQN?nsid=1 (port 4420 and nsid 1 may be left out)
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "bdev"], value_parser = parse_remote)]
@@ -192,31 +182,17 @@ pub fn parse() -> Command {
 ///
 /// # Errors
 /// A usage error (clap's exit code 2), or the text of `--help` and `--version` (exit code 0).
-pub fn parse_from(
-    words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
-) -> Result<Command, clap::Error> {
-    let cli = Cli::command()
-        .try_get_matches_from(words)
-        .and_then(|matches| Cli::from_arg_matches(&matches))?;
+pub fn parse_from(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Command, clap::Error> {
+    let cli = Cli::command().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches))?;
     match cli {
-        Cli {
-            command: Some(CliCommand::Bench(bench)),
-            ..
-        } => bench.into_options().map(Command::Bench),
-        Cli {
-            config: Some(config),
-            check,
-            command: None,
-        } => Ok(Command::Serve(ServeOptions { config, check })),
+        Cli { command: Some(CliCommand::Bench(bench)), .. } => bench.into_options().map(Command::Bench),
+        Cli { config: Some(config), check, command: None } => Ok(Command::Serve(ServeOptions { config, check })),
         Cli { config: None, .. } => Err(missing("--config FILE")),
     }
 }
 
 fn missing(what: &str) -> clap::Error {
-    Cli::command().error(
-        clap::error::ErrorKind::MissingRequiredArgument,
-        format!("{what} is missing"),
-    )
+    Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, format!("{what} is missing"))
 }
 
 impl BenchArgs {
@@ -249,11 +225,7 @@ fn parse_io_size(text: &str) -> Result<u32, String> {
         "m" | "M" => "MiB",
         _ => "",
     };
-    let spelled = if unit.is_empty() {
-        text.to_owned()
-    } else {
-        format!("{}{unit}", &text[..text.len() - 1])
-    };
+    let spelled = if unit.is_empty() { text.to_owned() } else { format!("{}{unit}", &text[..text.len() - 1]) };
     let size = parse_size(&spelled).map_err(|bad| format!("{}: {}", bad.message, bad.help))?;
     if size == 0 || !size.is_multiple_of(512) || size > IO_SIZE_MAX {
         return Err("an I/O is a multiple of 512 bytes, at most 16 MiB".to_owned());
@@ -263,27 +235,15 @@ fn parse_io_size(text: &str) -> Result<u32, String> {
 
 /// Reads `nvme-tcp://HOST[:PORT]/NQN[?nsid=N]`.
 fn parse_remote(text: &str) -> Result<RemoteNamespace, String> {
-    let rest = text
-        .strip_prefix("nvme-tcp://")
-        .ok_or("write nvme-tcp://HOST:PORT/NQN?nsid=1")?;
-    let (authority, path) = rest
-        .split_once('/')
-        .ok_or("the NQN is missing: write nvme-tcp://HOST:PORT/NQN?nsid=1")?;
+    let rest = text.strip_prefix("nvme-tcp://").ok_or("write nvme-tcp://HOST:PORT/NQN?nsid=1")?;
+    let (authority, path) = rest.split_once('/').ok_or("the NQN is missing: write nvme-tcp://HOST:PORT/NQN?nsid=1")?;
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
-            let (host, port) = rest
-                .split_once(']')
-                .ok_or("the bracket of the IPv6 address is not closed")?;
-            let port = if port.is_empty() {
-                None
-            } else {
-                Some(port.strip_prefix(':').ok_or("write [ADDRESS]:PORT")?)
-            };
+            let (host, port) = rest.split_once(']').ok_or("the bracket of the IPv6 address is not closed")?;
+            let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or("write [ADDRESS]:PORT")?) };
             (host, port)
         }
-        None => authority
-            .split_once(':')
-            .map_or((authority, None), |(host, port)| (host, Some(port))),
+        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
     };
     if host.is_empty() {
         return Err("the host is missing: write nvme-tcp://HOST:PORT/NQN?nsid=1".to_owned());
@@ -292,29 +252,15 @@ fn parse_remote(text: &str) -> Result<RemoteNamespace, String> {
         return Err("write an IPv6 address in brackets: nvme-tcp://[::1]:4420/NQN".to_owned());
     }
     let port = match port {
-        Some(port) => port
-            .parse()
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or(format!("\"{port}\" is not a port"))?,
+        Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or(format!("\"{port}\" is not a port"))?,
         None => 4420,
     };
     let (nqn, query) = path.split_once('?').unwrap_or((path, "nsid=1"));
     check_nqn(nqn).map_err(|bad| bad.message)?;
-    let nsid = query
-        .strip_prefix("nsid=")
-        .ok_or(format!("\"{query}\" is not understood: write ?nsid=1"))?;
-    let nsid = nsid
-        .parse()
-        .ok()
-        .filter(|nsid| (1..u32::MAX).contains(nsid))
-        .ok_or(format!("\"{nsid}\" is not an nsid"))?;
-    Ok(RemoteNamespace {
-        host: host.to_owned(),
-        port,
-        nqn: nqn.to_owned(),
-        nsid,
-    })
+    let nsid = query.strip_prefix("nsid=").ok_or(format!("\"{query}\" is not understood: write ?nsid=1"))?;
+    let nsid =
+        nsid.parse().ok().filter(|nsid| (1..u32::MAX).contains(nsid)).ok_or(format!("\"{nsid}\" is not an nsid"))?;
+    Ok(RemoteNamespace { host: host.to_owned(), port, nqn: nqn.to_owned(), nsid })
 }
 
 #[cfg(test)]
@@ -341,42 +287,25 @@ mod tests {
 
     #[test]
     fn serving() {
-        let options = |check| {
-            Command::Serve(ServeOptions {
-                config: "poll.toml".into(),
-                check,
-            })
-        };
+        let options = |check| Command::Serve(ServeOptions { config: "poll.toml".into(), check });
         assert_eq!(words("reactor --config poll.toml").unwrap(), options(false));
-        assert_eq!(
-            words("reactor --check --config poll.toml").unwrap(),
-            options(true)
-        );
+        assert_eq!(words("reactor --check --config poll.toml").unwrap(), options(true));
     }
 
     #[test]
     fn bench_of_a_volume_has_defaults() {
         let expected = BenchOptions {
-            target: BenchTarget::Bdev {
-                config: "poll.toml".into(),
-                name: "ram0".to_owned(),
-            },
+            target: BenchTarget::Bdev { config: "poll.toml".into(), name: "ram0".to_owned() },
             workload: Workload::RandomRead,
             io_size: 4096,
             queue_depth: 32,
             duration: Duration::from_secs(5),
             json: false,
         };
-        assert_eq!(
-            bench("reactor bench --config poll.toml --bdev ram0"),
-            expected
-        );
+        assert_eq!(bench("reactor bench --config poll.toml --bdev ram0"), expected);
         let all = "reactor bench --config f --bdev b --rw randrw --bs 128k --qd 1 --time 60 --json";
         let expected = BenchOptions {
-            target: BenchTarget::Bdev {
-                config: "f".into(),
-                name: "b".to_owned(),
-            },
+            target: BenchTarget::Bdev { config: "f".into(), name: "b".to_owned() },
             workload: Workload::RandomMixed,
             io_size: 128 << 10,
             queue_depth: 1,
@@ -391,55 +320,22 @@ mod tests {
         let line = format!(
             "reactor bench --connect nvme-tcp://[::1]:4421/{NQN}?nsid=7 --queues 4 --header-digest --data-digest"
         );
-        let address = RemoteNamespace {
-            host: "::1".to_owned(),
-            port: 4421,
-            nqn: NQN.to_owned(),
-            nsid: 7,
-        };
-        let expected = BenchTarget::Remote {
-            address,
-            queues: 4,
-            header_digest: true,
-            data_digest: true,
-        };
+        let address = RemoteNamespace { host: "::1".to_owned(), port: 4421, nqn: NQN.to_owned(), nsid: 7 };
+        let expected = BenchTarget::Remote { address, queues: 4, header_digest: true, data_digest: true };
         assert_eq!(bench(&line).target, expected);
-        let address = RemoteNamespace {
-            host: "localhost".to_owned(),
-            port: 4420,
-            nqn: NQN.to_owned(),
-            nsid: 1,
-        };
-        let expected = BenchTarget::Remote {
-            address,
-            queues: 1,
-            header_digest: false,
-            data_digest: false,
-        };
-        assert_eq!(
-            bench(&format!(
-                "reactor bench --connect nvme-tcp://localhost/{NQN}"
-            ))
-            .target,
-            expected
-        );
+        let address = RemoteNamespace { host: "localhost".to_owned(), port: 4420, nqn: NQN.to_owned(), nsid: 1 };
+        let expected = BenchTarget::Remote { address, queues: 1, header_digest: false, data_digest: false };
+        assert_eq!(bench(&format!("reactor bench --connect nvme-tcp://localhost/{NQN}")).target, expected);
     }
 
     #[test]
     fn io_sizes() {
-        for (text, size) in [
-            ("4k", 4096),
-            ("4K", 4096),
-            ("4KiB", 4096),
-            ("128k", 131_072),
-            ("1m", 1 << 20),
-            ("512", 512),
-        ] {
+        for (text, size) in
+            [("4k", 4096), ("4K", 4096), ("4KiB", 4096), ("128k", 131_072), ("1m", 1 << 20), ("512", 512)]
+        {
             assert_eq!(parse_io_size(text), Ok(size), "{text}");
         }
-        for text in [
-            "", "k", "0", "0k", "513", "17m", "4kk", "4kb", "-4k", "4g", "é", "1é",
-        ] {
+        for text in ["", "k", "0", "0k", "513", "17m", "4kk", "4kb", "-4k", "4g", "é", "1é"] {
             assert!(parse_io_size(text).is_err(), "{text}");
         }
     }
@@ -488,11 +384,7 @@ mod tests {
             let error = words(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}: {error}");
         }
-        for line in [
-            "reactor --help",
-            "reactor --version",
-            "reactor bench --help",
-        ] {
+        for line in ["reactor --help", "reactor --version", "reactor bench --help"] {
             assert_eq!(words(line).unwrap_err().exit_code(), 0, "{line}");
         }
     }

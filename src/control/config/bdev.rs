@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::model::{
-    BdevConfig, Driver, InjectAction, InjectOp, InjectRule, InjectStatus, NullComplete, Trigger,
-};
+use super::model::{BdevConfig, Driver, InjectAction, InjectOp, InjectRule, InjectStatus, NullComplete, Trigger};
 use super::reader::{Key, Messages, Table, all_of, nearest};
 use super::source::{Place, Source, Span};
 use super::value::{format_size, parse_uuid};
@@ -15,20 +13,14 @@ const NAME: Key = Key::new("name", "write name = \"ram0\"");
 const DRIVER: Key = Key::new("driver", "write driver = \"malloc\"");
 const SIZE: Key = Key::new("size", "write size = \"1GiB\"");
 const BLOCK_SIZE: Key = Key::new("block_size", "write block_size = 512 or block_size = 4096");
-const PHYSICAL_BLOCK_SIZE: Key =
-    Key::new("physical_block_size", "write physical_block_size = 4096");
-const UUID: Key = Key::new(
-    "uuid",
-    "write uuid = \"f81d4fae-7dec-11d0-a765-00a0c91e6bf6\"",
-);
+const PHYSICAL_BLOCK_SIZE: Key = Key::new("physical_block_size", "write physical_block_size = 4096");
+const UUID: Key = Key::new("uuid", "write uuid = \"f81d4fae-7dec-11d0-a765-00a0c91e6bf6\"");
 const COMPLETE: Key = Key::new("complete", "write complete = \"poll\"");
 const PATH: Key = Key::new("path", "write path = \"disk0.img\"");
 const DIRECT: Key = Key::new("direct", "write direct = true");
 const BASE: Key = Key::new("base", "write base = \"ram0\"");
-const RULES: Key = Key::new(
-    "rules",
-    "write rules = [{ op = \"read\", nth = 10, action = \"fail\", status = \"io-error\" }]",
-);
+const RULES: Key =
+    Key::new("rules", "write rules = [{ op = \"read\", nth = 10, action = \"fail\", status = \"io-error\" }]");
 const OP: Key = Key::new("op", "write op = \"read\"");
 const NTH: Key = Key::new("nth", "write nth = 10");
 const EVERY: Key = Key::new("every", "write every = 5");
@@ -40,9 +32,7 @@ const COUNT: Key = Key::new("count", "write count = 3");
 /// Drivers of this build.
 const BUILT: [&str; 4] = ["null", "malloc", "file", "inject"];
 /// Drivers of the format that this build does not have.
-const NOT_BUILT: [&str; 9] = [
-    "nvme", "nvme-tcp", "s3", "mirror", "erasure", "thin", "dedup", "zoned", "qos",
-];
+const NOT_BUILT: [&str; 9] = ["nvme", "nvme-tcp", "s3", "mirror", "erasure", "thin", "dedup", "zoned", "qos"];
 
 /// A volume's name stands in commands, logs and metrics.
 const NAME_LENGTH_MAX: usize = 63;
@@ -96,20 +86,13 @@ pub(super) fn read(source: &Source, top: &Table<'_>, key: Key) -> Bdevs {
     let mut paths = BTreeMap::new();
     let mut list = Vec::new();
     let mut complete = true;
-    for table in top
-        .get(key)
-        .map(|value| value.tables("[[bdev]]"))
-        .unwrap_or_default()
-    {
+    for table in top.get(key).map(|value| value.tables("[[bdev]]")).unwrap_or_default() {
         let messages = table.messages;
         let name = read_name(&table);
         if let Some((name, span)) = &name {
             let place = source.place(span.start);
             if let Some(first) = names.insert(name.clone(), place) {
-                let message = format!(
-                    "bdev \"{name}\" is here for the second time, after line {}",
-                    first.line
-                );
+                let message = format!("bdev \"{name}\" is here for the second time, after line {}", first.line);
                 messages.error(span, message, "give it another name");
                 complete = false;
             }
@@ -119,9 +102,7 @@ pub(super) fn read(source: &Source, top: &Table<'_>, key: Key) -> Bdevs {
             complete = false;
             continue;
         };
-        let BdevConfig {
-            name, uuid, driver, ..
-        } = &read.config;
+        let BdevConfig { name, uuid, driver, .. } = &read.config;
         let uuid_span = table.place_of(UUID);
         if let Some(other) = uuids.insert(*uuid, name.clone())
             && other != *name
@@ -153,12 +134,9 @@ pub(super) fn read(source: &Source, top: &Table<'_>, key: Key) -> Bdevs {
 fn read_name(table: &Table<'_>) -> Option<(String, Span)> {
     let name = table.require(NAME)?.text()?;
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if name.value.is_empty() || name.value.len() > NAME_LENGTH_MAX || !name.value.bytes().all(fits)
-    {
+    if name.value.is_empty() || name.value.len() > NAME_LENGTH_MAX || !name.value.bytes().all(fits) {
         let message = format!("\"{}\" cannot be the name of a bdev", name.value);
-        let help = format!(
-            "write letters, digits, \".\", \"_\" or \"-\", at most {NAME_LENGTH_MAX} of them"
-        );
+        let help = format!("write letters, digits, \".\", \"_\" or \"-\", at most {NAME_LENGTH_MAX} of them");
         table.messages.error(&name.span, message, help);
         return None;
     }
@@ -179,14 +157,10 @@ fn read_one(source: &Source, table: &Table<'_>, name: Option<String>) -> Option<
         other => {
             let has = format!("this build has {}", all_of(&BUILT));
             if NOT_BUILT.contains(&other) {
-                messages.error(
-                    &driver.span,
-                    format!("driver \"{other}\" is not available in this build"),
-                    has,
-                );
+                messages.error(&driver.span, format!("driver \"{other}\" is not available in this build"), has);
             } else {
-                let help = nearest(other, &BUILT)
-                    .map_or_else(|| has.clone(), |near| format!("write \"{near}\"; {has}"));
+                let help =
+                    nearest(other, &BUILT).map_or_else(|| has.clone(), |near| format!("write \"{near}\"; {has}"));
                 messages.error(&driver.span, format!("unknown driver \"{other}\""), help);
             }
             return None;
@@ -194,104 +168,50 @@ fn read_one(source: &Source, table: &Table<'_>, name: Option<String>) -> Option<
     };
     table.only(&keys);
     let uuid = match table.get(UUID) {
-        Some(value) => value
-            .text()
-            .and_then(|text| messages.accept(&text.span, parse_uuid(text.value))),
+        Some(value) => value.text().and_then(|text| messages.accept(&text.span, parse_uuid(text.value))),
         None => name.as_deref().map(derived_uuid),
     };
-    let mut spans = BdevSpans {
-        path: None,
-        size: table.span.clone(),
-        path_text: String::new(),
-    };
+    let mut spans = BdevSpans { path: None, size: table.span.clone(), path_text: String::new() };
     let mut base_span = table.span.clone();
     let (geometry, driver) = match driver.value {
         "inject" => {
             let base = table.require(BASE).and_then(|value| value.text());
             let rules = table.get(RULES).map_or(Some(Vec::new()), |value| {
                 // All of them are read before the first refusal counts.
-                let rules: Vec<Option<InjectRule>> =
-                    value.tables("a rule").iter().map(read_rule).collect();
+                let rules: Vec<Option<InjectRule>> = value.tables("a rule").iter().map(read_rule).collect();
                 rules.into_iter().collect()
             });
             let base = base?;
             base_span = base.span;
-            (
-                Some(Geometry::UNKNOWN),
-                Driver::Inject {
-                    base: base.value.to_owned(),
-                    rules: rules?,
-                },
-            )
+            (Some(Geometry::UNKNOWN), Driver::Inject { base: base.value.to_owned(), rules: rules? })
         }
         "file" => {
             let geometry = Geometry::read(table, i64::MAX as u64, &mut spans.size);
             let path = table.require(PATH).and_then(|value| value.text());
-            let direct = table.get(DIRECT).map_or(Some(true), |value| {
-                value.boolean().map(|direct| direct.value)
-            });
+            let direct = table.get(DIRECT).map_or(Some(true), |value| value.boolean().map(|direct| direct.value));
             let path = path?;
             if path.value.is_empty() || path.value.contains('\0') || path.value.ends_with('/') {
-                messages.error(
-                    &path.span,
-                    format!("\"{}\" names no file", path.value),
-                    "write path = \"disk0.img\"",
-                );
+                messages.error(&path.span, format!("\"{}\" names no file", path.value), "write path = \"disk0.img\"");
                 return None;
             }
             spans.path = Some(path.span);
             path.value.clone_into(&mut spans.path_text);
-            (
-                geometry,
-                Driver::File {
-                    path: source.resolve(path.value),
-                    direct: direct?,
-                },
-            )
+            (geometry, Driver::File { path: source.resolve(path.value), direct: direct? })
         }
         "null" => {
             let geometry = Geometry::read(table, i64::MAX as u64, &mut spans.size);
-            let words = [
-                ("poll", NullComplete::Poll),
-                ("submit", NullComplete::Submit),
-            ];
+            let words = [("poll", NullComplete::Poll), ("submit", NullComplete::Submit)];
             let complete = table
                 .get(COMPLETE)
-                .map_or(Some(NullComplete::Poll), |value| {
-                    value.choice(&words).map(|complete| complete.value)
-                });
-            (
-                geometry,
-                Driver::Null {
-                    complete: complete?,
-                },
-            )
+                .map_or(Some(NullComplete::Poll), |value| value.choice(&words).map(|complete| complete.value));
+            (geometry, Driver::Null { complete: complete? })
         }
-        _ => (
-            Geometry::read(table, MALLOC_SIZE_MAX, &mut spans.size),
-            Driver::Malloc,
-        ),
+        _ => (Geometry::read(table, MALLOC_SIZE_MAX, &mut spans.size), Driver::Malloc),
     };
-    let Geometry {
-        size,
-        block_size,
-        physical_block_size,
-    } = geometry?;
+    let Geometry { size, block_size, physical_block_size } = geometry?;
     let place = source.place(table.span.start);
-    let config = BdevConfig {
-        name: name?,
-        uuid: uuid?,
-        size,
-        block_size,
-        physical_block_size,
-        driver,
-        place,
-    };
-    Some(Read {
-        config,
-        spans,
-        base_span,
-    })
+    let config = BdevConfig { name: name?, uuid: uuid?, size, block_size, physical_block_size, driver, place };
+    Some(Read { config, spans, base_span })
 }
 
 /// Sizes of a leaf.
@@ -303,11 +223,7 @@ struct Geometry {
 
 impl Geometry {
     /// Of a layer, until its base is found.
-    const UNKNOWN: Self = Self {
-        size: 0,
-        block_size: 0,
-        physical_block_size: 0,
-    };
+    const UNKNOWN: Self = Self { size: 0, block_size: 0, physical_block_size: 0 };
 
     /// `None` after a message.
     fn read(table: &Table<'_>, size_max: u64, size_span: &mut Span) -> Option<Self> {
@@ -317,11 +233,7 @@ impl Geometry {
                 let block_size = value.integer(1..=u64::from(u32::MAX))?;
                 if block_size.value != 512 && block_size.value != 4096 {
                     let message = format!("block_size cannot be {}", block_size.value);
-                    table.messages.error(
-                        &block_size.span,
-                        message,
-                        "write block_size = 512 or block_size = 4096",
-                    );
+                    table.messages.error(&block_size.span, message, "write block_size = 512 or block_size = 4096");
                     return None;
                 }
                 block_size.value
@@ -335,9 +247,8 @@ impl Geometry {
                     || !(block_size..=PHYSICAL_BLOCK_SIZE_MAX).contains(&physical.value)
                 {
                     let message = format!("physical_block_size cannot be {}", physical.value);
-                    let help = format!(
-                        "write a power of two from {block_size}, the block_size, to {PHYSICAL_BLOCK_SIZE_MAX}"
-                    );
+                    let help =
+                        format!("write a power of two from {block_size}, the block_size, to {PHYSICAL_BLOCK_SIZE_MAX}");
                     table.messages.error(&physical.span, message, help);
                     return None;
                 }
@@ -349,33 +260,18 @@ impl Geometry {
         *size_span = size.span.clone();
         if size.value == 0 || !size.value.is_multiple_of(block_size) {
             let fitting = format_size(size.value.next_multiple_of(block_size).max(block_size));
-            let message = format!(
-                "a size of {} bytes is not a positive multiple of block_size {block_size}",
-                size.value
-            );
-            table
-                .messages
-                .error(&size.span, message, format!("write size = \"{fitting}\""));
+            let message =
+                format!("a size of {} bytes is not a positive multiple of block_size {block_size}", size.value);
+            table.messages.error(&size.span, message, format!("write size = \"{fitting}\""));
             return None;
         }
         if size.value > size_max {
-            let message = format!(
-                "a size of {} is more than this driver can have",
-                format_size(size.value)
-            );
-            table.messages.error(
-                &size.span,
-                message,
-                format!("write size = \"{}\" or less", format_size(size_max)),
-            );
+            let message = format!("a size of {} is more than this driver can have", format_size(size.value));
+            table.messages.error(&size.span, message, format!("write size = \"{}\" or less", format_size(size_max)));
             return None;
         }
         let narrow = |bytes: u64| u32::try_from(bytes).ok();
-        Some(Self {
-            size: size.value,
-            block_size: narrow(block_size)?,
-            physical_block_size: narrow(physical)?,
-        })
+        Some(Self { size: size.value, block_size: narrow(block_size)?, physical_block_size: narrow(physical)? })
     }
 }
 
@@ -396,9 +292,8 @@ fn read_rule(table: &Table<'_>) -> Option<InjectRule> {
             ("reset", Some(InjectOp::Reset)),
         ])
     });
-    let action = table
-        .require(ACTION)
-        .and_then(|value| value.choice(&[("fail", "fail"), ("delay", "delay"), ("hold", "hold")]));
+    let action =
+        table.require(ACTION).and_then(|value| value.choice(&[("fail", "fail"), ("delay", "delay"), ("hold", "hold")]));
     let trigger = read_trigger(table);
     let action = action?.value;
     for (key, belongs_to) in [(STATUS, "fail"), (DELAY_MS, "delay")] {
@@ -406,11 +301,7 @@ fn read_rule(table: &Table<'_>) -> Option<InjectRule> {
             && let Some(span) = table.key_span(key.name)
         {
             let message = format!("{} has no effect with action = \"{action}\"", key.name);
-            messages.error(
-                span,
-                message,
-                format!("remove it, or write action = \"{belongs_to}\""),
-            );
+            messages.error(span, message, format!("remove it, or write action = \"{belongs_to}\""));
             return None;
         }
     }
@@ -426,24 +317,16 @@ fn read_rule(table: &Table<'_>) -> Option<InjectRule> {
             ];
             let status = table
                 .get(STATUS)
-                .map_or(Some(InjectStatus::IoError), |value| {
-                    value.choice(&words).map(|status| status.value)
-                });
+                .map_or(Some(InjectStatus::IoError), |value| value.choice(&words).map(|status| status.value));
             InjectAction::Fail(status?)
         }
         "delay" => {
             let delay = table.require(DELAY_MS)?.integer(1..=DELAY_MS_MAX)?;
-            InjectAction::Delay {
-                delay_ms: u32::try_from(delay.value).ok()?,
-            }
+            InjectAction::Delay { delay_ms: u32::try_from(delay.value).ok()? }
         }
         _ => InjectAction::Hold,
     };
-    Some(InjectRule {
-        op: op?.value,
-        trigger: trigger?,
-        action,
-    })
+    Some(InjectRule { op: op?.value, trigger: trigger?, action })
 }
 
 /// `None` after a message.
@@ -454,20 +337,10 @@ fn read_trigger(table: &Table<'_>) -> Option<Trigger> {
         None => None,
     };
     match (table.get(NTH), table.get(EVERY)) {
-        (Some(nth), None) => Some(Trigger::Nth {
-            first: nth.integer(positive)?.value,
-            count: count.unwrap_or(1),
-        }),
-        (None, Some(every)) => Some(Trigger::Every {
-            every: every.integer(positive)?.value,
-            count,
-        }),
+        (Some(nth), None) => Some(Trigger::Nth { first: nth.integer(positive)?.value, count: count.unwrap_or(1) }),
+        (None, Some(every)) => Some(Trigger::Every { every: every.integer(positive)?.value, count }),
         (Some(_), Some(every)) => {
-            table.messages.error(
-                &every.span,
-                "a rule has nth or every, not both",
-                "remove one of the two",
-            );
+            table.messages.error(&every.span, "a rule has nth or every, not both", "remove one of the two");
             None
         }
         (None, None) => {
@@ -491,12 +364,7 @@ fn resolve(
     let mut done: Vec<(BdevConfig, BdevSpans)> = Vec::with_capacity(waiting.len());
     let mut complete = true;
     waiting.retain(|read| {
-        let Some(base) = read
-            .config
-            .driver
-            .base()
-            .filter(|base| !names.contains_key(*base))
-        else {
+        let Some(base) = read.config.driver.base().filter(|base| !names.contains_key(*base)) else {
             return true;
         };
         let (message, help) = unknown_bdev(base, names);
@@ -531,11 +399,7 @@ fn resolve(
     for read in &waiting {
         if stands_on_itself(read, &waiting) {
             let message = format!("bdev \"{}\" stands on itself", read.config.name);
-            messages.error(
-                &read.base_span,
-                message,
-                "write the name of a volume below it",
-            );
+            messages.error(&read.base_span, message, "write the name of a volume below it");
         }
     }
     None
@@ -545,10 +409,7 @@ fn resolve(
 fn stands_on_itself(layer: &Read, layers: &[Read]) -> bool {
     let mut at = layer;
     for _ in 0..layers.len() {
-        let Some(below) = layers
-            .iter()
-            .find(|read| Some(read.config.name.as_str()) == at.config.driver.base())
-        else {
+        let Some(below) = layers.iter().find(|read| Some(read.config.name.as_str()) == at.config.driver.base()) else {
             return false;
         };
         if below.config.name == layer.config.name {

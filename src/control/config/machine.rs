@@ -42,12 +42,6 @@ mod tests {
     fn this_machine_has_a_core_and_allows_one() {
         let machine = Machine::detect().unwrap();
         assert!(!machine.allowed.is_empty());
-        assert!(
-            machine
-                .allowed
-                .iter()
-                .all(|core| machine.online.contains(core)),
-            "{machine:?}"
-        );
+        assert!(machine.allowed.iter().all(|core| machine.online.contains(core)), "{machine:?}");
     }
 }

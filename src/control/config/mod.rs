@@ -27,9 +27,8 @@ pub use self::bdev::derived_uuid;
 pub use self::diff::{Change, Diff, diff};
 pub use self::machine::Machine;
 pub use self::model::{
-    BdevConfig, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule,
-    InjectStatus, Listener, MemoryConfig, Namespace, NullComplete, NvmfConfig, ReactorConfig,
-    Subsystem, Trigger,
+    BdevConfig, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus,
+    Listener, MemoryConfig, Namespace, NullComplete, NvmfConfig, ReactorConfig, Subsystem, Trigger,
 };
 pub use self::parse::{Parsed, parse};
 pub use self::source::{Diagnostic, Place, Source, Style};
@@ -49,25 +48,13 @@ pub struct Loaded {
 ///
 /// # Errors
 /// Rendered messages, each ending in a newline: a configuration error, so exit code 2 at start.
-pub fn load(
-    path: &Path,
-    machine: &Machine,
-    running: Option<&Config>,
-    style: Style,
-) -> Result<Loaded, Vec<String>> {
+pub fn load(path: &Path, machine: &Machine, running: Option<&Config>, style: Style) -> Result<Loaded, Vec<String>> {
     let source = Source::read(path).map_err(|message| vec![message])?;
-    let render = |list: Vec<Diagnostic>| {
-        list.iter()
-            .map(|one| one.render(&source, style))
-            .collect::<Vec<_>>()
-    };
+    let render = |list: Vec<Diagnostic>| list.iter().map(|one| one.render(&source, style)).collect::<Vec<_>>();
     let parsed = parse(&source, machine).map_err(render)?;
     let misfits = parsed.probe(running);
     if misfits.is_empty() {
-        Ok(Loaded {
-            config: parsed.config,
-            warnings: render(parsed.warnings),
-        })
+        Ok(Loaded { config: parsed.config, warnings: render(parsed.warnings) })
     } else {
         Err(render(misfits))
     }

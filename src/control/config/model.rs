@@ -40,16 +40,12 @@ impl Config {
 
     /// Addresses NVMe/TCP listens on, none without `[nvmf]`.
     pub fn listeners(&self) -> &[Listener] {
-        self.nvmf
-            .as_ref()
-            .map_or(&[], |nvmf| nvmf.listen.as_slice())
+        self.nvmf.as_ref().map_or(&[], |nvmf| nvmf.listen.as_slice())
     }
 
     /// NVMe subsystems, none without `[nvmf]`.
     pub fn subsystems(&self) -> &[Subsystem] {
-        self.nvmf
-            .as_ref()
-            .map_or(&[], |nvmf| nvmf.subsystems.as_slice())
+        self.nvmf.as_ref().map_or(&[], |nvmf| nvmf.subsystems.as_slice())
     }
 }
 

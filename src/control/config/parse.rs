@@ -31,11 +31,8 @@ const SIZE: Key = Key::new("size", "write size = \"256MiB\"");
 const HUGEPAGES: Key = Key::new("hugepages", "write hugepages = \"prefer\"");
 
 /// Tables of the format whose part is not compiled in, and what that part is.
-const NOT_IN_THIS_BUILD: [(&str, &str); 3] = [
-    ("control", "the control socket and metrics"),
-    ("iscsi", "the iSCSI door"),
-    ("ublk", "the ublk door"),
-];
+const NOT_IN_THIS_BUILD: [(&str, &str); 3] =
+    [("control", "the control socket and metrics"), ("iscsi", "the iSCSI door"), ("ublk", "the ublk door")];
 
 /// Default of `memory.size`.
 const MEMORY_SIZE: u64 = 256 << 20;
@@ -65,25 +62,11 @@ pub fn parse(source: &Source, machine: &Machine) -> Result<Parsed, Vec<Diagnosti
     match (reactor, memory, bdevs.resolved, nvmf) {
         (Some(reactor), Some(memory), Some(resolved), Some(nvmf)) if errors.is_empty() => {
             if nvmf.is_none() {
-                warnings.warning(
-                    &(0..0),
-                    "no volume is exported",
-                    "add an [nvmf] table with a subsystem",
-                );
+                warnings.warning(&(0..0), "no volume is exported", "add an [nvmf] table with a subsystem");
             }
             let (bdevs, spans) = resolved.into_iter().unzip();
-            let config = Config {
-                file: source.name().to_owned(),
-                reactor,
-                memory,
-                bdevs,
-                nvmf,
-            };
-            Ok(Parsed {
-                config,
-                warnings: warnings.into_sorted(),
-                spans,
-            })
+            let config = Config { file: source.name().to_owned(), reactor, memory, bdevs, nvmf };
+            Ok(Parsed { config, warnings: warnings.into_sorted(), spans })
         }
         _ => Err(errors),
     }
@@ -98,15 +81,9 @@ fn syntax_errors(source: &Source, errors: &[toml::de::Error]) -> Vec<Diagnostic>
             let text = source.text().get(span.clone()).unwrap_or("");
             let message = error.message();
             let (message, help) = if message.starts_with("string values must be quoted") {
-                (
-                    format!("{text} is not a value"),
-                    format!("write a string in quotes: \"{text}\""),
-                )
+                (format!("{text} is not a value"), format!("write a string in quotes: \"{text}\""))
             } else if message == "duplicate key" {
-                (
-                    format!("{text} is here for the second time"),
-                    duplicate_help(source, &span, text),
-                )
+                (format!("{text} is here for the second time"), duplicate_help(source, &span, text))
             } else {
                 (message.to_owned(), syntax_help(message))
             };
@@ -122,9 +99,7 @@ fn syntax_errors(source: &Source, errors: &[toml::de::Error]) -> Vec<Diagnostic>
 fn syntax_help(message: &str) -> String {
     match message.split_once("expected ") {
         _ if message.starts_with("key with no value") => "write KEY = VALUE".to_owned(),
-        _ if message.starts_with("missing comma") => {
-            "write `,` here, or close the bracket before it".to_owned()
-        }
+        _ if message.starts_with("missing comma") => "write `,` here, or close the bracket before it".to_owned(),
         Some((_, expected)) => format!("write {expected} here"),
         None => "correct the TOML here; https://toml.io explains it".to_owned(),
     }
@@ -151,11 +126,7 @@ fn only_known_tables(top: &Table<'_>) {
     for (name, part) in NOT_IN_THIS_BUILD {
         if let Some(span) = top.key_span(name) {
             let help = "remove the table; this build exports over NVMe/TCP, by [nvmf]";
-            top.messages.error(
-                span,
-                format!("{name} is not available in this build, which lacks {part}"),
-                help,
-            );
+            top.messages.error(span, format!("{name} is not available in this build, which lacks {part}"), help);
         }
     }
 }
@@ -163,22 +134,15 @@ fn only_known_tables(top: &Table<'_>) {
 /// `None` after a message.
 fn read_reactor(top: &Table<'_>, machine: &Machine) -> Option<ReactorConfig> {
     let lowest = machine.allowed.iter().take(1).copied().collect();
-    let mut reactor = ReactorConfig {
-        cores: lowest,
-        idle: Idle::Adaptive,
-    };
+    let mut reactor = ReactorConfig { cores: lowest, idle: Idle::Adaptive };
     let Some(value) = top.get(REACTOR) else {
         return Some(reactor);
     };
     let table = value.table("[reactor]")?;
     table.only(&[CORES, IDLE]);
     // Both are read before the first refusal counts.
-    let cores = table
-        .get(CORES)
-        .map(|value| read_cores(&value, table.messages, machine));
-    let idle = table
-        .get(IDLE)
-        .map(|value| value.choice(&[("poll", Idle::Poll), ("adaptive", Idle::Adaptive)]));
+    let cores = table.get(CORES).map(|value| read_cores(&value, table.messages, machine));
+    let idle = table.get(IDLE).map(|value| value.choice(&[("poll", Idle::Poll), ("adaptive", Idle::Adaptive)]));
     if let Some(cores) = cores {
         reactor.cores = cores?;
     }
@@ -192,10 +156,7 @@ fn read_reactor(top: &Table<'_>, machine: &Machine) -> Option<ReactorConfig> {
 fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Option<Vec<u32>> {
     let given: Vec<(u32, Span)> = if let Some(text) = value.as_text() {
         let cores = messages.accept(&value.span, parse_core_list(text))?;
-        cores
-            .into_iter()
-            .map(|core| (core, value.span.clone()))
-            .collect()
+        cores.into_iter().map(|core| (core, value.span.clone())).collect()
     } else {
         let mut given = Vec::new();
         for entry in value.array_or("an array or a string")? {
@@ -204,10 +165,7 @@ fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Opti
         }
         given
     };
-    let instead = format!(
-        "write cores = \"{}\", or fewer of them",
-        format_core_list(&machine.allowed)
-    );
+    let instead = format!("write cores = \"{}\", or fewer of them", format_core_list(&machine.allowed));
     if given.is_empty() {
         messages.error(&value.span, "cores is empty: nothing would run", instead);
         return None;
@@ -215,11 +173,7 @@ fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Opti
     let mut cores: Vec<u32> = Vec::with_capacity(given.len());
     for (core, span) in &given {
         if cores.contains(core) {
-            messages.error(
-                span,
-                format!("core {core} is named twice"),
-                "name each core once",
-            );
+            messages.error(span, format!("core {core} is named twice"), "name each core once");
             return None;
         }
         cores.push(*core);
@@ -227,24 +181,13 @@ fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Opti
     cores.sort_unstable();
     for (known, complaint) in [
         (&machine.online, "not in this machine, which has"),
-        (
-            &machine.allowed,
-            "not allowed to this process, whose affinity is",
-        ),
+        (&machine.allowed, "not allowed to this process, whose affinity is"),
     ] {
-        let missing: Vec<u32> = cores
-            .iter()
-            .copied()
-            .filter(|core| !known.contains(core))
-            .collect();
+        let missing: Vec<u32> = cores.iter().copied().filter(|core| !known.contains(core)).collect();
         let Some((_, span)) = given.iter().find(|(core, _)| missing.contains(core)) else {
             continue;
         };
-        let (noun, verb) = if missing.len() == 1 {
-            ("core", "is")
-        } else {
-            ("cores", "are")
-        };
+        let (noun, verb) = if missing.len() == 1 { ("core", "is") } else { ("cores", "are") };
         let plural = if known.len() == 1 { "core" } else { "cores" };
         let message = format!(
             "{noun} {} {verb} {complaint} {} {plural}: {}",
@@ -260,10 +203,7 @@ fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Opti
 
 /// `None` after a message.
 fn read_memory(top: &Table<'_>) -> Option<MemoryConfig> {
-    let mut memory = MemoryConfig {
-        size: MEMORY_SIZE,
-        hugepages: Hugepages::Prefer,
-    };
+    let mut memory = MemoryConfig { size: MEMORY_SIZE, hugepages: Hugepages::Prefer };
     let Some(value) = top.get(MEMORY) else {
         return Some(memory);
     };
@@ -271,11 +211,7 @@ fn read_memory(top: &Table<'_>) -> Option<MemoryConfig> {
     table.only(&[SIZE, HUGEPAGES]);
     let size = table.get(SIZE).map(|value| value.size());
     let hugepages = table.get(HUGEPAGES).map(|value| {
-        value.choice(&[
-            ("require", Hugepages::Require),
-            ("prefer", Hugepages::Prefer),
-            ("off", Hugepages::Off),
-        ])
+        value.choice(&[("require", Hugepages::Require), ("prefer", Hugepages::Prefer), ("off", Hugepages::Off)])
     });
     if let Some(hugepages) = hugepages {
         memory.hugepages = hugepages?.value;
@@ -283,19 +219,10 @@ fn read_memory(top: &Table<'_>) -> Option<MemoryConfig> {
     if let Some(size) = size {
         let size = size?;
         if size.value < MEMORY_SIZE_MIN || !size.value.is_multiple_of(MEMORY_GRAIN) {
-            let message = format!(
-                "memory of {} does not do: it is at least 32MiB, in steps of 2MiB",
-                format_size(size.value)
-            );
-            let fitting = size
-                .value
-                .next_multiple_of(MEMORY_GRAIN)
-                .max(MEMORY_SIZE_MIN);
-            table.messages.error(
-                &size.span,
-                message,
-                format!("write size = \"{}\"", format_size(fitting)),
-            );
+            let message =
+                format!("memory of {} does not do: it is at least 32MiB, in steps of 2MiB", format_size(size.value));
+            let fitting = size.value.next_multiple_of(MEMORY_GRAIN).max(MEMORY_SIZE_MIN);
+            table.messages.error(&size.span, message, format!("write size = \"{}\"", format_size(fitting)));
             return None;
         }
         memory.size = size.value;

@@ -43,18 +43,8 @@ impl Parsed {
             let (Driver::File { path, .. }, Some(path_span)) = (&bdev.driver, &spans.path) else {
                 continue;
             };
-            let BdevSpans {
-                size: size_span,
-                path_text: given,
-                ..
-            } = spans;
-            let probe = Probe {
-                path,
-                given,
-                path_span,
-                size_span,
-                messages: &messages,
-            };
+            let BdevSpans { size: size_span, path_text: given, .. } = spans;
+            let probe = Probe { path, given, path_span, size_span, messages: &messages };
             let running = running.and_then(|running| running.bdev(&bdev.name));
             let stays = |running: &BdevConfig| matches!(&running.driver, Driver::File { path: old, .. } if old == path);
             if running.is_some_and(|running| !stays(running) || running.size > bdev.size) {
@@ -85,10 +75,7 @@ impl Probe<'_> {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let target = fs::read_link(self.path).ok();
                 return if let Some(target) = target {
-                    let message = format!(
-                        "\"{given}\" is a link to \"{}\", which does not exist",
-                        target.display()
-                    );
+                    let message = format!("\"{given}\" is a link to \"{}\", which does not exist", target.display());
                     self.path_error(message, "write the path of the file itself");
                     None
                 } else {
@@ -97,10 +84,7 @@ impl Probe<'_> {
             }
             Err(error) => {
                 let message = format!("cannot look at \"{given}\": {}", reason(&error));
-                self.path_error(
-                    message,
-                    "write a path whose directories exist and may be searched",
-                );
+                self.path_error(message, "write a path whose directories exist and may be searched");
                 return None;
             }
         };
@@ -118,71 +102,45 @@ impl Probe<'_> {
         };
         if !wrong.is_empty() {
             let help = if kind.is_dir() {
-                format!(
-                    "write the path of a file in it, such as \"{}\"",
-                    Path::new(given).join("disk0.img").display()
-                )
+                format!("write the path of a file in it, such as \"{}\"", Path::new(given).join("disk0.img").display())
             } else {
                 "write the path of a regular file or of a block device".to_owned()
             };
             self.path_error(format!("\"{given}\" is {wrong}"), help);
             return None;
         }
-        let identity = if kind.is_block_device() {
-            (u64::MAX, metadata.rdev())
-        } else {
-            (metadata.dev(), metadata.ino())
-        };
+        let identity =
+            if kind.is_block_device() { (u64::MAX, metadata.rdev()) } else { (metadata.dev(), metadata.ino()) };
         if let Some(other) = inodes.insert(identity, name.to_owned()) {
             let message = format!("\"{given}\" is the file that bdev \"{other}\" stands on");
             self.path_error(message, "write another path, or export that volume again");
             return None;
         }
-        if kind.is_block_device() {
-            self.device_size(&metadata)
-        } else {
-            Some(Found::Size(metadata.len(), false))
-        }
+        if kind.is_block_device() { self.device_size(&metadata) } else { Some(Found::Size(metadata.len(), false)) }
     }
 
     /// From sysfs, so that the device is not opened.
     fn device_size(&self, metadata: &Metadata) -> Option<Found> {
         let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
         let sectors = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"));
-        let size = sectors
-            .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok())
-            .map(|sectors| sectors * 512);
+        let size = sectors.ok().and_then(|text| text.trim().parse::<u64>().ok()).map(|sectors| sectors * 512);
         if size.is_none() {
-            let message = format!(
-                "\"{}\" is block device {major}:{minor}, which this machine does not have",
-                self.given
-            );
+            let message =
+                format!("\"{}\" is block device {major}:{minor}, which this machine does not have", self.given);
             self.path_error(message, "write the path of a device that lsblk shows");
         }
         size.map(|size| Found::Size(size, true))
     }
 
-    fn check_size(
-        &self,
-        bdev: &BdevConfig,
-        found: u64,
-        is_device: bool,
-        running: Option<&BdevConfig>,
-    ) {
+    fn check_size(&self, bdev: &BdevConfig, found: u64, is_device: bool, running: Option<&BdevConfig>) {
         // Growth by reload extends a file; a device has to be as large already.
         if found == bdev.size
-            || (!is_device
-                && running.is_some_and(|running| (running.size..=bdev.size).contains(&found)))
+            || (!is_device && running.is_some_and(|running| (running.size..=bdev.size).contains(&found)))
         {
             return;
         }
         let given = self.given;
-        let message = format!(
-            "\"{given}\" has {}, not {}",
-            format_size(found),
-            format_size(bdev.size)
-        );
+        let message = format!("\"{given}\" has {}, not {}", format_size(found), format_size(bdev.size));
         let help = if found == 0 && is_device {
             "write the path of a device that has a size, as lsblk shows it".to_owned()
         } else if found == 0 {
@@ -193,10 +151,7 @@ impl Probe<'_> {
             format!("write size = \"{}\"", format_size(found))
         } else {
             let (present, wanted) = (format_size(found), bdev.size);
-            format!(
-                "write size = \"{present}\", or extend it with: truncate -s {wanted} {}",
-                self.path.display()
-            )
+            format!("write size = \"{present}\", or extend it with: truncate -s {wanted} {}", self.path.display())
         };
         self.messages.error(self.size_span, message, help);
     }
@@ -204,27 +159,15 @@ impl Probe<'_> {
     fn check_creatable(&self) {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         let shown = folder.display();
-        match accessat(
-            CWD,
-            folder,
-            Access::WRITE_OK | Access::EXEC_OK,
-            AtFlags::EACCESS,
-        ) {
+        match accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
             Ok(()) => {}
             Err(rustix::io::Errno::NOENT) => {
                 let message = format!("the directory of \"{}\" does not exist", self.given);
                 self.path_error(message, format!("create it with: mkdir -p {shown}"));
             }
             Err(error) => {
-                let message = format!(
-                    "\"{}\" cannot be created: {}",
-                    self.given,
-                    reason(&error.into())
-                );
-                self.path_error(
-                    message,
-                    format!("write another path, or make {shown} writable for this user"),
-                );
+                let message = format!("\"{}\" cannot be created: {}", self.given, reason(&error.into()));
+                self.path_error(message, format!("write another path, or make {shown} writable for this user"));
             }
         }
     }

@@ -19,23 +19,17 @@ pub(super) struct Messages {
 impl Messages {
     /// Notes an error.
     pub(super) fn error(&self, span: &Span, message: impl Into<String>, help: impl Into<String>) {
-        self.list
-            .borrow_mut()
-            .push(Diagnostic::error(span.clone(), message, help));
+        self.list.borrow_mut().push(Diagnostic::error(span.clone(), message, help));
     }
 
     /// Notes a warning.
     pub(super) fn warning(&self, span: &Span, message: impl Into<String>, help: impl Into<String>) {
-        self.list
-            .borrow_mut()
-            .push(Diagnostic::warning(span.clone(), message, help));
+        self.list.borrow_mut().push(Diagnostic::warning(span.clone(), message, help));
     }
 
     /// The value, or a message at `span`.
     pub(super) fn accept<T>(&self, span: &Span, result: Result<T, Bad>) -> Option<T> {
-        result
-            .map_err(|bad| self.error(span, bad.message, bad.help))
-            .ok()
+        result.map_err(|bad| self.error(span, bad.message, bad.help)).ok()
     }
 
     /// All of them in the order of the text.
@@ -88,19 +82,12 @@ impl<'a> Value<'a> {
             DeValue::Array(_) => "an array",
             DeValue::Table(_) => "a table",
         };
-        self.messages.error(
-            &self.span,
-            format!("{} must be {wanted}, not {is}", self.name),
-            self.help,
-        );
+        self.messages.error(&self.span, format!("{} must be {wanted}, not {is}", self.name), self.help);
         None
     }
 
     fn at<T>(&self, value: T) -> At<T> {
-        At {
-            value,
-            span: self.span.clone(),
-        }
+        At { value, span: self.span.clone() }
     }
 
     /// The text, where it is one; no message otherwise.
@@ -109,15 +96,11 @@ impl<'a> Value<'a> {
     }
 
     pub(super) fn text(&self) -> Option<At<&'a str>> {
-        self.as_text()
-            .map_or_else(|| self.wrong_type("a string"), |text| Some(self.at(text)))
+        self.as_text().map_or_else(|| self.wrong_type("a string"), |text| Some(self.at(text)))
     }
 
     pub(super) fn boolean(&self) -> Option<At<bool>> {
-        self.raw.as_bool().map_or_else(
-            || self.wrong_type("true or false"),
-            |value| Some(self.at(value)),
-        )
+        self.raw.as_bool().map_or_else(|| self.wrong_type("true or false"), |value| Some(self.at(value)))
     }
 
     pub(super) fn integer(&self, range: RangeInclusive<u64>) -> Option<At<u64>> {
@@ -128,18 +111,9 @@ impl<'a> Value<'a> {
             Ok(value) if range.contains(&value) => Some(self.at(value)),
             _ => {
                 let message = if *range.end() == u64::MAX {
-                    format!(
-                        "{} must be at least {}, not {integer}",
-                        self.name,
-                        range.start()
-                    )
+                    format!("{} must be at least {}, not {integer}", self.name, range.start())
                 } else {
-                    format!(
-                        "{} must be from {} to {}, not {integer}",
-                        self.name,
-                        range.start(),
-                        range.end()
-                    )
+                    format!("{} must be from {} to {}, not {integer}", self.name, range.start(), range.end())
                 };
                 self.messages.error(&self.span, message, self.help);
                 None
@@ -155,9 +129,7 @@ impl<'a> Value<'a> {
             DeValue::Integer(_) => return self.integer(0..=i64::MAX as u64),
             _ => return self.wrong_type("whole bytes or a string"),
         };
-        self.messages
-            .accept(&self.span, parse_size(text))
-            .map(|size| self.at(size))
+        self.messages.accept(&self.span, parse_size(text)).map(|size| self.at(size))
     }
 
     /// One of a few words.
@@ -171,11 +143,7 @@ impl<'a> Value<'a> {
             Some(word) => format!("write \"{word}\"; {} is {}", self.name, one_of(&names)),
             None => format!("write {}", one_of(&names)),
         };
-        self.messages.error(
-            &self.span,
-            format!("{} cannot be \"{}\"", self.name, text.value),
-            help,
-        );
+        self.messages.error(&self.span, format!("{} cannot be \"{}\"", self.name, text.value), help);
         None
     }
 
@@ -211,11 +179,7 @@ impl<'a> Value<'a> {
         let Some(array) = self.raw.as_array() else {
             return self.wrong_type("an array of tables").unwrap_or_default();
         };
-        let items = array.iter().map(|item| Value {
-            span: item.span(),
-            raw: item.get_ref(),
-            ..self.clone()
-        });
+        let items = array.iter().map(|item| Value { span: item.span(), raw: item.get_ref(), ..self.clone() });
         items.filter_map(|item| item.table(title)).collect()
     }
 }
@@ -230,30 +194,16 @@ pub(super) struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn new(
-        items: &'a DeTable<'a>,
-        span: Span,
-        title: impl Into<String>,
-        messages: &'a Messages,
-    ) -> Self {
+    pub(super) fn new(items: &'a DeTable<'a>, span: Span, title: impl Into<String>, messages: &'a Messages) -> Self {
         let items = items
             .iter()
             .map(|(key, value)| {
                 // A table that only its children name has no place of its own.
-                let span = if value.span().is_empty() {
-                    key.span()
-                } else {
-                    value.span()
-                };
+                let span = if value.span().is_empty() { key.span() } else { value.span() };
                 (key.get_ref().as_ref(), (key.span(), value.get_ref(), span))
             })
             .collect();
-        Self {
-            items,
-            span,
-            title: title.into(),
-            messages,
-        }
+        Self { items, span, title: title.into(), messages }
     }
 
     /// Refuses every key but these.
@@ -273,11 +223,7 @@ impl<'a> Table<'a> {
                 Some(near) => format!("write {near}; {takes}"),
                 None => format!("remove it; {takes}"),
             };
-            self.messages.error(
-                span,
-                format!("unknown key \"{name}\" in {}", self.title),
-                help,
-            );
+            self.messages.error(span, format!("unknown key \"{name}\" in {}", self.title), help);
         }
     }
 
@@ -288,8 +234,7 @@ impl<'a> Table<'a> {
 
     /// The place of a key's value, or of the table where the key is not given.
     pub(super) fn place_of(&self, key: Key) -> Span {
-        self.get(key)
-            .map_or_else(|| self.span.clone(), |value| value.span)
+        self.get(key).map_or_else(|| self.span.clone(), |value| value.span)
     }
 
     /// A value, where the key is given.
@@ -307,11 +252,7 @@ impl<'a> Table<'a> {
     pub(super) fn require(&self, key: Key) -> Option<Value<'a>> {
         let value = self.get(key);
         if value.is_none() {
-            self.messages.error(
-                &self.span,
-                format!("{} has no {}", self.title, key.name),
-                key.help,
-            );
+            self.messages.error(&self.span, format!("{} has no {}", self.title, key.name), key.help);
         }
         value
     }
@@ -340,12 +281,7 @@ fn join(names: &[&str], word: &str) -> String {
 pub(super) fn nearest<'n>(given: &str, names: &[&'n str]) -> Option<&'n str> {
     names
         .iter()
-        .map(|name| {
-            (
-                strsim::damerau_levenshtein(&given.to_lowercase(), &name.to_lowercase()),
-                *name,
-            )
-        })
+        .map(|name| (strsim::damerau_levenshtein(&given.to_lowercase(), &name.to_lowercase()), *name))
         .filter(|(distance, name)| *distance <= name.chars().count().div_ceil(3))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)

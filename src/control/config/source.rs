@@ -25,16 +25,8 @@ pub struct Source {
 
 impl Source {
     /// Text that came from somewhere else than a file; relative paths start from `folder`.
-    pub fn new(
-        name: impl Into<String>,
-        folder: impl Into<PathBuf>,
-        text: impl Into<String>,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            folder: folder.into(),
-            text: text.into(),
-        }
+    pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>, text: impl Into<String>) -> Self {
+        Self { name: name.into(), folder: folder.into(), text: text.into() }
     }
 
     /// Reads a file.
@@ -45,36 +37,25 @@ impl Source {
         let name = path.display().to_string();
         let mut bytes = Vec::new();
         let failed = |error: std::io::Error| {
-            format!(
-                "{name}: cannot read the configuration: {error}\n   help: give the file's name after --config\n"
-            )
+            format!("{name}: cannot read the configuration: {error}\n   help: give the file's name after --config\n")
         };
         let file = std::fs::File::open(path).map_err(failed)?;
-        file.take(FILE_SIZE_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
+        file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > FILE_SIZE_MAX {
-            return Err(format!(
-                "{name}: larger than 4 MiB, so not a configuration\n   help: name a TOML file\n"
-            ));
+            return Err(format!("{name}: larger than 4 MiB, so not a configuration\n   help: name a TOML file\n"));
         }
         let folder = std::path::absolute(path)
             .ok()
             .and_then(|path| path.parent().map(Path::to_path_buf))
             .unwrap_or_else(|| PathBuf::from("/"));
-        String::from_utf8(bytes)
-            .map(|text| Self {
-                name: name.clone(),
-                folder: folder.clone(),
-                text,
-            })
-            .map_err(|error| {
+        String::from_utf8(bytes).map(|text| Self { name: name.clone(), folder: folder.clone(), text }).map_err(
+            |error| {
                 let at = error.utf8_error().valid_up_to();
                 let source = Self::new(name, folder, String::from_utf8_lossy(error.as_bytes()));
                 let span = at..at + char::REPLACEMENT_CHARACTER.len_utf8();
-                Diagnostic::error(span, "the file is not UTF-8 text", "save it as UTF-8")
-                    .render(&source, Style::Plain)
-            })
+                Diagnostic::error(span, "the file is not UTF-8 text", "save it as UTF-8").render(&source, Style::Plain)
+            },
+        )
     }
 
     /// The name as the user wrote it.
@@ -144,19 +125,11 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     pub(super) fn error(span: Span, message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self {
-            span,
-            severity: Severity::Error,
-            message: message.into(),
-            help: help.into(),
-        }
+        Self { span, severity: Severity::Error, message: message.into(), help: help.into() }
     }
 
     pub(super) fn warning(span: Span, message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Warning,
-            ..Self::error(span, message, help)
-        }
+        Self { severity: Severity::Warning, ..Self::error(span, message, help) }
     }
 
     /// First byte it is about; the order of messages.
@@ -191,13 +164,8 @@ impl Diagnostic {
             Severity::Error => "",
             Severity::Warning => "warning: ",
         };
-        let line = source
-            .text
-            .lines()
-            .nth(place.line as usize - 1)
-            .unwrap_or("");
-        let line_start =
-            source.text.floor_char_boundary(self.span.start) - before_in_line(line, place);
+        let line = source.text.lines().nth(place.line as usize - 1).unwrap_or("");
+        let line_start = source.text.floor_char_boundary(self.span.start) - before_in_line(line, place);
         let marked = self.span.end.saturating_sub(line_start).min(line.len());
         let mut gutter = place.line.to_string();
         let mut out = format!(
@@ -211,12 +179,7 @@ impl Diagnostic {
         let indent: usize = columns(line.chars().take(place.column as usize - 1));
         let from = line.floor_char_boundary(before_in_line(line, place));
         let width = columns(line[from..line.floor_char_boundary(marked).max(from)].chars()).max(1);
-        let _ = writeln!(
-            out,
-            "{gutter} | {}{mark}{}{reset}",
-            " ".repeat(indent),
-            "^".repeat(width)
-        );
+        let _ = writeln!(out, "{gutter} | {}{mark}{}{reset}", " ".repeat(indent), "^".repeat(width));
         let _ = writeln!(out, "{gutter} {bold}help:{reset} {}", printable(&self.help));
         out
     }
@@ -224,10 +187,7 @@ impl Diagnostic {
 
 /// Bytes of `line` before the place.
 fn before_in_line(line: &str, place: Place) -> usize {
-    line.chars()
-        .take(place.column as usize - 1)
-        .map(char::len_utf8)
-        .sum()
+    line.chars().take(place.column as usize - 1).map(char::len_utf8).sum()
 }
 
 /// Cells of the terminal that `printable` of these characters takes.
@@ -259,10 +219,7 @@ mod tests {
         let text = "a = 1\n\tname = \"数据\" # x\n";
         let at = text.find("# x").unwrap();
         let got = Diagnostic::error(at..at + 3, "m", "h").render(&source(text), Style::Plain);
-        assert_eq!(
-            got,
-            "poll.toml:2:14: m\n2 |  name = \"数据\" # x\n  |                ^^^\n  help: h\n"
-        );
+        assert_eq!(got, "poll.toml:2:14: m\n2 |  name = \"数据\" # x\n  |                ^^^\n  help: h\n");
     }
 
     #[test]
@@ -278,10 +235,7 @@ mod tests {
         assert_eq!(got, "poll.toml:2:1: m\n2 | \n  | ^\n  help: h\n");
         let past = Diagnostic::error(90..95, "m", "h");
         assert_eq!(past.place(&source("ab")), Place { line: 1, column: 3 });
-        assert!(
-            past.render(&source("ab"), Style::Plain)
-                .contains("1 | ab\n")
-        );
+        assert!(past.render(&source("ab"), Style::Plain).contains("1 | ab\n"));
     }
 
     #[test]
@@ -299,16 +253,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("poll.toml");
         let error = Source::read(&path).unwrap_err();
-        assert!(
-            error.contains("cannot read the configuration: No such file"),
-            "{error}"
-        );
+        assert!(error.contains("cannot read the configuration: No such file"), "{error}");
         std::fs::write(&path, b"a = 1\nb = \"\xff\"\n").unwrap();
         let error = Source::read(&path).unwrap_err();
         assert!(
-            error.contains(
-                "poll.toml:2:6: the file is not UTF-8 text\n2 | b = \"\u{fffd}\"\n  |      ^\n"
-            ),
+            error.contains("poll.toml:2:6: the file is not UTF-8 text\n2 | b = \"\u{fffd}\"\n  |      ^\n"),
             "{error}"
         );
         let error = Source::read(Path::new("/dev/zero")).unwrap_err();

@@ -15,20 +15,11 @@ pub struct Bad {
 
 /// Shorthand for a refused value.
 fn bad<T>(message: impl Into<String>, help: impl Into<String>) -> Result<T, Bad> {
-    Err(Bad {
-        message: message.into(),
-        help: help.into(),
-    })
+    Err(Bad { message: message.into(), help: help.into() })
 }
 
 /// Units of a size, largest first.
-const UNITS: [(&str, u64); 5] = [
-    ("TiB", 1 << 40),
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("B", 1),
-];
+const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// Offsets into files and devices are signed 64 bit in the kernel.
 const SIZE_MAX: u64 = i64::MAX as u64;
@@ -38,12 +29,9 @@ const SIZE_MAX: u64 = i64::MAX as u64;
 /// # Errors
 /// Anything else, and a size beyond 8 EiB.
 pub fn parse_size(text: &str) -> Result<u64, Bad> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = (&text[..digits], text[digits..].trim_start_matches(' '));
-    let example =
-        "write whole bytes or a whole number with B, KiB, MiB, GiB or TiB, such as \"1GiB\"";
+    let example = "write whole bytes or a whole number with B, KiB, MiB, GiB or TiB, such as \"1GiB\"";
     if number.is_empty() {
         return bad(format!("\"{text}\" is not a size"), example);
     }
@@ -52,34 +40,21 @@ pub fn parse_size(text: &str) -> Result<u64, Bad> {
     } else if let Some((_, factor)) = UNITS.iter().find(|(name, _)| *name == unit) {
         *factor
     } else {
-        return bad(
-            format!("\"{text}\" is not a size"),
-            size_help(number, unit).unwrap_or_else(|| example.to_owned()),
-        );
+        return bad(format!("\"{text}\" is not a size"), size_help(number, unit).unwrap_or_else(|| example.to_owned()));
     };
     number
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(factor))
         .filter(|size| *size <= SIZE_MAX)
-        .map_or_else(
-            || {
-                bad(
-                    format!("\"{text}\" is larger than 8 EiB"),
-                    "write a smaller size",
-                )
-            },
-            Ok,
-        )
+        .map_or_else(|| bad(format!("\"{text}\" is larger than 8 EiB"), "write a smaller size"), Ok)
 }
 
 /// The nearest correct spelling of a number with an unknown unit: `1gb`, `1G` and `1.5GiB` have one.
 fn size_help(number: &str, unit: &str) -> Option<String> {
     if let Some(rest) = unit.strip_prefix('.') {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let index = UNITS
-            .iter()
-            .position(|(name, _)| name.eq_ignore_ascii_case(rest[digits..].trim()))?;
+        let index = UNITS.iter().position(|(name, _)| name.eq_ignore_ascii_case(rest[digits..].trim()))?;
         let (smaller, _) = UNITS.get(index + 1)?;
         let fraction: f64 = format!("{number}.{}", &rest[..digits]).parse().ok()?;
         let in_smaller = fraction * 1024.0;
@@ -91,17 +66,13 @@ fn size_help(number: &str, unit: &str) -> Option<String> {
         let name = name.to_ascii_lowercase();
         unit == name || unit == name.replace('i', "") || unit == name[..1]
     })?;
-    Some(format!(
-        "units are powers of 1024: write \"{number}{name}\""
-    ))
+    Some(format!("units are powers of 1024: write \"{number}{name}\""))
 }
 
 /// The shortest exact spelling that [`parse_size`] reads back.
 pub fn format_size(size: u64) -> String {
-    let (unit, factor) = *UNITS
-        .iter()
-        .find(|(_, factor)| size != 0 && size.is_multiple_of(*factor))
-        .unwrap_or(&UNITS[UNITS.len() - 1]);
+    let (unit, factor) =
+        *UNITS.iter().find(|(_, factor)| size != 0 && size.is_multiple_of(*factor)).unwrap_or(&UNITS[UNITS.len() - 1]);
     format!("{}{unit}", size / factor)
 }
 
@@ -121,40 +92,21 @@ pub(super) fn parse_address(text: &str) -> Result<SocketAddr, Bad> {
     if inner.parse::<Ipv6Addr>().is_ok() {
         // `::1:4420` is an address by itself, and more likely one with a port.
         return match inner.rsplit_once(':') {
-            Some((host, port))
-                if inner == text
-                    && host.parse::<Ipv6Addr>().is_ok()
-                    && port.parse::<u16>().is_ok() =>
-            {
-                bad(
-                    message,
-                    format!("write \"[{host}]:{port}\" or \"[{inner}]:4420\""),
-                )
+            Some((host, port)) if inner == text && host.parse::<Ipv6Addr>().is_ok() && port.parse::<u16>().is_ok() => {
+                bad(message, format!("write \"[{host}]:{port}\" or \"[{inner}]:4420\""))
             }
             _ => bad(message, format!("write \"[{inner}]:4420\"")),
         };
     }
     if let Some((host, port)) = text.rsplit_once(':') {
-        if port.parse::<u16>().is_err()
-            && port.bytes().all(|b| b.is_ascii_digit())
-            && !port.is_empty()
-        {
-            return bad(
-                format!("{port} is not a port"),
-                format!("ports go from 0 to 65535: write \"{host}:4420\""),
-            );
+        if port.parse::<u16>().is_err() && port.bytes().all(|b| b.is_ascii_digit()) && !port.is_empty() {
+            return bad(format!("{port} is not a port"), format!("ports go from 0 to 65535: write \"{host}:4420\""));
         }
         if host == "localhost" {
-            return bad(
-                message,
-                format!("names are not looked up: write \"127.0.0.1:{port}\""),
-            );
+            return bad(message, format!("names are not looked up: write \"127.0.0.1:{port}\""));
         }
     }
-    bad(
-        message,
-        "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6",
-    )
+    bad(message, "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6")
 }
 
 /// Longest NQN in bytes (NVMe Base 2.0, section 4.5).
@@ -175,18 +127,12 @@ pub fn check_nqn(nqn: &str) -> Result<(), Bad> {
     let example = "write nqn.YYYY-MM.REVERSE.DOMAIN:NAME, such as \"nqn.2026-11.io.reactor:vol0\"";
     if nqn.len() > NQN_LENGTH_MAX {
         return bad(
-            format!(
-                "this NQN has {} bytes, more than the {NQN_LENGTH_MAX} of NVMe",
-                nqn.len()
-            ),
+            format!("this NQN has {} bytes, more than the {NQN_LENGTH_MAX} of NVMe", nqn.len()),
             "write a shorter name after the colon",
         );
     }
     if nqn.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return bad(
-            format!("the NQN \"{nqn}\" holds white space or a control character"),
-            example,
-        );
+        return bad(format!("the NQN \"{nqn}\" holds white space or a control character"), example);
     }
     if let Some(uuid) = nqn.strip_prefix(NQN_UUID_PREFIX) {
         return parse_uuid(uuid).map(drop);
@@ -203,13 +149,7 @@ pub fn check_nqn(nqn: &str) -> Result<(), Bad> {
     }
     let (date, domain) = authority.split_once('.').unwrap_or((authority, ""));
     let date_fits = date.len() == 7
-        && date.bytes().enumerate().all(|(at, b)| {
-            if at == 4 {
-                b == b'-'
-            } else {
-                b.is_ascii_digit()
-            }
-        })
+        && date.bytes().enumerate().all(|(at, b)| if at == 4 { b == b'-' } else { b.is_ascii_digit() })
         && ("01"..="12").contains(&&date[5..]);
     if !date_fits {
         return is_not(&format!("\"{date}\" is not a year and month"));
@@ -219,14 +159,10 @@ pub fn check_nqn(nqn: &str) -> Result<(), Bad> {
             && label.len() <= 63
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     if !domain.split('.').all(label_fits) {
-        return is_not(&format!(
-            "\"{domain}\" is not a domain name in reverse order"
-        ));
+        return is_not(&format!("\"{domain}\" is not a domain name in reverse order"));
     }
     Ok(())
 }
@@ -238,10 +174,9 @@ pub fn check_nqn(nqn: &str) -> Result<(), Bad> {
 pub(super) fn parse_uuid(text: &str) -> Result<Uuid, Bad> {
     let help = "write 32 hexadecimal digits in groups of 8-4-4-4-12, as uuidgen prints them";
     match Uuid::try_parse(text) {
-        Ok(uuid) if uuid.is_nil() => bad(
-            "the nil UUID identifies nothing",
-            "write another one, as uuidgen prints them",
-        ),
+        Ok(uuid) if uuid.is_nil() => {
+            bad("the nil UUID identifies nothing", "write another one, as uuidgen prints them")
+        }
         Ok(uuid) if text.len() == uuid::fmt::Hyphenated::LENGTH => Ok(uuid),
         _ => bad(format!("\"{text}\" is not a UUID"), help),
     }
@@ -259,22 +194,13 @@ pub(super) fn parse_core_list(text: &str) -> Result<Vec<u32>, Bad> {
     for part in text.split(',').map(str::trim) {
         let (low, high) = part.split_once('-').unwrap_or((part, part));
         let (Some(low), Some(high)) = (parse_core(low), parse_core(high)) else {
-            return bad(
-                format!("\"{text}\" is not a list of cores"),
-                "write \"0-3\", \"0,2\" or [0, 2]",
-            );
+            return bad(format!("\"{text}\" is not a list of cores"), "write \"0-3\", \"0,2\" or [0, 2]");
         };
         if low > high {
-            return bad(
-                format!("the range \"{part}\" runs backwards"),
-                format!("write \"{high}-{low}\""),
-            );
+            return bad(format!("the range \"{part}\" runs backwards"), format!("write \"{high}-{low}\""));
         }
         if high > CORE_MAX {
-            return bad(
-                format!("no machine has a core {high}"),
-                format!("cores go from 0 to {CORE_MAX} at most"),
-            );
+            return bad(format!("no machine has a core {high}"), format!("cores go from 0 to {CORE_MAX} at most"));
         }
         cores.extend(low..=high);
     }
@@ -284,10 +210,7 @@ pub(super) fn parse_core_list(text: &str) -> Result<Vec<u32>, Bad> {
 /// Digits only: a sign is no part of a core number.
 fn parse_core(text: &str) -> Option<u32> {
     let text = text.trim();
-    text.bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| text.parse().ok())
-        .flatten()
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// Ascending core numbers as [`parse_core_list`] reads them: `0-3,6`.
@@ -300,11 +223,7 @@ pub(super) fn format_core_list(cores: &[u32]) -> String {
         }
     }
     let spell = |&(low, high): &(u32, u32)| {
-        if low == high {
-            low.to_string()
-        } else {
-            format!("{low}-{high}")
-        }
+        if low == high { low.to_string() } else { format!("{low}-{high}") }
     };
     ranges.iter().map(spell).collect::<Vec<_>>().join(",")
 }
@@ -336,40 +255,16 @@ mod tests {
         ] {
             assert_eq!(parse_size(text).unwrap_err().help, help, "{text}");
         }
-        for text in [
-            "",
-            "GiB",
-            "-1",
-            "1 furlong",
-            " 1",
-            "1GiB ",
-            "0x10",
-            "1.GiB",
-            "1.1.1GiB",
-            "1.5B",
-            "é",
-            "1é",
-        ] {
-            assert!(
-                parse_size(text)
-                    .unwrap_err()
-                    .message
-                    .ends_with("is not a size"),
-                "{text}"
-            );
+        for text in ["", "GiB", "-1", "1 furlong", " 1", "1GiB ", "0x10", "1.GiB", "1.1.1GiB", "1.5B", "é", "1é"] {
+            assert!(parse_size(text).unwrap_err().message.ends_with("is not a size"), "{text}");
         }
     }
 
     #[test]
     fn sizes_are_spelled_exactly() {
-        for (size, text) in [
-            (0, "0B"),
-            (512, "512B"),
-            (1 << 30, "1GiB"),
-            (3 << 29, "1536MiB"),
-            (5 << 40, "5TiB"),
-            (4097, "4097B"),
-        ] {
+        for (size, text) in
+            [(0, "0B"), (512, "512B"), (1 << 30, "1GiB"), (3 << 29, "1536MiB"), (5 << 40, "5TiB"), (4097, "4097B")]
+        {
             assert_eq!(format_size(size), text);
             assert_eq!(parse_size(text), Ok(size));
         }
@@ -385,18 +280,9 @@ mod tests {
             ("::1", "write \"[::1]:4420\""),
             ("[::1]", "write \"[::1]:4420\""),
             ("::1:4420", "write \"[::1]:4420\" or \"[::1:4420]:4420\""),
-            (
-                "127.0.0.1:70000",
-                "ports go from 0 to 65535: write \"127.0.0.1:4420\"",
-            ),
-            (
-                "localhost:4420",
-                "names are not looked up: write \"127.0.0.1:4420\"",
-            ),
-            (
-                "127.0.0.1:",
-                "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6",
-            ),
+            ("127.0.0.1:70000", "ports go from 0 to 65535: write \"127.0.0.1:4420\""),
+            ("localhost:4420", "names are not looked up: write \"127.0.0.1:4420\""),
+            ("127.0.0.1:", "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6"),
             ("", "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6"),
         ] {
             assert_eq!(parse_address(text).unwrap_err().help, help, "{text}");
@@ -459,18 +345,7 @@ mod tests {
     fn core_lists() {
         assert_eq!(parse_core_list("0-3"), Ok(vec![0, 1, 2, 3]));
         assert_eq!(parse_core_list("4, 0-1"), Ok(vec![4, 0, 1]));
-        for text in [
-            "",
-            "a",
-            "0-",
-            "-1",
-            "0,,1",
-            "+1",
-            "3-1",
-            "0-4294967295",
-            "99999999999",
-            "0-1-2",
-        ] {
+        for text in ["", "a", "0-", "-1", "0,,1", "+1", "3-1", "0-4294967295", "99999999999", "0-1-2"] {
             assert!(parse_core_list(text).is_err(), "{text}");
         }
         assert_eq!(format_core_list(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
