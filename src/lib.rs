@@ -1,1 +1,4 @@
 //! The data plane.
+
+pub mod nvme;
+pub mod util;
