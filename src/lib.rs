@@ -1,6 +1,9 @@
 //! The data plane.
+
 pub mod bdev;
 pub mod limits;
 pub mod net;
+pub mod nvme;
 pub mod reactor;
 pub mod sys;
+pub mod util;
