@@ -1,6 +1,7 @@
 //! The data plane.
 
 pub mod bdev;
+pub mod control;
 pub mod limits;
 pub mod net;
 pub mod nvme;

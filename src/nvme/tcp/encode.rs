@@ -55,12 +55,7 @@ impl Framing {
 
     /// Header of a command capsule with `data_len` bytes of in-capsule data, 0 for none.
     pub fn capsule_cmd(&self, sqe: &Sqe, data_len: u32, out: &mut [u8]) -> usize {
-        let ch = self.common(
-            PduType::CAPSULE_CMD,
-            size_of::<CapsuleCmdPdu>(),
-            0,
-            data_len,
-        );
+        let ch = self.common(PduType::CAPSULE_CMD, size_of::<CapsuleCmdPdu>(), 0, data_len);
         self.finish(&CapsuleCmdPdu { ch, sqe: *sqe }, &ch, out)
     }
 
@@ -72,30 +67,14 @@ impl Framing {
 
     /// Header of a C2HData PDU with `len` bytes, not 0, from `offset` of the command's data. `success` needs `last`:
     /// it replaces the response capsule.
-    pub fn c2h_data(
-        &self,
-        cid: u16,
-        offset: u32,
-        len: u32,
-        last: bool,
-        success: bool,
-        out: &mut [u8],
-    ) -> usize {
+    pub fn c2h_data(&self, cid: u16, offset: u32, len: u32, last: bool, success: bool, out: &mut [u8]) -> usize {
         debug_assert!(last || !success, "SUCCESS without LAST_PDU");
         let flags = if last { FLAG_LAST } else { 0 } | if success { FLAG_SUCCESS } else { 0 };
         self.data(PduType::C2H_DATA, flags, cid, 0, offset, len, out)
     }
 
     /// Header of an H2CData PDU with `len` bytes, not 0, from `offset` of the command's data, for the R2T `ttag`.
-    pub fn h2c_data(
-        &self,
-        cid: u16,
-        ttag: u16,
-        offset: u32,
-        len: u32,
-        last: bool,
-        out: &mut [u8],
-    ) -> usize {
+    pub fn h2c_data(&self, cid: u16, ttag: u16, offset: u32, len: u32, last: bool, out: &mut [u8]) -> usize {
         let flags = if last { FLAG_LAST } else { 0 };
         self.data(PduType::H2C_DATA, flags, cid, ttag, offset, len, out)
     }
@@ -114,20 +93,8 @@ impl Framing {
         self.finish(&pdu, &ch, out)
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the fields of one header, private"
-    )]
-    fn data(
-        &self,
-        kind: PduType,
-        flags: u8,
-        cid: u16,
-        ttag: u16,
-        offset: u32,
-        len: u32,
-        out: &mut [u8],
-    ) -> usize {
+    #[expect(clippy::too_many_arguments, reason = "the fields of one header, private")]
+    fn data(&self, kind: PduType, flags: u8, cid: u16, ttag: u16, offset: u32, len: u32, out: &mut [u8]) -> usize {
         debug_assert!(len != 0, "a data PDU without data");
         let ch = self.common(kind, size_of::<DataPdu>(), flags, len);
         let pdu = DataPdu {
@@ -157,21 +124,10 @@ impl Framing {
                 plen += DIGEST_LEN as u32;
             }
         }
-        CommonHeader {
-            pdu_type,
-            flags,
-            hlen: hlen as u8,
-            pdo: pdo as u8,
-            plen: U32::new(plen),
-        }
+        CommonHeader { pdu_type, flags, hlen: hlen as u8, pdo: pdo as u8, plen: U32::new(plen) }
     }
 
-    fn finish<T: IntoBytes + zerocopy::Immutable>(
-        &self,
-        pdu: &T,
-        ch: &CommonHeader,
-        out: &mut [u8],
-    ) -> usize {
+    fn finish<T: IntoBytes + zerocopy::Immutable>(&self, pdu: &T, ch: &CommonHeader, out: &mut [u8]) -> usize {
         let header = pdu.as_bytes();
         let mut len = header.len();
         out[..len].copy_from_slice(header);
@@ -220,13 +176,7 @@ pub fn ic_resp(response: &IcResponse, out: &mut [u8]) -> usize {
 ///
 /// # Panics
 /// When `out` is shorter than 24 bytes and the header; [`MAX_PREFIX_LEN`] bytes are always enough.
-pub fn term_req(
-    role: Role,
-    status: FatalErrorStatus,
-    info: u32,
-    header: &[u8],
-    out: &mut [u8],
-) -> usize {
+pub fn term_req(role: Role, status: FatalErrorStatus, info: u32, header: &[u8], out: &mut [u8]) -> usize {
     let header = &header[..header.len().min(TERM_DATA_MAX)];
     let pdu_type = match role {
         Role::Controller => PduType::C2H_TERM_REQ,
@@ -246,11 +196,5 @@ pub fn term_req(
 
 /// A common header without digests or data offset.
 fn plain(pdu_type: PduType, hlen: usize, data_len: usize) -> CommonHeader {
-    CommonHeader {
-        pdu_type,
-        flags: 0,
-        hlen: hlen as u8,
-        pdo: 0,
-        plen: U32::new((hlen + data_len) as u32),
-    }
+    CommonHeader { pdu_type, flags: 0, hlen: hlen as u8, pdo: 0, plen: U32::new((hlen + data_len) as u32) }
 }
