@@ -31,7 +31,10 @@ pub struct Stream {
     peer: SocketAddr,
     local: SocketAddr,
     receiving: Cell<Option<OpToken>>,
+    /// No more receives.
     shut: Cell<bool>,
+    /// Shutdown was asked for.
+    down: Cell<bool>,
 }
 
 impl Stream {
@@ -43,7 +46,19 @@ impl Stream {
         let (peer, local) = (socket::peer(&fd)?, socket::local(&fd)?);
         socket::no_delay(&fd)?;
         let file = reactor.add_file(fd);
-        Ok(Stream { reactor: reactor.clone(), file, peer, local, receiving: Cell::new(None), shut: Cell::new(false) })
+        Ok(Stream::new(reactor, file, peer, local))
+    }
+
+    fn new(reactor: &Rc<Reactor>, file: FileId, peer: SocketAddr, local: SocketAddr) -> Stream {
+        Stream {
+            reactor: reactor.clone(),
+            file,
+            peer,
+            local,
+            receiving: Cell::new(None),
+            shut: Cell::new(false),
+            down: Cell::new(false),
+        }
     }
 
     /// Connects to `to`.
@@ -61,14 +76,7 @@ impl Stream {
             socket::no_delay(&names).and_then(|()| Ok((socket::peer(&names)?, socket::local(&names)?)))
         };
         match adopted {
-            Ok((peer, local)) => Ok(Stream {
-                reactor: reactor.clone(),
-                file,
-                peer,
-                local,
-                receiving: Cell::new(None),
-                shut: Cell::new(false),
-            }),
+            Ok((peer, local)) => Ok(Stream::new(reactor, file, peer, local)),
             Err(error) => {
                 reactor.remove_file(file);
                 Err(error)
@@ -161,19 +169,20 @@ impl Stream {
         (batch, Ok(()))
     }
 
-    /// Ends both directions: what was sent still goes out, then a FIN; a receive in flight ends.
-    pub fn shut_down(&self) {
-        if !self.shut.replace(true) {
-            self.reactor.op_unheard(Op::Shutdown { file: self.file });
-            if let Some(token) = self.receiving.get() {
-                self.reactor.cancel_op(token);
-            }
+    /// Receives no more: a receive in flight ends, and so does every later one. Sending goes on.
+    pub fn stop_receiving(&self) {
+        self.shut.set(true);
+        if let Some(token) = self.receiving.get() {
+            self.reactor.cancel_op(token);
         }
     }
 
-    /// Whether [`Stream::shut_down`] was called.
-    pub fn is_shut(&self) -> bool {
-        self.shut.get()
+    /// Ends both directions: what was sent still goes out, then a FIN; a receive in flight ends.
+    pub fn shut_down(&self) {
+        self.stop_receiving();
+        if !self.down.replace(true) {
+            self.reactor.op_unheard(Op::Shutdown { file: self.file });
+        }
     }
 }
 

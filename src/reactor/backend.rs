@@ -77,9 +77,4 @@ impl Backend {
     pub(super) fn stats(&self) -> RingStats {
         each!(self, b => b.stats(), closed => RingStats::default())
     }
-
-    /// Operations in flight.
-    pub(super) fn in_flight(&self) -> usize {
-        each!(self, b => b.in_flight(), closed => 0)
-    }
 }

@@ -139,6 +139,20 @@ impl Remote {
         receiver.recv().ok()
     }
 
+    /// As [`Remote::ask`], but waits no longer than `limit`.
+    pub fn ask_within<R: Send + 'static>(
+        &self,
+        limit: std::time::Duration,
+        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.send(Box::new(move |reactor| {
+            // The asker may have given up.
+            let _ = sender.send(f(reactor));
+        }));
+        receiver.recv_timeout(limit).ok()
+    }
+
     /// Asks the reactor's thread to end its loop after this turn.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
