@@ -14,7 +14,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -30,6 +30,7 @@ use crate::nvme::tcp::{
     WriteGrant, accept, ic_resp, term_req,
 };
 use crate::reactor::{Reactor, TaskId};
+use crate::sys::descriptor::Descriptor;
 
 /// In-capsule data of an I/O queue: two small writes of 4 KiB. What is larger waits for an R2T and is placed without a copy.
 pub const IN_CAPSULE_IO: u32 = 8192;
@@ -150,7 +151,7 @@ impl From<FatalError> for End {
 }
 
 /// Serves an accepted connection on this reactor until it ends.
-pub fn serve(reactor: &Rc<Reactor>, fd: OwnedFd) {
+pub fn serve(reactor: &Rc<Reactor>, fd: Descriptor) {
     let Some(local) = Local::of(reactor) else { return };
     // The peer may be gone before we get to it.
     let Ok(stream) = Stream::adopt(reactor, fd) else { return };
