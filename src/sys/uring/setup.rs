@@ -75,7 +75,7 @@ pub(super) fn ring() -> Result<(IoUring, Vec<String>), SetupError> {
             builder.setup_no_sqarray();
         }
         match builder.build(RING_SUBMISSIONS) {
-            Ok(mut ring) => {
+            Ok(ring) => {
                 if level == 2 {
                     notes.push(
                         "the kernel lacks SINGLE_ISSUER and DEFER_TASKRUN (Linux 6.1): the ring runs in plain mode, slower under load"
