@@ -82,8 +82,6 @@ pub(super) fn ring() -> Result<(IoUring, Vec<String>), SetupError> {
                             .to_owned(),
                     );
                 }
-                // Saves a look-up of the ring's descriptor at each enter; refused only where the table is full.
-                let _ = ring.submitter().register_ring_fd();
                 return Ok((ring, notes));
             }
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && level < 2 => {}
