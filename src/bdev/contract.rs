@@ -134,6 +134,22 @@ impl Common {
         self.size.store(size, Ordering::Release);
     }
 
+    /// Whether the device may become `size` bytes large: not smaller, and whole blocks.
+    ///
+    /// # Errors
+    /// If not, naming both sizes.
+    pub fn check_growth(&self, size: u64) -> Result<(), DeviceError> {
+        let (name, now, block) = (&self.traits.name, self.size(), self.traits.block_size);
+        let reason = if size < now {
+            format!("it has {now} bytes and cannot shrink to {size}")
+        } else if !size.is_multiple_of(u64::from(block)) {
+            format!("{size} bytes are no multiple of its block size {block}")
+        } else {
+            return Ok(());
+        };
+        Err(DeviceError::Refused(format!("volume \"{name}\": {reason}")))
+    }
+
     /// Whether new I/O is refused with [`crate::reactor::io::IoStatus::Gone`].
     #[inline]
     pub fn is_closing(&self) -> bool {
