@@ -28,7 +28,8 @@ use crate::nvme::target::{
 use crate::reactor::mailbox::Remote;
 use crate::sys::socket;
 pub use conn::{IN_CAPSULE_ADMIN, IN_CAPSULE_IO, MAX_H2C_DATA};
-use home::{HOME, Home};
+pub use home::HOME;
+use home::Home;
 use local::{Local, NamespaceSpec};
 
 const _: () = assert!(MAX_TRANSFER_LEN as usize == TRANSFER_MAX);
