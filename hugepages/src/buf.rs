@@ -17,12 +17,11 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use crate::arena::{ChunkInner, send_home, share};
 use crate::block::{BLOCK_MIN, BlockNumber, Extent, Home, MAX_BUF};
 use crate::pool::{Core, View};
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{Arc, AtomicU32, Ordering, fence};
 
 /// Part counts carry this flag from when a part left the core until the block is home.
 const ABROAD: u32 = 1 << 31;

@@ -10,13 +10,13 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use crate::arena::{Chunk, ChunkInfo, ChunkInner, orphan};
 use crate::block::{
     BLOCK_MIN, BlockNumber, CHUNKS_MAX, CLASSES, Extent, Home, Ledger, MAX_BUF, class_of,
 };
 use crate::buf::{Buf, Ready, RemoteBuf};
+use crate::sync::Arc;
 
 /// Blocks that a magazine holds, per class from 4 KiB up: enough that a queue of 256 small commands, or a few streams of
 /// large ones, comes and goes without the ledger; small enough that merging all of them takes microseconds.
