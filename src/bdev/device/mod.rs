@@ -1,0 +1,3 @@
+//! Leaves: devices that end a stack.
+
+pub mod null;

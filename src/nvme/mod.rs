@@ -1,0 +1,12 @@
+//! NVM Express: wire types, the TCP transport and the target's engine.
+//!
+//! ```text
+//!   spec    what the specifications lay out: commands, completions, identify, log pages, fabrics (uses nothing)
+//!     ^
+//!   tcp     NVMe/TCP PDUs: decoder, encoders, negotiation, digests, for both ends (bytes in, events out)
+//!     ^
+//!   target  subsystems, controllers, admin commands, decoding of I/O commands (no I/O, plain state)
+//! ```
+
+pub mod spec;
+pub mod tcp;

@@ -1,0 +1,113 @@
+//! Command opcodes.
+
+use crate::util::open_enum;
+
+open_enum! {
+    /// Opcodes of the Admin Command Set (Base §5, Figure 138).
+    pub enum AdminOpcode: u8 {
+        /// Delete I/O Submission Queue (memory-based transports only).
+        DELETE_IO_SQ = 0x00,
+        /// Create I/O Submission Queue (memory-based transports only).
+        CREATE_IO_SQ = 0x01,
+        /// Get Log Page.
+        GET_LOG_PAGE = 0x02,
+        /// Delete I/O Completion Queue (memory-based transports only).
+        DELETE_IO_CQ = 0x04,
+        /// Create I/O Completion Queue (memory-based transports only).
+        CREATE_IO_CQ = 0x05,
+        /// Identify.
+        IDENTIFY = 0x06,
+        /// Abort.
+        ABORT = 0x08,
+        /// Set Features.
+        SET_FEATURES = 0x09,
+        /// Get Features.
+        GET_FEATURES = 0x0a,
+        /// Asynchronous Event Request.
+        ASYNC_EVENT_REQUEST = 0x0c,
+        /// Namespace Management.
+        NAMESPACE_MANAGEMENT = 0x0d,
+        /// Keep Alive.
+        KEEP_ALIVE = 0x18,
+        /// Every command of the Fabrics Command Set.
+        FABRICS = 0x7f,
+    }
+}
+
+open_enum! {
+    /// Opcodes of the NVM Command Set (NVM §3, Figure 5).
+    pub enum NvmOpcode: u8 {
+        /// Flush (Base §7.1).
+        FLUSH = 0x00,
+        /// Write.
+        WRITE = 0x01,
+        /// Read.
+        READ = 0x02,
+        /// Write Uncorrectable.
+        WRITE_UNCORRECTABLE = 0x04,
+        /// Compare.
+        COMPARE = 0x05,
+        /// Write Zeroes.
+        WRITE_ZEROES = 0x08,
+        /// Dataset Management.
+        DATASET_MANAGEMENT = 0x09,
+        /// Verify.
+        VERIFY = 0x0c,
+        /// Reservation Register.
+        RESERVATION_REGISTER = 0x0d,
+        /// Reservation Report.
+        RESERVATION_REPORT = 0x0e,
+        /// Reservation Acquire.
+        RESERVATION_ACQUIRE = 0x11,
+        /// Reservation Release.
+        RESERVATION_RELEASE = 0x15,
+        /// Copy.
+        COPY = 0x19,
+        /// A command of the Fabrics Command Set, sent on an I/O queue.
+        FABRICS = 0x7f,
+    }
+}
+
+open_enum! {
+    /// Fabrics Command Types, byte 4 of a command whose opcode is 7Fh (Base §6, Figure 376).
+    pub enum FabricsType: u8 {
+        /// Property Set.
+        PROPERTY_SET = 0x00,
+        /// Connect.
+        CONNECT = 0x01,
+        /// Property Get.
+        PROPERTY_GET = 0x04,
+        /// Authentication Send.
+        AUTH_SEND = 0x05,
+        /// Authentication Receive.
+        AUTH_RECEIVE = 0x06,
+        /// Disconnect.
+        DISCONNECT = 0x08,
+    }
+}
+
+/// Direction of the data transfer, encoded in bits 1:0 of an opcode (Base §3.3.3.1); for Fabrics commands in the
+/// same bits of the Fabrics Command Type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// No data.
+    None,
+    /// Data from the host to the controller.
+    HostToController,
+    /// Data from the controller to the host.
+    ControllerToHost,
+    /// Both ways: no command of the supported sets uses it.
+    Bidirectional,
+}
+
+impl Direction {
+    /// The direction that bits 1:0 of `opcode` encode.
+    pub const fn of(opcode: u8) -> Self {
+        match opcode & 3 {
+            0 => Self::None,
+            1 => Self::HostToController,
+            2 => Self::ControllerToHost,
+            _ => Self::Bidirectional,
+        }
+    }
+}
