@@ -26,7 +26,7 @@ STEP_TIMEOUT_S = 900
 TAIL_LINES = 40
 
 # program -> package that has it
-PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin", "xz": "xz-utils"}
+PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin"}
 
 TEST_LINE = re.compile(r"^test (.+?) \.\.\. (ok|FAILED|ignored)\b(.*)$")
 GUEST_LINE = re.compile(r"^(ok|FAIL|skip) ([\w-]+)(?:: (.*))?$")
@@ -317,7 +317,7 @@ def install():
         command = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing]
         if os.geteuid() == 0:
             prefix = []
-        elif shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], check=False, capture_output=True).returncode == 0:
+        elif shutil.which("sudo") and not subprocess.run(["sudo", "-n", "true"], check=False).returncode:
             prefix = ["sudo", "-n"]
         else:
             prefix = None
@@ -328,9 +328,10 @@ def install():
             subprocess.run([*prefix, "apt-get", "update", "-qq"], check=False)
             subprocess.run([*prefix, *environment, *command], check=False)
     for component, probe in (("rustfmt", "fmt"), ("clippy", "clippy")):
-        if shutil.which("cargo") and subprocess.run(
-            ["cargo", probe, "--version"], cwd=ROOT, check=False, capture_output=True
-        ).returncode:
+        if (
+            shutil.which("cargo")
+            and subprocess.run(["cargo", probe, "--version"], cwd=ROOT, check=False, capture_output=True).returncode
+        ):
             if shutil.which("rustup"):
                 subprocess.run(["rustup", "component", "add", component], cwd=ROOT, check=False)
             else:

@@ -40,7 +40,8 @@ def run(*command, timeout_s=COMMAND_TIMEOUT_S, succeed=True):
     A command that does not end is killed and left alone: one that waits for a lost device cannot even be killed.
     """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+        words = [str(word) for word in command]
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
         try:
             process.wait(timeout_s)
         except BaseException as error:

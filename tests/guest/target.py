@@ -81,7 +81,8 @@ class Reactor:
         threading.Thread(target=self._collect, args=(self.process, self.printed, self.ready), daemon=True).start()
         end = time.monotonic() + READY_TIMEOUT_S
         while not self.ready.wait(0.05):
-            check(self.process.poll() is None, f"reactor ended with {self.process.returncode} before it was ready{self._said()}")
+            code = self.process.poll()
+            check(code is None, f"reactor ended with {code} before it was ready{self._said()}")
             check(time.monotonic() < end, f"reactor was not ready within {READY_TIMEOUT_S} s{self._said()}")
 
     @staticmethod
