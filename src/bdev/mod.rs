@@ -12,12 +12,16 @@
 //! | device | what it is | volatile cache | concurrent |
 //! |---|---|---|---|
 //! | [`device::null`] | takes everything, keeps nothing | no | yes |
+//! | [`device::malloc`] | RAM | no | yes |
 
 pub mod contract;
 pub mod device;
+pub mod exclusion;
 mod handle;
 pub mod load;
+pub mod scatter;
 mod stats;
+pub mod steps;
 
 pub use contract::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
 pub use handle::Handle;
