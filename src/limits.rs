@@ -62,6 +62,21 @@ pub const SLEEP_NS_MAX: u64 = 1_000_000_000;
 /// DMA memory mapped and registered before `ready`; the rest follows while serving.
 pub const ARENA_AT_START: usize = 32 << 20;
 
+/// Connections of one reactor, beyond which new ones are closed at once.
+pub const CONNECTIONS_PER_REACTOR: usize = 4096;
+
+/// Commands a host may have in flight on one I/O queue, plus one: a queue's entries.
+pub const IO_QUEUE_ENTRIES: u16 = 1025;
+
+/// Entries of an admin queue.
+pub const ADMIN_QUEUE_ENTRIES: u16 = 32;
+
+/// I/O queues of one controller: more than any host has cores.
+pub const IO_QUEUES_MAX: u16 = 128;
+
+/// Controllers of all subsystems, discovery controllers included.
+pub const CONTROLLERS_MAX: usize = 4096;
+
 /// Namespaces of one NVM subsystem.
 pub const NAMESPACES_MAX: u32 = 256;
 

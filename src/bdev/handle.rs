@@ -160,10 +160,16 @@ impl Handle {
     #[inline]
     pub fn submit(&self, mut io: Io) -> Poll<Io> {
         io.start = self.reactor.clock().stamp();
+        self.stats.taken();
         match self.check(&io) {
             Ok(()) => self.channel.submit(io),
             Err(status) => Poll::Ready(io.with_status(status)),
         }
+    }
+
+    /// Asks for an early end of a pending I/O; see [`Channel::abort`].
+    pub fn abort(&self, io_slot: u32) -> bool {
+        self.channel.abort(io_slot)
     }
 
     /// Counts a completed I/O.

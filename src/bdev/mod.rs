@@ -15,6 +15,7 @@
 //! | device | what it is | volatile cache | concurrent |
 //! |---|---|---|---|
 //! | [`device::null`] | takes everything, keeps nothing | no | yes |
+//! | [`device::malloc`] | RAM | no | yes |
 //!
 //! | layer | what it does |
 //! |---|---|
@@ -22,12 +23,15 @@
 
 pub mod contract;
 pub mod device;
+pub mod exclusion;
 mod forward;
 mod handle;
 pub mod layer;
 pub mod load;
+pub mod scatter;
 mod split;
 mod stats;
+pub mod steps;
 
 pub use contract::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
 pub use handle::Handle;

@@ -1,10 +1,12 @@
 //! The one door to the world: a closed set of operations with owned buffers, token in, completion out.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hugepages::ChunkInfo;
 
+use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{Completion, FileId, Op, OpToken, Owner};
 use crate::sys::uring::{RingStats, Uring};
 
@@ -53,9 +55,23 @@ impl Backend {
         each!(self, b => b.has_completions(), closed => false)
     }
 
-    /// Takes a file or socket.
-    pub(super) fn add_file(&mut self, fd: OwnedFd) -> FileId {
-        each!(self, b => b.add_file(fd), closed => panic!("a file after the reactor's end"))
+    /// Takes a file or socket of the same world.
+    pub(super) fn add_file(&mut self, fd: Descriptor) -> FileId {
+        match (self, fd) {
+            (Backend::Uring(b), Descriptor::Kernel(fd)) => b.add_file(fd),
+            (Backend::Closed, _) => panic!("a file after the reactor's end"),
+            (_, fd) => panic!("{fd:?} belongs to another world"),
+        }
+    }
+
+    /// Makes a stream socket.
+    pub(super) fn add_socket(&mut self, to: SocketAddr) -> io::Result<FileId> {
+        each!(self, b => b.add_socket(to), closed => panic!("a socket after the reactor's end"))
+    }
+
+    /// Prepares a connected socket and says its addresses: the peer's, then its own.
+    pub(super) fn establish_socket(&mut self, file: FileId) -> io::Result<(SocketAddr, SocketAddr)> {
+        each!(self, b => b.establish(file), closed => panic!("a socket after the reactor's end"))
     }
 
     /// Closes a file or socket.
@@ -76,10 +92,5 @@ impl Backend {
     /// Counters.
     pub(super) fn stats(&self) -> RingStats {
         each!(self, b => b.stats(), closed => RingStats::default())
-    }
-
-    /// Operations in flight.
-    pub(super) fn in_flight(&self) -> usize {
-        each!(self, b => b.in_flight(), closed => 0)
     }
 }

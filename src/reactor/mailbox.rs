@@ -15,7 +15,7 @@ use hugepages::{Pool, Region, RemoteBuf};
 use super::Reactor;
 use super::io::{IoOp, IoStatus, Segment, Segments};
 use crate::limits::{CONTROL_INBOX_LEN, MAILBOX_LEN, SEGMENTS_MAX};
-use crate::sys::socket::Eventfd;
+use crate::sys::socket::{Doorbell, Eventfd};
 
 /// A request that runs on another reactor.
 pub type Call = Box<dyn FnOnce(&Rc<Reactor>) + Send>;
@@ -138,7 +138,7 @@ pub struct Shared {
     /// The reactor's number.
     pub id: u16,
     asleep: AtomicBool,
-    doorbell: Eventfd,
+    doorbell: Doorbell,
     inbox: ArrayQueue<Message>,
     stopping: AtomicBool,
     closed: AtomicBool,
@@ -160,15 +160,19 @@ pub struct Remote(Arc<Shared>);
 
 impl Remote {
     pub(super) fn new(id: u16) -> std::io::Result<Remote> {
-        Ok(Remote(Arc::new(Shared {
+        Ok(Remote::with_doorbell(id, Doorbell::Eventfd(Eventfd::new()?)))
+    }
+
+    pub(super) fn with_doorbell(id: u16, doorbell: Doorbell) -> Remote {
+        Remote(Arc::new(Shared {
             id,
             asleep: AtomicBool::new(false),
-            doorbell: Eventfd::new()?,
+            doorbell,
             inbox: ArrayQueue::new(CONTROL_INBOX_LEN),
             stopping: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             turns: AtomicU64::new(0),
-        })))
+        }))
     }
 
     /// The reactor's number.
@@ -214,6 +218,20 @@ impl Remote {
         receiver.recv().ok()
     }
 
+    /// As [`Remote::ask`], but waits no longer than `limit`.
+    pub fn ask_within<R: Send + 'static>(
+        &self,
+        limit: std::time::Duration,
+        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.send(Box::new(move |reactor| {
+            // The asker may have given up.
+            let _ = sender.send(f(reactor));
+        }));
+        receiver.recv_timeout(limit).ok()
+    }
+
     /// Asks the reactor's thread to end its loop after this turn.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
@@ -230,7 +248,7 @@ impl Remote {
         self.0.asleep.load(Ordering::Relaxed)
     }
 
-    pub(super) fn doorbell(&self) -> &Eventfd {
+    pub(super) fn doorbell(&self) -> &Doorbell {
         &self.0.doorbell
     }
 

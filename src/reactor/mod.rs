@@ -18,7 +18,7 @@ use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use std::time::Duration;
 use hugepages::{Chunk, ChunkInfo, Pool};
 
 use crate::limits::{READY_BUDGET, SLEEP_NS_MAX, SPIN_NS, TASKS_PER_TURN};
+use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{Completion, FileId, Op, OpToken, Owner};
 use backend::Backend;
 use clock::{Clock, Entropy, TimeSource};
@@ -440,8 +441,25 @@ impl Reactor {
     }
 
     /// Takes a descriptor into the backend's table.
-    pub fn add_file(&self, fd: OwnedFd) -> FileId {
-        self.backend.borrow_mut().add_file(fd)
+    pub fn add_file(&self, fd: impl Into<Descriptor>) -> FileId {
+        self.backend.borrow_mut().add_file(fd.into())
+    }
+
+    /// An unconnected stream socket that can reach `to`, in the backend's table.
+    ///
+    /// # Errors
+    /// What socket(2) says.
+    pub fn add_socket(&self, to: SocketAddr) -> std::io::Result<FileId> {
+        self.backend.borrow_mut().add_socket(to)
+    }
+
+    /// Prepares a connected socket of the backend for small answers and says the addresses of both ends: the peer's, then
+    /// its own.
+    ///
+    /// # Errors
+    /// If the peer has gone already.
+    pub fn establish_socket(&self, file: FileId) -> std::io::Result<(SocketAddr, SocketAddr)> {
+        self.backend.borrow_mut().establish_socket(file)
     }
 
     /// Closes a file or socket of the backend.

@@ -1,3 +1,4 @@
 //! Leaves: devices that end a stack.
 
+pub mod malloc;
 pub mod null;
