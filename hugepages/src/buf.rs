@@ -7,10 +7,7 @@
 //! A block is out while any part of it is; the last part dropped, wherever that is, sends it home. The parts of a
 //! block are counted at its first page: plainly while all are on one core, with atomic operations from the moment one
 //! of them becomes a [`RemoteBuf`].
-#![expect(
-    unsafe_code,
-    reason = "the one place where the right to a block becomes a slice of memory"
-)]
+#![expect(unsafe_code, reason = "the one place where the right to a block becomes a slice of memory")]
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -122,36 +119,22 @@ impl Buf {
         let (number, order) = (extent.number(), extent.order());
         let offset = number.page() as usize * BLOCK_MIN;
         assert!(
-            view.home
-                .is_some_and(|slot| usize::from(slot) == number.slot())
+            view.home.is_some_and(|slot| usize::from(slot) == number.slot())
                 && offset + extent.len() <= view.chunk.len()
                 && len <= extent.len(),
             "a block outside its chunk"
         );
         // SAFETY: inside the chunk by the assertion.
         let start = unsafe { view.chunk.base().add(offset) };
-        Self {
-            start,
-            len: len as u32,
-            span: Span::whole(order),
-            view,
-        }
+        Self { start, len: len as u32, span: Span::whole(order), view }
     }
 
     /// A buffer from another core; `view` is this core's view of its chunk.
     #[inline]
     pub(crate) fn from_remote(view: Rc<View>, remote: RemoteBuf) -> Self {
-        assert!(
-            ptr::eq(Arc::as_ptr(&view.chunk), remote.chunk.as_ptr()),
-            "a view of another chunk"
-        );
+        assert!(ptr::eq(Arc::as_ptr(&view.chunk), remote.chunk.as_ptr()), "a view of another chunk");
         let remote = ManuallyDrop::new(remote);
-        Self {
-            start: remote.start,
-            len: remote.len,
-            span: remote.span,
-            view,
-        }
+        Self { start: remote.start, len: remote.len, span: remote.span, view }
     }
 
     /// Bytes of the slice.
@@ -186,11 +169,7 @@ impl Buf {
     /// If `len` exceeds the capacity.
     #[inline]
     pub fn set_len(&mut self, len: usize) {
-        assert!(
-            len <= self.capacity(),
-            "{len} bytes in a buffer of {}",
-            self.capacity()
-        );
+        assert!(len <= self.capacity(), "{len} bytes in a buffer of {}", self.capacity());
         self.len = len as u32;
     }
 
@@ -251,12 +230,7 @@ impl Buf {
             parts.store(2, Ordering::Relaxed);
         }
         let rest = self.capacity() - at;
-        let front = Buf {
-            start: self.start,
-            len: at as u32,
-            span: self.span.part(at),
-            view: Rc::clone(&self.view),
-        };
+        let front = Buf { start: self.start, len: at as u32, span: self.span.part(at), view: Rc::clone(&self.view) };
         self.span = self.span.part(rest);
         self.len -= at as u32;
         if rest > 0 {
@@ -277,9 +251,8 @@ impl Buf {
             && order == next.span.order()
             && ptr::eq(&*self.view.chunk, &*next.view.chunk)
             && self.page() == next.page();
-        let follows = next.capacity() == 0
-            || self.capacity() == 0
-            || self.address() + self.capacity() == next.address();
+        let follows =
+            next.capacity() == 0 || self.capacity() == 0 || self.address() + self.capacity() == next.address();
         if !same_block || !follows || self.len() != self.capacity() {
             return Err(next);
         }
@@ -292,19 +265,9 @@ impl Buf {
         drop(next);
         // Parts without capacity may be out still: only the sole part is the whole block. Acquire pairs with the Release
         // of parts that were dropped elsewhere.
-        let parts = self
-            .view
-            .chunk
-            .block(self.page())
-            .parts
-            .load(Ordering::Acquire)
-            & !ABROAD;
+        let parts = self.view.chunk.block(self.page()).parts.load(Ordering::Acquire) & !ABROAD;
         let whole = capacity == BLOCK_MIN << order && parts == 1;
-        self.span = if whole {
-            Span::whole(order)
-        } else {
-            self.span.part(capacity)
-        };
+        self.span = if whole { Span::whole(order) } else { self.span.part(capacity) };
         Ok(())
     }
 
@@ -319,12 +282,7 @@ impl Buf {
         // SAFETY: `this` is not dropped, so its view is dropped once, here. The chunk stays alive without it: the block
         // is out, and its home keeps the chunk, or leaves a reference behind, until it has landed.
         unsafe { drop(ptr::read(&raw const this.view)) };
-        RemoteBuf {
-            start: this.start,
-            len: this.len,
-            span: this.span,
-            chunk,
-        }
+        RemoteBuf { start: this.start, len: this.len, span: this.span, chunk }
     }
 
     /// From now on other cores count, too. Sent with the buffer, the flag is seen wherever a part of the block is: parts
@@ -350,10 +308,7 @@ impl Drop for Buf {
             return;
         }
         match self.view.home {
-            Some(slot) => self.view.core.put(Extent::from_buf(
-                BlockNumber::new(slot, page),
-                self.span.order(),
-            )),
+            Some(slot) => self.view.core.put(Extent::from_buf(BlockNumber::new(slot, page), self.span.order())),
             // SAFETY: the block is this buffer's alone (all of it, or the last part) and ends here.
             None => unsafe { send_home(NonNull::from(&*self.view.chunk), page) },
         }
@@ -386,10 +341,7 @@ impl RemoteBuf {
     /// The chunk's slot in the pool of `home`, if that is where it belongs.
     #[inline]
     pub(crate) fn home_slot(&self, home: &Arc<Home>) -> Option<u16> {
-        self.chunk()
-            .home()
-            .filter(|link| Arc::ptr_eq(&link.home, home))
-            .map(|link| link.slot)
+        self.chunk().home().filter(|link| Arc::ptr_eq(&link.home, home)).map(|link| link.slot)
     }
 }
 
@@ -453,9 +405,6 @@ impl fmt::Debug for Buf {
 
 impl fmt::Debug for RemoteBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteBuf")
-            .field("chunk", &self.chunk().index())
-            .field("len", &self.len)
-            .finish()
+        f.debug_struct("RemoteBuf").field("chunk", &self.chunk().index()).field("len", &self.len).finish()
     }
 }

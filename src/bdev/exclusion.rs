@@ -213,8 +213,7 @@ impl Gate {
     /// Runs `f` on the home, which is another reactor.
     fn to_home(&self, f: impl FnOnce(&Reactor, &Arbiter) + Send + 'static) {
         let device = self.device;
-        self.reactor
-            .send(self.home, Message::Call(Box::new(move |reactor| f(reactor, &arbiter_of(reactor, device)))));
+        self.reactor.send(self.home, Message::Call(Box::new(move |reactor| f(reactor, &arbiter_of(reactor, device)))));
     }
 
     // --- ordinary writes ---
@@ -399,8 +398,7 @@ impl Drop for Gate {
     fn drop(&mut self) {
         // Always by message, to this reactor too: while it shuts down its services cannot be looked up.
         let (here, device) = (self.reactor.id(), self.device);
-        self.reactor
-            .send(self.home, Message::Call(Box::new(move |home| arbiter_of(home, device).leave(home, here))));
+        self.reactor.send(self.home, Message::Call(Box::new(move |home| arbiter_of(home, device).leave(home, here))));
     }
 }
 

@@ -19,7 +19,12 @@ pub struct WorkQueue {
 impl WorkQueue {
     /// A queue without helpers yet.
     pub fn new(reactor: &Rc<Reactor>) -> WorkQueue {
-        WorkQueue { reactor: reactor.clone(), list: IoList::default(), idle: RefCell::default(), closed: Cell::new(false) }
+        WorkQueue {
+            reactor: reactor.clone(),
+            list: IoList::default(),
+            idle: RefCell::default(),
+            closed: Cell::new(false),
+        }
     }
 
     /// Hands an I/O to a helper, or keeps it until one is free.
