@@ -278,3 +278,162 @@ fn differs(a: &Region, at_a: usize, b: &Region, at_b: usize, len: usize) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bdev::device::testing::{One, count_together, pattern, race_plain_writes};
+    use std::sync::Arc;
+
+    fn device(size: u64, home: u16) -> Arc<dyn BlockDevice> {
+        Arc::new(
+            Malloc::new(Options {
+                name: "ram".to_owned(),
+                uuid: [0; 16],
+                size,
+                block_size: 512,
+                physical_block_size: 512,
+                hugepages: false,
+                home,
+            })
+            .unwrap(),
+        )
+    }
+
+    #[test]
+    fn data_comes_back_from_where_it_was_put_and_only_there() {
+        let one = One::new(&device(4 << 20, 0));
+        assert_eq!(one.read(0, 1 << 20), vec![0; 1 << 20], "never written");
+        let data = pattern(1, 5 * 512);
+        let io = one.io(IoOp::Write, 1024, data.len() as u64, &data, &[1, 700, 511, 512]);
+        assert_eq!(one.end(io).status, IoStatus::Success);
+        let mut expected = vec![0; 16 * 512];
+        expected[1024..1024 + data.len()].copy_from_slice(&data);
+        assert_eq!(one.read(0, 16 * 512), expected);
+        let scattered = one.io(IoOp::Read, 0, 16 * 512, &vec![1; 16 * 512], &[3, 1021, 4096, 5]);
+        assert_eq!(one.end(scattered).data, expected);
+        let last = pattern(2, 512);
+        one.write((4 << 20) - 512, &last);
+        assert_eq!(one.read((4 << 20) - 512, 512), last);
+        assert_eq!(one.status(IoOp::Flush, 0, 0), IoStatus::Success);
+        assert_eq!(one.status(IoOp::Reset, 0, 0), IoStatus::Success);
+        one.close();
+    }
+
+    #[test]
+    fn zeroed_ranges_read_zeros_and_nothing_beside_them_changes() {
+        let one = One::new(&device(4 << 20, 0));
+        let data = pattern(3, 1 << 20);
+        for op in [IoOp::Unmap, IoOp::WriteZeroes] {
+            for (at, len) in [(512, 512), (0, 4096), (1536, 64 << 10), (4096, 128 << 10), (512, (1 << 20) - 1024)] {
+                one.write(0, &data);
+                assert_eq!(one.status(op, at as u64, len as u64), IoStatus::Success);
+                let mut expected = data.clone();
+                expected[at..at + len].fill(0);
+                assert!(one.read(0, 1 << 20) == expected, "{op:?} {at}+{len}");
+            }
+        }
+        one.close();
+    }
+
+    #[test]
+    fn compare_names_the_first_difference_and_compare_and_write_stores_only_on_equality() {
+        let one = One::new(&device(1 << 20, 0));
+        let (old, new) = (pattern(4, 2048), pattern(5, 2048));
+        one.write(512, &old);
+        assert_eq!(one.run(IoOp::Compare, 512, 2048, &old).status, IoStatus::Success);
+        let mut other = old.clone();
+        other[1999] ^= 1;
+        let io = one.io(IoOp::Compare, 512, 2048, &other, &[100, 1500]);
+        let done = one.end(io);
+        assert_eq!((done.status, done.info), (IoStatus::Miscompare, 1999));
+        let io = one.io(IoOp::CompareAndWrite, 512, 2048, &[other, new.clone()].concat(), &[777]);
+        let done = one.end(io);
+        assert_eq!((done.status, done.info), (IoStatus::Miscompare, 1999));
+        assert_eq!(one.read(512, 2048), old);
+        let io = one.io(IoOp::CompareAndWrite, 512, 2048, &[old, new.clone()].concat(), &[1, 2047, 5]);
+        assert_eq!(one.end(io).status, IoStatus::Success);
+        assert_eq!(one.read(512, 2048), new);
+        assert_eq!(one.read(0, 512), vec![0; 512]);
+        one.close();
+    }
+
+    #[test]
+    fn memory_of_a_region_is_read_written_and_compared() {
+        let one = One::new(&device(1 << 20, 0));
+        let guest = Region::new(1 << 16, RegionOptions::default()).unwrap();
+        let data = pattern(6, 9 * 512);
+        guest.write(33, &data);
+        let io = |op, offset| {
+            let mut io = one.reactor.create_io().unwrap();
+            io.prepare(op, 1024, data.len() as u64);
+            io.data.push(Segment::Region { region: guest.clone(), offset, len: data.len() as u32 });
+            io
+        };
+        let end = |io| {
+            let handle = one.handle.clone();
+            let io = one.reactor.run_until(async move { handle.execute(io).await });
+            let end = (io.status, io.info);
+            one.reactor.retire_io(io);
+            end
+        };
+        assert_eq!(end(io(IoOp::Write, 33)).0, IoStatus::Success);
+        assert_eq!(one.read(1024, data.len()), data);
+        assert_eq!(end(io(IoOp::Read, 20_001)).0, IoStatus::Success);
+        let mut back = vec![0; data.len()];
+        guest.read(20_001, &mut back);
+        assert_eq!(back, data);
+        assert_eq!(end(io(IoOp::Compare, 33)), (IoStatus::Success, 0));
+        guest.write(33 + 4500, &[!data[4500]]);
+        assert_eq!(end(io(IoOp::Compare, 33)), (IoStatus::Miscompare, 4500));
+        one.close();
+    }
+
+    #[test]
+    fn a_volume_of_a_tebibyte_opens_at_once_and_is_usable_to_its_end() {
+        let size = 1 << 40;
+        let one = One::new(&device(size, 0));
+        let data = pattern(7, 4096);
+        one.write(size - 4096, &data);
+        assert_eq!(one.read(size - 4096, 4096), data);
+        assert_eq!(one.status(IoOp::Unmap, size - 4096, 8192), IoStatus::OutOfRange);
+        one.close();
+    }
+
+    #[test]
+    fn growth_keeps_what_is_there_and_adds_zeros() {
+        let device = device(1 << 20, 0);
+        let one = One::new(&device);
+        let data = pattern(8, 512);
+        one.write((1 << 20) - 512, &data);
+        assert_eq!(one.run(IoOp::Read, 1 << 20, 512, &[0; 512]).status, IoStatus::OutOfRange);
+        device.grow(3 << 20).unwrap();
+        assert_eq!(one.read((1 << 20) - 512, 1024), [data, vec![0; 512]].concat());
+        one.write((3 << 20) - 512, &[9; 512]);
+        let text = |size| device.grow(size).unwrap_err().to_string();
+        assert_eq!(text(1 << 20), "volume \"ram\": it has 3145728 bytes and cannot shrink to 1048576");
+        assert_eq!(text((3 << 20) + 1), "volume \"ram\": 3145729 bytes are no multiple of its block size 512");
+        assert_eq!(device.common().size(), 3 << 20);
+        one.close();
+    }
+
+    #[test]
+    fn a_home_that_does_not_exist_is_refused() {
+        let reactor = crate::reactor::start::solo(32 << 20).unwrap();
+        let error = crate::bdev::Handle::open(&reactor, &device(1 << 20, 1)).err().unwrap();
+        assert_eq!(error.to_string(), "volume \"ram\": its home is reactor 1, and there are 1");
+        reactor.shut_down();
+    }
+
+    #[test]
+    fn compare_and_write_counts_from_two_reactors() {
+        count_together(device(1 << 20, 0), 500);
+        count_together(device(1 << 20, 1), 500);
+    }
+
+    #[test]
+    fn compare_and_write_undoes_no_plain_write_of_another_reactor() {
+        assert!(race_plain_writes(device(1 << 20, 0), 20_000) > 0);
+        assert!(race_plain_writes(device(1 << 20, 1), 20_000) > 0);
+    }
+}

@@ -2,3 +2,5 @@
 
 pub mod malloc;
 pub mod null;
+#[cfg(test)]
+mod testing;
