@@ -207,6 +207,28 @@ fn foreign_parts_are_not_joined() {
 }
 
 #[test]
+fn a_part_without_bytes_keeps_its_block() {
+    let arena = Arena::heap(MAX_BUF);
+    let pool = pool(0, &arena, MAX_BUF);
+    let mut rest = pool.alloc(BLOCK_MIN).expect("room");
+    let nothing = rest.split_to(0);
+    let mut front = rest.split_to(100);
+    front.unsplit(rest).expect("they are neighbours");
+    assert_eq!((front.capacity(), nothing.capacity()), (BLOCK_MIN, 0));
+    drop(front);
+    assert_eq!(pool.leaked(), 1);
+    drop(nothing);
+    // At the end of a block such a part belongs to it, not to the next.
+    let mut whole = pool.alloc(BLOCK_MIN).expect("room");
+    let mut front = whole.split_to(BLOCK_MIN);
+    front.unsplit(whole).expect("of the same block");
+    assert_eq!((front.len(), front.capacity()), (BLOCK_MIN, BLOCK_MIN));
+    drop(front);
+    assert_eq!(pool.leaked(), 0);
+    assert_eq!(drain(&pool, MAX_BUF).len(), 1);
+}
+
+#[test]
 fn buffers_outlive_their_pool_and_arena() {
     let arena = Arena::heap(4 * MAX_BUF);
     let home = pool(0, &arena, 4 * MAX_BUF);
