@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use hugepages::{Arena, Buf, Pool, Region, RegionOptions};
+use hugepages::{Arena, ArenaOptions, Buf, HugepagePolicy, Pool, Region, RegionOptions};
 
 /// The best of five rounds of `count` turns, in nanoseconds per turn.
 fn time(name: &str, count: u32, mut turn: impl FnMut()) {
@@ -96,5 +96,21 @@ fn main() {
         time(&format!("Region::compare of {len}"), count, || {
             black_box(region.compare(black_box(0), &private[..len])).expect("just read");
         });
+    }
+
+    for policy in [HugepagePolicy::Off, HugepagePolicy::Prefer] {
+        let options = ArenaOptions {
+            size: 256 << 20,
+            hugepages: policy,
+            numa_node: None,
+        };
+        time(
+            &format!("arena of 256 MiB ({policy:?}): make and grow to 32 MiB"),
+            1,
+            || {
+                let arena = Arena::new(options).expect("256 MiB of address space");
+                black_box(arena.grow(32 << 20).expect("32 MiB of memory"));
+            },
+        );
     }
 }

@@ -80,6 +80,12 @@ impl Span {
 ///
 /// A slice of [`len`](Buf::len) bytes within [`capacity`](Buf::capacity) bytes that are its own. The memory is always
 /// initialised (the arena is zeroed when it is mapped), so growing `len` shows old contents, never undefined ones.
+///
+/// ```compile_fail
+/// fn to_another_core(buf: hugepages::Buf) {
+///     std::thread::spawn(move || drop(buf)); // not Send: make it a RemoteBuf
+/// }
+/// ```
 pub struct Buf {
     /// First byte; of a part without capacity, any byte of its block.
     start: NonNull<u8>,

@@ -186,7 +186,7 @@ impl Pool {
     }
 
     /// Prepares [`Pool::import`] for buffers of another pool's chunk. A control event: allocates heap, so that the
-    /// first import need not.
+    /// first import need not. The chunk stays mapped while this pool lives.
     pub fn know(&self, chunk: &ChunkInfo) {
         let inner = chunk.inner();
         if !self.core.is_home_of(inner) {

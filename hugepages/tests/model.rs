@@ -15,6 +15,8 @@ enum Step {
     Alloc(usize),
     Drop(Index),
     Split(Index, Index),
+    /// Leaves nothing on one side: of the front (false), of the rest (true).
+    SplitEdge(Index, bool),
     Unsplit(Index, Index),
     /// Joins with whatever follows in memory, if anything does.
     Rejoin(Index),
@@ -34,6 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => len.prop_map(Step::Alloc),
         4 => index().prop_map(Step::Drop),
         5 => (index(), index()).prop_map(|(which, at)| Step::Split(which, at)),
+        2 => (index(), any::<bool>()).prop_map(|(which, end)| Step::SplitEdge(which, end)),
         1 => (index(), index()).prop_map(|(front, next)| Step::Unsplit(front, next)),
         3 => index().prop_map(Step::Rejoin),
         1 => (index(), index()).prop_map(|(which, at)| Step::Truncate(which, at)),
@@ -144,6 +147,19 @@ impl Bench {
         self.here.push(held);
     }
 
+    fn split(&mut self, mut buf: Buf, at: usize) {
+        let (start, len, capacity) = (buf.address(), buf.len(), buf.capacity());
+        let front = buf.split_to(at);
+        assert_eq!(
+            (front.address(), front.len(), front.capacity()),
+            (start, at, at)
+        );
+        assert_eq!((buf.len(), buf.capacity()), (len - at, capacity - at));
+        assert!(buf.capacity() == 0 || buf.address() == start + at);
+        self.keep(front);
+        self.keep(buf);
+    }
+
     fn unsplit(&mut self, front: Held<Buf>, next: Held<Buf>) -> bool {
         let (mut front, next) = (front.buf, next.buf);
         let (start, len) = (front.address(), front.len() + next.len());
@@ -178,18 +194,15 @@ impl Bench {
             }
             Step::Drop(which) => drop(self.take(which)),
             Step::Split(which, at) => {
-                if let Some(Held { mut buf, .. }) = self.take(which) {
-                    let (start, len, capacity) = (buf.address(), buf.len(), buf.capacity());
-                    let at = at.index(len + 1);
-                    let front = buf.split_to(at);
-                    assert_eq!(
-                        (front.address(), front.len(), front.capacity()),
-                        (start, at, at)
-                    );
-                    assert_eq!((buf.len(), buf.capacity()), (len - at, capacity - at));
-                    assert!(buf.capacity() == 0 || buf.address() == start + at);
-                    self.keep(front);
-                    self.keep(buf);
+                if let Some(Held { buf, .. }) = self.take(which) {
+                    let at = at.index(buf.len() + 1);
+                    self.split(buf, at);
+                }
+            }
+            Step::SplitEdge(which, end) => {
+                if let Some(Held { buf, .. }) = self.take(which) {
+                    let at = if end { buf.len() } else { 0 };
+                    self.split(buf, at);
                 }
             }
             Step::Unsplit(front, next) => {
