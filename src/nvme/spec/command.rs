@@ -29,19 +29,7 @@ open_enum! {
 }
 
 /// SGL descriptor, 16 bytes (Base §4.1.2.1).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SglDescriptor {
     /// Memory address, or for [`SglId::DATA_BLOCK_OFFSET`] the offset in bytes from the start of the in-capsule data.
@@ -59,20 +47,12 @@ const _: () = assert!(size_of::<SglDescriptor>() == 16);
 impl SglDescriptor {
     /// Descriptor of `length` bytes of in-capsule data at offset 0.
     pub fn in_capsule(length: u32) -> Self {
-        Self {
-            length: U32::new(length),
-            id: SglId::DATA_BLOCK_OFFSET,
-            ..Self::default()
-        }
+        Self { length: U32::new(length), id: SglId::DATA_BLOCK_OFFSET, ..Self::default() }
     }
 
     /// Descriptor of a command data buffer of `length` bytes that the transport moves.
     pub fn transport(length: u32) -> Self {
-        Self {
-            length: U32::new(length),
-            id: SglId::TRANSPORT_DATA_BLOCK,
-            ..Self::default()
-        }
+        Self { length: U32::new(length), id: SglId::TRANSPORT_DATA_BLOCK, ..Self::default() }
     }
 }
 
@@ -102,19 +82,7 @@ open_enum! {
 
 /// Submission queue entry, 64 bytes (Base §3.3.3.1). The same layout holds for admin and I/O
 /// commands; Fabrics commands are read through their own views ([`super::ConnectCmd`] and others).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Sqe {
     /// Opcode; its meaning depends on the queue.
@@ -216,19 +184,7 @@ impl Sqe {
 }
 
 /// Completion queue entry, 16 bytes (Base §3.3.3.2; Fabrics response capsule §3.3.2.1.2).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Cqe {
     /// Command specific dwords 0 and 1.
@@ -249,19 +205,12 @@ const _: () = assert!(offset_of!(Cqe, status_phase) == 14);
 impl Cqe {
     /// A completion of command `cid` with `status` and a zero result. The transport sets SQHD.
     pub fn new(cid: u16, status: Status) -> Self {
-        Self {
-            cid: U16::new(cid),
-            status_phase: U16::new(status.to_wire()),
-            ..Self::default()
-        }
+        Self { cid: U16::new(cid), status_phase: U16::new(status.to_wire()), ..Self::default() }
     }
 
     /// A successful completion with the command specific dwords.
     pub fn with_result(cid: u16, result: u64) -> Self {
-        Self {
-            result: U64::new(result),
-            ..Self::new(cid, Status::SUCCESS)
-        }
+        Self { result: U64::new(result), ..Self::new(cid, Status::SUCCESS) }
     }
 
     /// The status field.
@@ -309,10 +258,7 @@ mod tests {
         let mut cqe = Cqe::with_result(0x0203, 0x0000_0001_0000_00ff);
         cqe.sqhd.set(5);
         cqe.set_status(StatusCode::INVALID_OPCODE.dnr());
-        assert_eq!(
-            cqe.as_bytes(),
-            [0xff, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 3, 2, 0x02, 0x80]
-        );
+        assert_eq!(cqe.as_bytes(), [0xff, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 3, 2, 0x02, 0x80]);
         assert_eq!(cqe.status(), StatusCode::INVALID_OPCODE.dnr());
         assert_eq!(cqe.dw0(), 0xff);
     }

@@ -128,11 +128,7 @@ impl InvalidParameter {
 
     /// Unpacks the dword.
     pub const fn of(dword: u32) -> Self {
-        if dword & 1 << 16 == 0 {
-            Self::Sqe(dword as u16)
-        } else {
-            Self::Data(dword as u16)
-        }
+        if dword & 1 << 16 == 0 { Self::Sqe(dword as u16) } else { Self::Data(dword as u16) }
     }
 }
 
@@ -369,10 +365,7 @@ mod tests {
         assert_eq!(get.as_bytes()[..5], [0x7f, 0x40, 0, 0, 4]);
         assert_eq!(get.as_bytes()[40..48], [1, 0, 0, 0, 0, 0, 0, 0]);
         let set = PropertySetCmd::new(0x14, 0x0046_0001).to_sqe();
-        assert_eq!(
-            set.as_bytes()[40..56],
-            [0, 0, 0, 0, 0x14, 0, 0, 0, 1, 0, 0x46, 0, 0, 0, 0, 0]
-        );
+        assert_eq!(set.as_bytes()[40..56], [0, 0, 0, 0, 0x14, 0, 0, 0, 1, 0, 0x46, 0, 0, 0, 0, 0]);
         assert_eq!(PropertySetCmd::of(&set).value.get(), 0x0046_0001);
         assert_eq!(PropertyGetCmd::of(&get).attrib, 1);
     }
@@ -381,10 +374,7 @@ mod tests {
     fn invalid_parameter_dword() {
         assert_eq!(InvalidParameter::Sqe(42).to_dword(), 42);
         assert_eq!(InvalidParameter::Data(256).to_dword(), 0x0001_0100);
-        assert_eq!(
-            InvalidParameter::of(0x0001_0100),
-            InvalidParameter::Data(256)
-        );
+        assert_eq!(InvalidParameter::of(0x0001_0100), InvalidParameter::Data(256));
         assert_eq!(InvalidParameter::of(44), InvalidParameter::Sqe(44));
     }
 }

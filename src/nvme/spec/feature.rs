@@ -84,17 +84,12 @@ impl FeatureFields {
     /// Reads dword 10.
     pub const fn of(sqe: &Sqe) -> Self {
         let cdw10 = sqe.cdw10.get();
-        Self {
-            fid: FeatureId(cdw10 as u8),
-            select: FeatureSelect((cdw10 >> 8) as u8 & 7),
-            save: cdw10 & 1 << 31 != 0,
-        }
+        Self { fid: FeatureId(cdw10 as u8), select: FeatureSelect((cdw10 >> 8) as u8 & 7), save: cdw10 & 1 << 31 != 0 }
     }
 
     /// Writes dword 10.
     pub fn put(self, sqe: &mut Sqe) {
-        sqe.cdw10
-            .set(self.fid.0 as u32 | (self.select.0 as u32 & 7) << 8 | (self.save as u32) << 31);
+        sqe.cdw10.set(self.fid.0 as u32 | (self.select.0 as u32 & 7) << 8 | (self.save as u32) << 31);
     }
 }
 
@@ -176,11 +171,7 @@ mod tests {
     #[test]
     fn feature_fields_round_trip() {
         let mut sqe = Sqe::admin(AdminOpcode::SET_FEATURES, 0);
-        let fields = FeatureFields {
-            fid: FeatureId::KEEP_ALIVE_TIMER,
-            select: FeatureSelect::SUPPORTED,
-            save: true,
-        };
+        let fields = FeatureFields { fid: FeatureId::KEEP_ALIVE_TIMER, select: FeatureSelect::SUPPORTED, save: true };
         fields.put(&mut sqe);
         assert_eq!(sqe.cdw10.get(), 0x8000_030f);
         assert_eq!(FeatureFields::of(&sqe), fields);

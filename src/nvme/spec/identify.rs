@@ -92,8 +92,7 @@ impl IdentifyFields {
     /// Writes dwords 10 and 11.
     pub fn put(self, sqe: &mut Sqe) {
         sqe.cdw10.set(self.cns.0 as u32 | (self.cntid as u32) << 16);
-        sqe.cdw11
-            .set(self.cns_specific as u32 | (self.csi.0 as u32) << 24);
+        sqe.cdw11.set(self.cns_specific as u32 | (self.csi.0 as u32) << 24);
     }
 }
 
@@ -329,19 +328,7 @@ const _: () = assert!(offset_of!(IdentifyController, ioccsz_16b) == 1792);
 const _: () = assert!(offset_of!(IdentifyController, psd) == 2048);
 
 /// LBA format (NVM §4.1.5.1).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct LbaFormat {
     /// Metadata bytes per block.
@@ -540,9 +527,7 @@ open_enum! {
 }
 
 /// Header of a Namespace Identification Descriptor; its value of `len` bytes follows (Base §5.17.2.3).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct DescriptorHeader {
     /// Type.
@@ -601,12 +586,7 @@ mod tests {
     #[test]
     fn identify_fields_round_trip() {
         let mut sqe = Sqe::admin(AdminOpcode::IDENTIFY, 1);
-        let fields = IdentifyFields {
-            cns: Cns::NAMESPACE_CSI,
-            cntid: 0x1234,
-            cns_specific: 0x56,
-            csi: Csi::ZONED,
-        };
+        let fields = IdentifyFields { cns: Cns::NAMESPACE_CSI, cntid: 0x1234, cns_specific: 0x56, csi: Csi::ZONED };
         fields.put(&mut sqe);
         assert_eq!(sqe.cdw10.get(), 0x1234_0005);
         assert_eq!(sqe.cdw11.get(), 0x0200_0056);

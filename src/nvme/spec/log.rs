@@ -75,17 +75,11 @@ impl GetLogFields {
 
     /// Writes dwords 10 to 14.
     pub fn put(self, sqe: &mut Sqe) {
-        sqe.cdw10.set(
-            self.lid.0 as u32
-                | (self.lsp as u32 & 0x7f) << 8
-                | (self.rae as u32) << 15
-                | self.numd_z << 16,
-        );
+        sqe.cdw10.set(self.lid.0 as u32 | (self.lsp as u32 & 0x7f) << 8 | (self.rae as u32) << 15 | self.numd_z << 16);
         sqe.cdw11.set(self.numd_z >> 16 | (self.lsi as u32) << 16);
         sqe.cdw12.set(self.offset as u32);
         sqe.cdw13.set((self.offset >> 32) as u32);
-        sqe.cdw14
-            .set((self.offset_is_index as u32) << 23 | (self.csi as u32) << 24);
+        sqe.cdw14.set((self.offset_is_index as u32) << 23 | (self.csi as u32) << 24);
     }
 
     /// Bytes asked for; up to 16 GiB, so wider than the field.
@@ -100,19 +94,7 @@ impl GetLogFields {
 }
 
 /// Entry of the Error Information log page, 64 bytes (Base §5.16.1.2).
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ErrorLogEntry {
     /// Incremented for each error; 0 marks an unused entry.

@@ -162,9 +162,6 @@ mod tests {
     fn cap_fields() {
         let cap = Cap::fabrics(127, 15, Cap::CQR | Cap::CSS_NVM | Cap::CRWMS);
         assert_eq!(cap.0, 0x0800_0020_0f01_007f);
-        assert_eq!(
-            (cap.mqes_z(), cap.to(), cap.mpsmin(), cap.dstrd()),
-            (127, 15, 0, 0)
-        );
+        assert_eq!((cap.mqes_z(), cap.to(), cap.mpsmin(), cap.dstrd()), (127, 15, 0, 0));
     }
 }

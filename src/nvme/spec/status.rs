@@ -249,10 +249,7 @@ mod tests {
         assert_eq!(StatusCode::COMPARE_FAILURE.sct(), 2);
         assert_eq!(StatusCode::COMPARE_FAILURE.retry().to_wire(), 0x050a);
         assert!(status.is_dnr() && !status.is_success());
-        assert_eq!(
-            format!("{:?}", status.with_more()),
-            "LBA_OUT_OF_RANGE|MORE|DNR"
-        );
+        assert_eq!(format!("{:?}", status.with_more()), "LBA_OUT_OF_RANGE|MORE|DNR");
         assert_eq!(Status(0x1800).crd(), 3);
     }
 }

@@ -6,8 +6,8 @@ use super::fault::{Fault, at};
 use super::io::{DataPlace, data_place};
 use super::{MAX_TRANSFER_LEN, SmartCounters, feature, identify, log};
 use crate::nvme::spec::{
-    AdminOpcode, Cqe, Direction, FabricsType, IDENTIFY_LEN, LogId, NoticeInfo, PropertyGetCmd,
-    PropertySetCmd, Psdt, Sqe, StatusCode,
+    AdminOpcode, Cqe, Direction, FabricsType, IDENTIFY_LEN, LogId, NoticeInfo, PropertyGetCmd, PropertySetCmd, Psdt,
+    Sqe, StatusCode,
 };
 
 /// What an admin command needs from outside.
@@ -79,16 +79,9 @@ pub fn admin_transfer(sqe: &Sqe, capsule_len: u32) -> Result<AdminTransfer, Faul
     }
     let direction = if sqe.is_fabrics() {
         Direction::of(sqe.fabrics_type().0)
-    } else if matches!(
-        sqe.admin_opcode(),
-        AdminOpcode::GET_FEATURES | AdminOpcode::SET_FEATURES
-    ) {
+    } else if matches!(sqe.admin_opcode(), AdminOpcode::GET_FEATURES | AdminOpcode::SET_FEATURES) {
         // Their opcodes announce data, which only some features have.
-        if sqe.dptr.length.get() == 0 {
-            Direction::None
-        } else {
-            Direction::of(sqe.opcode)
-        }
+        if sqe.dptr.length.get() == 0 { Direction::None } else { Direction::of(sqe.opcode) }
     } else {
         Direction::of(sqe.opcode)
     };
@@ -97,17 +90,10 @@ pub fn admin_transfer(sqe: &Sqe, capsule_len: u32) -> Result<AdminTransfer, Faul
         Direction::HostToController => true,
         Direction::ControllerToHost => false,
         Direction::None if capsule_len == 0 => {
-            return Ok(AdminTransfer {
-                direction,
-                place: DataPlace::None,
-                len: 0,
-            });
+            return Ok(AdminTransfer { direction, place: DataPlace::None, len: 0 });
         }
         Direction::None => {
-            return Err(Fault::at(
-                StatusCode::SGL_DATA_LENGTH_INVALID,
-                at::SGL_LENGTH,
-            ));
+            return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
         }
         Direction::Bidirectional => return Err(Fault::at(StatusCode::INVALID_OPCODE, at::OPCODE)),
     };
@@ -115,11 +101,7 @@ pub fn admin_transfer(sqe: &Sqe, capsule_len: u32) -> Result<AdminTransfer, Faul
     if len > MAX_TRANSFER_LEN {
         return Err(Fault::at(StatusCode::INVALID_FIELD, at::SGL_LENGTH));
     }
-    Ok(AdminTransfer {
-        direction,
-        place,
-        len,
-    })
+    Ok(AdminTransfer { direction, place, len })
 }
 
 impl Target {
@@ -136,10 +118,7 @@ impl Target {
     ) -> Outcome {
         match self.try_admin(handle, sqe, context, out) {
             Ok(outcome) => outcome,
-            Err(fault) => Outcome::Done {
-                cqe: self.admin_fault(handle, sqe, fault),
-                data_len: 0,
-            },
+            Err(fault) => Outcome::Done { cqe: self.admin_fault(handle, sqe, fault), data_len: 0 },
         }
     }
 
@@ -177,25 +156,16 @@ impl Target {
         match sqe.admin_opcode() {
             AdminOpcode::IDENTIFY => {
                 let Some(out) = identify_buffer(len, out) else {
-                    return Err(Fault::at(
-                        StatusCode::SGL_DATA_LENGTH_INVALID,
-                        at::SGL_LENGTH,
-                    ));
+                    return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
                 };
                 let subsystem = self.subsystems.get(&controller.subnqn);
                 identify::identify(controller, subsystem, &self.params, sqe, out)?;
-                Ok(Outcome::Done {
-                    cqe: Cqe::with_result(cid, 0),
-                    data_len: IDENTIFY_LEN,
-                })
+                Ok(Outcome::Done { cqe: Cqe::with_result(cid, 0), data_len: IDENTIFY_LEN })
             }
             AdminOpcode::GET_LOG_PAGE => {
                 let (fields, len) = log::check(sqe)?;
                 let Some(out) = out.get_mut(..len) else {
-                    return Err(Fault::at(
-                        StatusCode::SGL_DATA_LENGTH_INVALID,
-                        at::SGL_LENGTH,
-                    ));
+                    return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
                 };
                 if fields.lid == LogId::DISCOVERY && controller.is_discovery() {
                     let (hostnqn, local) = (controller.hostnqn.clone(), controller.local);
@@ -206,19 +176,12 @@ impl Target {
                 if !fields.rae {
                     self.log_was_read(handle, fields.lid);
                 }
-                Ok(Outcome::Done {
-                    cqe: Cqe::with_result(cid, 0),
-                    data_len: len,
-                })
+                Ok(Outcome::Done { cqe: Cqe::with_result(cid, 0), data_len: len })
             }
             AdminOpcode::GET_FEATURES => {
                 let available = len.min(out.len());
-                let (value, data_len) =
-                    feature::get(controller, &self.params, sqe, &mut out[..available])?;
-                Ok(Outcome::Done {
-                    cqe: Cqe::with_result(cid, u64::from(value)),
-                    data_len,
-                })
+                let (value, data_len) = feature::get(controller, &self.params, sqe, &mut out[..available])?;
+                Ok(Outcome::Done { cqe: Cqe::with_result(cid, u64::from(value)), data_len })
             }
             AdminOpcode::SET_FEATURES => {
                 let value = feature::set(controller, &self.params, sqe, context.now_ns)?;
@@ -266,10 +229,7 @@ impl Target {
             if let Some(position) = position {
                 controller.parked.remove(position);
                 let cqe = Cqe::new(cid, StatusCode::ABORT_REQUESTED.retry());
-                self.notices.push_back(Notice::AsyncEvent {
-                    controller: handle,
-                    cqe,
-                });
+                self.notices.push_back(Notice::AsyncEvent { controller: handle, cqe });
             }
             return Ok(done(sqe, u64::from(position.is_none())));
         }
@@ -301,10 +261,7 @@ fn identify_buffer(len: usize, out: &mut [u8]) -> Option<&mut [u8; IDENTIFY_LEN]
 }
 
 fn done(sqe: &Sqe, result: u64) -> Outcome {
-    Outcome::Done {
-        cqe: Cqe::with_result(sqe.cid.get(), result),
-        data_len: 0,
-    }
+    Outcome::Done { cqe: Cqe::with_result(sqe.cid.get(), result), data_len: 0 }
 }
 
 /// Property Get and Property Set (Base §6.5, §6.6); they work on a disabled controller.
@@ -327,14 +284,8 @@ fn fabrics(controller: &mut Controller, sqe: &Sqe) -> Result<Outcome, Fault> {
             let cqe = Cqe::with_result(sqe.cid.get(), 0);
             Ok(match controller.write_cc(cmd.value.get() as u32)? {
                 CcAction::None => done(sqe, 0),
-                CcAction::Reset => Outcome::Quiesce {
-                    cqe,
-                    reason: Quiesce::Reset,
-                },
-                CcAction::Shutdown => Outcome::Quiesce {
-                    cqe,
-                    reason: Quiesce::Shutdown,
-                },
+                CcAction::Reset => Outcome::Quiesce { cqe, reason: Quiesce::Reset },
+                CcAction::Shutdown => Outcome::Quiesce { cqe, reason: Quiesce::Shutdown },
             })
         }
         // The queue exists already (Base §6.3).

@@ -10,9 +10,8 @@ use super::controller::{Controller, ControllerHandle, EventState, Phase};
 use super::engine::Target;
 use super::fault::{Fault, at};
 use crate::nvme::spec::{
-    CATTR_DISABLE_SQ_FLOW_CONTROL, CNTLID_DYNAMIC, CNTLID_MAX, Cc, ConnectCmd, ConnectData,
-    ControllerType, Cqe, Csts, DISCOVERY_NQN, FabricsType, InvalidParameter, NQN_MAX_LEN, Psdt,
-    Sqe, StatusCode, nul_text,
+    CATTR_DISABLE_SQ_FLOW_CONTROL, CNTLID_DYNAMIC, CNTLID_MAX, Cc, ConnectCmd, ConnectData, ControllerType, Cqe, Csts,
+    DISCOVERY_NQN, FabricsType, InvalidParameter, NQN_MAX_LEN, Psdt, Sqe, StatusCode, nul_text,
 };
 
 /// A Connect as it arrived.
@@ -65,10 +64,7 @@ struct Refusal {
 
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
-        Self {
-            fault,
-            parameter: None,
-        }
+        Self { fault, parameter: None }
     }
 }
 
@@ -116,10 +112,7 @@ impl Target {
         }
         let cmd = ConnectCmd::of(sqe);
         let length_ok = sqe.dptr.length.get() as usize == size_of::<ConnectData>();
-        let Some(data) = ConnectData::ref_from_bytes(request.data)
-            .ok()
-            .filter(|_| length_ok)
-        else {
+        let Some(data) = ConnectData::ref_from_bytes(request.data).ok().filter(|_| length_ok) else {
             return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH).into());
         };
         if cmd.recfmt.get() != 0 {
@@ -129,11 +122,7 @@ impl Target {
         if qid > self.params.max_io_queues {
             return Err(bad_sqe(offset_of!(ConnectCmd, qid)));
         }
-        let max_entries = if qid == 0 {
-            self.params.max_admin_entries
-        } else {
-            self.params.max_io_entries
-        };
+        let max_entries = if qid == 0 { self.params.max_admin_entries } else { self.params.max_io_entries };
         let sqsize_z = cmd.sqsize_z.get();
         if sqsize_z == 0 || sqsize_z >= max_entries {
             return Err(bad_sqe(offset_of!(ConnectCmd, sqsize_z)));
@@ -157,14 +146,7 @@ impl Target {
         if sq_flow_control_disabled {
             cqe.sqhd.set(0xffff);
         }
-        Ok(Connected {
-            controller,
-            kind,
-            qid,
-            entries: sqsize_z + 1,
-            sq_flow_control_disabled,
-            cqe,
-        })
+        Ok(Connected { controller, kind, qid, entries: sqsize_z + 1, sq_flow_control_disabled, cqe })
     }
 
     fn connect_admin(
@@ -204,11 +186,7 @@ impl Target {
             None => self.next_discovery_cntlid = following,
         }
         let mut controller = Controller {
-            kind: if discovery {
-                ControllerType::DISCOVERY
-            } else {
-                ControllerType::IO
-            },
+            kind: if discovery { ControllerType::DISCOVERY } else { ControllerType::IO },
             subnqn: subnqn.to_owned(),
             cntlid,
             hostnqn: hostnqn.to_owned(),
@@ -236,11 +214,7 @@ impl Target {
         let handle = ControllerHandle(self.next_handle);
         self.next_handle += 1;
         self.controllers.insert(handle, controller);
-        let kind = if discovery {
-            QueueKind::Discovery
-        } else {
-            QueueKind::Admin
-        };
+        let kind = if discovery { QueueKind::Discovery } else { QueueKind::Admin };
         Ok((kind, handle, cntlid))
     }
 
@@ -262,10 +236,8 @@ impl Target {
             return Err(Fault::new(StatusCode::CONNECT_INVALID_HOST).into());
         }
         let cntlid = data.cntlid.get();
-        let found = self
-            .controllers
-            .iter_mut()
-            .find(|(_, c)| c.cntlid == cntlid && c.subnqn == subnqn && c.admin_connected);
+        let found =
+            self.controllers.iter_mut().find(|(_, c)| c.cntlid == cntlid && c.subnqn == subnqn && c.admin_connected);
         let Some((&handle, controller)) = found else {
             return Err(bad_data(offset_of!(ConnectData, cntlid)));
         };
@@ -279,10 +251,7 @@ impl Target {
             return Err(Fault::new(StatusCode::COMMAND_SEQUENCE_ERROR).into());
         }
         // Entries of 64 and 16 bytes are all there is; the host had to say so (Base §3.1.3.5).
-        if controller.cc.iosqes() != 6
-            || controller.cc.iocqes() != 4
-            || qid > controller.granted_queues
-        {
+        if controller.cc.iosqes() != 6 || controller.cc.iocqes() != 4 || qid > controller.granted_queues {
             return Err(bad_sqe(offset_of!(ConnectCmd, qid)));
         }
         if !controller.io_queues.insert(qid) {

@@ -7,12 +7,11 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use super::fault::{Fault, at};
 use super::{
-    ABORTS, ASYNC_EVENT_REQUESTS, DISCOVERY_IDLE_MS, ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_MS,
-    READY_TIMEOUT_500MS,
+    ABORTS, ASYNC_EVENT_REQUESTS, DISCOVERY_IDLE_MS, ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_MS, READY_TIMEOUT_500MS,
 };
 use crate::nvme::spec::{
-    AsyncEventResult, AsyncEventType, Cap, Cc, ControllerType, Cqe, Csts, ErrorLogEntry, LogId,
-    NoticeInfo, Property, Status, StatusCode, TransportType, VERSION_2_0,
+    AsyncEventResult, AsyncEventType, Cap, Cc, ControllerType, Cqe, Csts, ErrorLogEntry, LogId, NoticeInfo, Property,
+    Status, StatusCode, TransportType, VERSION_2_0,
 };
 
 /// Names a controller towards the engine. Never used twice.
@@ -120,9 +119,7 @@ pub(super) struct Controller {
 
 /// The keep alive timeout a host gets for what it asked, in milliseconds (Base §5.27.1.12: rounded up).
 fn granted_kato_ms(kato_ms: u32) -> u32 {
-    kato_ms
-        .checked_next_multiple_of(KEEP_ALIVE_GRANULARITY_MS)
-        .unwrap_or(u32::MAX)
+    kato_ms.checked_next_multiple_of(KEEP_ALIVE_GRANULARITY_MS).unwrap_or(u32::MAX)
 }
 
 impl Controller {
@@ -132,11 +129,7 @@ impl Controller {
 
     /// CAP of a controller whose I/O queues have up to `max_entries` entries.
     pub const fn capabilities(max_entries: u16) -> Cap {
-        Cap::fabrics(
-            max_entries - 1,
-            READY_TIMEOUT_500MS,
-            Cap::CQR | Cap::CSS_NVM | Cap::CSS_IOCS | Cap::CRWMS,
-        )
+        Cap::fabrics(max_entries - 1, READY_TIMEOUT_500MS, Cap::CQR | Cap::CSS_NVM | Cap::CSS_IOCS | Cap::CRWMS)
     }
 
     /// Sets the keep alive timeout and restarts its timer.
@@ -274,10 +267,7 @@ impl Controller {
     /// The completion of a parked request for a pending event, if there is one of each.
     pub fn deliver(&mut self) -> Option<Cqe> {
         let (info, log) = if self.namespace_event == EventState::Pending {
-            (
-                NoticeInfo::NAMESPACE_ATTRIBUTE_CHANGED,
-                LogId::CHANGED_NAMESPACES,
-            )
+            (NoticeInfo::NAMESPACE_ATTRIBUTE_CHANGED, LogId::CHANGED_NAMESPACES)
         } else if self.discovery_event == EventState::Pending {
             (NoticeInfo::DISCOVERY_LOG_CHANGED, LogId::DISCOVERY)
         } else {
@@ -287,11 +277,7 @@ impl Controller {
         if let Some(state) = self.event(info) {
             *state = EventState::Masked;
         }
-        let event = AsyncEventResult {
-            event_type: AsyncEventType::NOTICE,
-            info: info.0,
-            log,
-        };
+        let event = AsyncEventResult { event_type: AsyncEventType::NOTICE, info: info.0, log };
         Some(Cqe::with_result(cid, u64::from(event.to_dword())))
     }
 

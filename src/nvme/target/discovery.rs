@@ -7,9 +7,9 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::engine::{Listener, Target};
 use super::fault::{Fault, at};
 use crate::nvme::spec::{
-    AddressFamily, CNTLID_DYNAMIC, DISCOVERY_NQN, DiscoveryLogEntry, DiscoveryLogHeader,
-    EFLAGS_DUPLICATE, EFLAGS_EPCSD, StatusCode, SubsystemType, TREQ_DISABLE_SQ_FLOW_CONTROL,
-    TREQ_SECURE_NOT_REQUIRED, TransportType, put_text,
+    AddressFamily, CNTLID_DYNAMIC, DISCOVERY_NQN, DiscoveryLogEntry, DiscoveryLogHeader, EFLAGS_DUPLICATE,
+    EFLAGS_EPCSD, StatusCode, SubsystemType, TREQ_DISABLE_SQ_FLOW_CONTROL, TREQ_SECURE_NOT_REQUIRED, TransportType,
+    put_text,
 };
 
 /// Size of the header and of each entry.
@@ -34,9 +34,7 @@ fn reachable(listener: &Listener, local: IpAddr) -> Option<IpAddr> {
         ip if !ip.is_unspecified() => Some(ip.to_canonical()),
         IpAddr::V4(_) => Some(local.to_canonical()).filter(IpAddr::is_ipv4),
         // An IPv4 host shows as a mapped address only if the listener takes both families.
-        IpAddr::V6(_) => Some(local)
-            .filter(IpAddr::is_ipv6)
-            .map(|ip| ip.to_canonical()),
+        IpAddr::V6(_) => Some(local).filter(IpAddr::is_ipv6).map(|ip| ip.to_canonical()),
     }
 }
 
@@ -44,10 +42,7 @@ impl Target {
     /// What the discovery log shows a host: this discovery subsystem, then the subsystems it may use, on every
     /// listener it can reach.
     pub(super) fn visible(&self, hostnqn: &str, local: IpAddr) -> Vec<Visible> {
-        let allowed = self
-            .subsystems
-            .values()
-            .filter(|s| s.config.hosts.allows(hostnqn));
+        let allowed = self.subsystems.values().filter(|s| s.config.hosts.allows(hostnqn));
         let all = core::iter::once((SubsystemType::CURRENT_DISCOVERY, DISCOVERY_NQN))
             .chain(allowed.map(|s| (SubsystemType::NVM, s.config.nqn.as_str())));
         let mut entries = Vec::new();
@@ -55,13 +50,7 @@ impl Target {
             for listener in &self.params.listeners {
                 if let Some(ip) = reachable(listener, local) {
                     let (portid, port) = (listener.portid, listener.addr.port());
-                    entries.push(Visible {
-                        subtype,
-                        nqn: nqn.to_owned(),
-                        portid,
-                        ip,
-                        port,
-                    });
+                    entries.push(Visible { subtype, nqn: nqn.to_owned(), portid, ip, port });
                 }
             }
         }
@@ -69,13 +58,7 @@ impl Target {
     }
 
     /// Writes the part of the discovery log from `offset` on to `out`; what is beyond its end reads as zeros.
-    pub(super) fn discovery_log(
-        &self,
-        hostnqn: &str,
-        local: IpAddr,
-        offset: u64,
-        out: &mut [u8],
-    ) -> Result<(), Fault> {
+    pub(super) fn discovery_log(&self, hostnqn: &str, local: IpAddr, offset: u64, out: &mut [u8]) -> Result<(), Fault> {
         let entries = self.visible(hostnqn, local);
         let total = (entries.len() + 1) * RECORD_LEN;
         let start = usize::try_from(offset).ok().filter(|&start| start <= total);
@@ -98,8 +81,7 @@ impl Target {
             let record_start = index * RECORD_LEN;
             let from = start.max(record_start);
             let to = end.min(record_start + RECORD_LEN);
-            out[from - start..to - start]
-                .copy_from_slice(&record[from - record_start..to - record_start]);
+            out[from - start..to - start].copy_from_slice(&record[from - record_start..to - record_start]);
         }
         Ok(())
     }
@@ -107,11 +89,7 @@ impl Target {
     fn entry(&self, visible: &Visible) -> DiscoveryLogEntry {
         let mut entry = DiscoveryLogEntry::new_zeroed();
         entry.trtype = TransportType::TCP;
-        entry.adrfam = if visible.ip.is_ipv4() {
-            AddressFamily::IPV4
-        } else {
-            AddressFamily::IPV6
-        };
+        entry.adrfam = if visible.ip.is_ipv4() { AddressFamily::IPV4 } else { AddressFamily::IPV6 };
         entry.subtype = visible.subtype;
         entry.treq = TREQ_SECURE_NOT_REQUIRED | TREQ_DISABLE_SQ_FLOW_CONTROL;
         entry.portid.set(visible.portid);

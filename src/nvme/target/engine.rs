@@ -5,9 +5,7 @@ use std::net::SocketAddr;
 
 use super::controller::{Controller, ControllerHandle, ErrorReport};
 use super::namespace::{NamespaceInfo, Namespaces};
-use crate::nvme::spec::{
-    ASQSZ_MIN, CNTLID_MAX, Cqe, DISCOVERY_NQN, NQN_MAX_LEN, NoticeInfo, async_event_config,
-};
+use crate::nvme::spec::{ASQSZ_MIN, CNTLID_MAX, Cqe, DISCOVERY_NQN, NQN_MAX_LEN, NoticeInfo, async_event_config};
 
 /// An address on which hosts reach the target: one port of its subsystems.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,14 +201,7 @@ impl Target {
         }
         let namespaces = Namespaces::new(self.params.max_nsid);
         self.change_discovery(|target| {
-            target.subsystems.insert(
-                nqn,
-                Subsystem {
-                    config,
-                    namespaces,
-                    next_cntlid: 1,
-                },
-            );
+            target.subsystems.insert(nqn, Subsystem { config, namespaces, next_cntlid: 1 });
         });
         Ok(())
     }
@@ -260,11 +251,7 @@ impl Target {
     ///
     /// # Errors
     /// A namespace is not possible; then nothing has changed.
-    pub fn set_namespaces(
-        &mut self,
-        nqn: &str,
-        list: Vec<NamespaceInfo>,
-    ) -> Result<(), ConfigError> {
+    pub fn set_namespaces(&mut self, nqn: &str, list: Vec<NamespaceInfo>) -> Result<(), ConfigError> {
         let Some(subsystem) = self.subsystems.get_mut(nqn) else {
             return Err(ConfigError::NoSubsystem(nqn.to_owned()));
         };
@@ -283,19 +270,14 @@ impl Target {
         }
         let old = core::mem::replace(&mut subsystem.namespaces, table);
         let table = &subsystem.namespaces;
-        let changed: Vec<u32> = (1..=self.params.max_nsid)
-            .filter(|&nsid| old.get(nsid) != table.get(nsid))
-            .collect();
+        let changed: Vec<u32> = (1..=self.params.max_nsid).filter(|&nsid| old.get(nsid) != table.get(nsid)).collect();
         if changed.is_empty() {
             return Ok(());
         }
         for (&handle, controller) in &mut self.controllers {
             if !controller.is_discovery() && controller.subnqn == nqn {
                 controller.changed.extend(&changed);
-                controller.raise(
-                    NoticeInfo::NAMESPACE_ATTRIBUTE_CHANGED,
-                    async_event_config::NAMESPACE_ATTRIBUTE,
-                );
+                controller.raise(NoticeInfo::NAMESPACE_ATTRIBUTE_CHANGED, async_event_config::NAMESPACE_ATTRIBUTE);
                 deliver(&mut self.notices, handle, controller);
             }
         }
@@ -304,23 +286,17 @@ impl Target {
 
     /// The namespaces of a subsystem, to be copied to reactors with I/O queues.
     pub fn namespaces(&self, nqn: &str) -> Option<&Namespaces> {
-        self.subsystems
-            .get(nqn)
-            .map(|subsystem| &subsystem.namespaces)
+        self.subsystems.get(nqn).map(|subsystem| &subsystem.namespaces)
     }
 
     /// NQN of the subsystem of a controller; the discovery NQN for a discovery controller.
     pub fn subsystem_of(&self, handle: ControllerHandle) -> Option<&str> {
-        self.controllers
-            .get(&handle)
-            .map(|controller| controller.subnqn.as_str())
+        self.controllers.get(&handle).map(|controller| controller.subnqn.as_str())
     }
 
     /// NQN of the host of a controller.
     pub fn host_of(&self, handle: ControllerHandle) -> Option<&str> {
-        self.controllers
-            .get(&handle)
-            .map(|controller| controller.hostnqn.as_str())
+        self.controllers.get(&handle).map(|controller| controller.hostnqn.as_str())
     }
 
     /// Controllers that exist.
@@ -365,10 +341,7 @@ impl Target {
 
     /// When [`Target::expire`] has something to do, in the time that was passed in.
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        self.controllers
-            .values()
-            .filter_map(|controller| controller.deadline_ns)
-            .min()
+        self.controllers.values().filter_map(|controller| controller.deadline_ns).min()
     }
 
     /// Ends controllers whose keep alive timer has expired; [`Target::poll`] names them.
@@ -404,15 +377,9 @@ impl Target {
         change(self);
         self.genctr = self.genctr.wrapping_add(1);
         for (handle, view) in before {
-            let changed = self
-                .controllers
-                .get(&handle)
-                .is_some_and(|c| self.visible(&c.hostnqn, c.local) != view);
+            let changed = self.controllers.get(&handle).is_some_and(|c| self.visible(&c.hostnqn, c.local) != view);
             if changed && let Some(controller) = self.controllers.get_mut(&handle) {
-                controller.raise(
-                    NoticeInfo::DISCOVERY_LOG_CHANGED,
-                    async_event_config::DISCOVERY_LOG,
-                );
+                controller.raise(NoticeInfo::DISCOVERY_LOG_CHANGED, async_event_config::DISCOVERY_LOG);
                 deliver(&mut self.notices, handle, controller);
             }
         }
@@ -421,28 +388,14 @@ impl Target {
     /// A controller identifier that no controller of the subsystem has; `None` when all are in use. Identifiers are
     /// handed out in turn, so that one is not reused soon.
     pub(super) fn free_cntlid(&self, subnqn: &str, start: u16) -> Option<u16> {
-        let used: BTreeSet<u16> = self
-            .controllers
-            .values()
-            .filter(|c| c.subnqn == subnqn)
-            .map(|c| c.cntlid)
-            .collect();
-        (start..=CNTLID_MAX)
-            .chain(1..start)
-            .find(|cntlid| !used.contains(cntlid))
+        let used: BTreeSet<u16> = self.controllers.values().filter(|c| c.subnqn == subnqn).map(|c| c.cntlid).collect();
+        (start..=CNTLID_MAX).chain(1..start).find(|cntlid| !used.contains(cntlid))
     }
 }
 
 /// Moves completions of Asynchronous Event Requests to the notices as far as there are requests and events.
-pub(super) fn deliver(
-    notices: &mut VecDeque<Notice>,
-    handle: ControllerHandle,
-    controller: &mut Controller,
-) {
+pub(super) fn deliver(notices: &mut VecDeque<Notice>, handle: ControllerHandle, controller: &mut Controller) {
     while let Some(cqe) = controller.deliver() {
-        notices.push_back(Notice::AsyncEvent {
-            controller: handle,
-            cqe,
-        });
+        notices.push_back(Notice::AsyncEvent { controller: handle, cqe });
     }
 }

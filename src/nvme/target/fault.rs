@@ -17,26 +17,17 @@ impl Fault {
 
     /// A fault that a retry does not cure, without a location.
     pub const fn new(code: StatusCode) -> Self {
-        Self {
-            status: code.dnr(),
-            location: Self::NO_LOCATION,
-        }
+        Self { status: code.dnr(), location: Self::NO_LOCATION }
     }
 
     /// A fault that a retry does not cure, at byte `location` of the command.
     pub const fn at(code: StatusCode, location: u16) -> Self {
-        Self {
-            status: code.dnr(),
-            location,
-        }
+        Self { status: code.dnr(), location }
     }
 
     /// A fault that a retry may cure.
     pub const fn retry(code: StatusCode) -> Self {
-        Self {
-            status: code.retry(),
-            location: Self::NO_LOCATION,
-        }
+        Self { status: code.retry(), location: Self::NO_LOCATION }
     }
 }
 

@@ -4,8 +4,7 @@ use super::controller::Controller;
 use super::engine::TargetParams;
 use super::fault::{Fault, at};
 use crate::nvme::spec::{
-    FeatureFields, FeatureId, FeatureSelect, NSID_BROADCAST, Sqe, StatusCode, async_event_config,
-    feature_capability,
+    FeatureFields, FeatureId, FeatureSelect, NSID_BROADCAST, Sqe, StatusCode, async_event_config, feature_capability,
 };
 
 /// Whether a feature can be changed; `None` when this type of controller does not have it. Each feature has an effect, or
@@ -30,11 +29,7 @@ fn changeable(controller: &Controller, fid: FeatureId) -> Option<bool> {
 pub(super) fn effects(controller: &Controller, fid: FeatureId) -> u32 {
     const SUPPORTED: u32 = 1 << 0;
     const SCOPE_CONTROLLER: u32 = 1 << 21;
-    if changeable(controller, fid).is_some() {
-        SUPPORTED | SCOPE_CONTROLLER
-    } else {
-        0
-    }
+    if changeable(controller, fid).is_some() { SUPPORTED | SCOPE_CONTROLLER } else { 0 }
 }
 
 /// The events a controller of this type can be asked to report. SMART warnings are accepted and never occur.
@@ -68,14 +63,7 @@ pub(super) fn get(
         FeatureSelect::CURRENT => false,
         FeatureSelect::DEFAULT | FeatureSelect::SAVED => true,
         FeatureSelect::SUPPORTED => {
-            return Ok((
-                if changeable {
-                    feature_capability::CHANGEABLE
-                } else {
-                    0
-                },
-                0,
-            ));
+            return Ok((if changeable { feature_capability::CHANGEABLE } else { 0 }, 0));
         }
         _ => return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW10 + 1)),
     };
@@ -93,10 +81,7 @@ pub(super) fn get(
                 return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW11));
             }
             let Some(out) = out.get_mut(..16) else {
-                return Err(Fault::at(
-                    StatusCode::SGL_DATA_LENGTH_INVALID,
-                    at::SGL_LENGTH,
-                ));
+                return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
             };
             out.copy_from_slice(&controller.hostid);
             return Ok((0, 16));
@@ -108,12 +93,7 @@ pub(super) fn get(
 }
 
 /// Set Features. Returns dword 0.
-pub(super) fn set(
-    controller: &mut Controller,
-    params: &TargetParams,
-    sqe: &Sqe,
-    now_ns: u64,
-) -> Result<u32, Fault> {
+pub(super) fn set(controller: &mut Controller, params: &TargetParams, sqe: &Sqe, now_ns: u64) -> Result<u32, Fault> {
     let fields = FeatureFields::of(sqe);
     let Some(changeable) = changeable(controller, fields.fid) else {
         return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW10));
@@ -122,10 +102,7 @@ pub(super) fn set(
         return Err(Fault::at(StatusCode::FEATURE_NOT_SAVEABLE, at::CDW10 + 3));
     }
     if !matches!(sqe.nsid.get(), 0 | NSID_BROADCAST) {
-        return Err(Fault::at(
-            StatusCode::FEATURE_NOT_NAMESPACE_SPECIFIC,
-            at::NSID,
-        ));
+        return Err(Fault::at(StatusCode::FEATURE_NOT_NAMESPACE_SPECIFIC, at::NSID));
     }
     if fields.fid == FeatureId::HOST_ID {
         // Over fabrics Connect has set it (Base §5.27.1.25).
@@ -146,8 +123,7 @@ pub(super) fn set(
                 return Err(Fault::new(StatusCode::COMMAND_SEQUENCE_ERROR));
             }
             // Queues come in pairs over fabrics.
-            controller.granted_queues =
-                (submission_z.min(completion_z) + 1).min(params.max_io_queues);
+            controller.granted_queues = (submission_z.min(completion_z) + 1).min(params.max_io_queues);
             Ok(queues_dword(controller.granted_queues))
         }
         FeatureId::ASYNC_EVENT_CONFIG => {
@@ -162,10 +138,7 @@ pub(super) fn set(
             Ok(0)
         }
         // I/O Command Set Profile: the one combination there is, index 0.
-        _ if value & 0x1ff != 0 => Err(Fault::at(
-            StatusCode::IO_COMMAND_SET_COMBINATION_REJECTED,
-            at::CDW11,
-        )),
+        _ if value & 0x1ff != 0 => Err(Fault::at(StatusCode::IO_COMMAND_SET_COMBINATION_REJECTED, at::CDW11)),
         _ => Ok(0),
     }
 }

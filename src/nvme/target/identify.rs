@@ -7,11 +7,10 @@ use super::engine::{Subsystem, TargetParams};
 use super::fault::{Fault, at};
 use super::{ABORTS, ASYNC_EVENT_REQUESTS, ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_MS, MDTS};
 use crate::nvme::spec::{
-    CTRATT_HOST_ID_128, Cns, Csi, FUSES_COMPARE_AND_WRITE, IDENTIFY_LEN, IdentifyController,
-    IdentifyControllerNvm, IdentifyFields, IdentifyNamespaceNvm, LPA_COMMANDS_EFFECTS,
-    LPA_EXTENDED_DATA, LPA_SUPPORTED_PAGES, NAMESPACE_LIST_MAX, NSID_BROADCAST, OAES_DISCOVERY_LOG,
-    OAES_NAMESPACE_ATTRIBUTE, ONCS_COMPARE, ONCS_DSM, ONCS_SAVE_SELECT, ONCS_WRITE_ZEROES,
-    SGLS_OFFSET, SGLS_SUPPORTED, SGLS_TRANSPORT, Sqe, StatusCode, VERSION_2_0,
+    CTRATT_HOST_ID_128, Cns, Csi, FUSES_COMPARE_AND_WRITE, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm,
+    IdentifyFields, IdentifyNamespaceNvm, LPA_COMMANDS_EFFECTS, LPA_EXTENDED_DATA, LPA_SUPPORTED_PAGES,
+    NAMESPACE_LIST_MAX, NSID_BROADCAST, OAES_DISCOVERY_LOG, OAES_NAMESPACE_ATTRIBUTE, ONCS_COMPARE, ONCS_DSM,
+    ONCS_SAVE_SELECT, ONCS_WRITE_ZEROES, SGLS_OFFSET, SGLS_SUPPORTED, SGLS_TRANSPORT, Sqe, StatusCode, VERSION_2_0,
     VWC_FLUSH_BROADCAST_REFUSED, VWC_PRESENT, put_text,
 };
 
@@ -101,11 +100,7 @@ fn identify_controller(
 ) -> IdentifyController {
     let mut id = IdentifyController::new_zeroed();
     put_text(&mut id.sn, subsystem.map_or("", |s| &s.config.serial), b' ');
-    put_text(
-        &mut id.mn,
-        subsystem.map_or("reactor discovery", |s| &s.config.model),
-        b' ',
-    );
+    put_text(&mut id.mn, subsystem.map_or("reactor discovery", |s| &s.config.model), b' ');
     put_text(&mut id.fr, &params.firmware, b' ');
     // Several controllers, and several ports when there are several listeners.
     id.cmic = 1 << 1 | u8::from(params.listeners.len() > 1);
@@ -141,8 +136,7 @@ fn identify_controller(
     id.ioccsz_16b.set((64 + params.in_capsule_len) / 16);
     id.nn.set(params.max_nsid);
     id.mnan.set(params.max_namespaces);
-    id.oncs
-        .set(ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_SAVE_SELECT);
+    id.oncs.set(ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_SAVE_SELECT);
     id.fuses.set(FUSES_COMPARE_AND_WRITE);
     // Always present: a namespace with a cache may be added while hosts are connected, and hosts that read 0 here never
     // send Flush.

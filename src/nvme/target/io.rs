@@ -6,8 +6,7 @@ use super::MAX_TRANSFER_LEN;
 use super::fault::{Fault, at};
 use super::namespace::{NamespaceInfo, Namespaces};
 use crate::nvme::spec::{
-    DSM_MAX_RANGES, DsmAttributes, DsmRange, FabricsType, Fuse, NvmOpcode, Psdt, RwCdw12, SglId,
-    Sqe, StatusCode,
+    DSM_MAX_RANGES, DsmAttributes, DsmRange, FabricsType, Fuse, NvmOpcode, Psdt, RwCdw12, SglId, Sqe, StatusCode,
 };
 
 /// What a block request does.
@@ -114,20 +113,11 @@ fn check_flags(sqe: &Sqe, op: IoOp) -> Result<(), Fault> {
         IoOp::Write => sqe.flags == PLAIN | Fuse::SECOND.0,
         _ => false,
     };
-    if legal {
-        Ok(())
-    } else {
-        Err(Fault::at(StatusCode::INVALID_FIELD, at::FLAGS))
-    }
+    if legal { Ok(()) } else { Err(Fault::at(StatusCode::INVALID_FIELD, at::FLAGS)) }
 }
 
 #[inline]
-fn decode_rw(
-    sqe: &Sqe,
-    op: IoOp,
-    ns: &NamespaceInfo,
-    capsule_len: u32,
-) -> Result<IoRequest, Fault> {
+fn decode_rw(sqe: &Sqe, op: IoOp, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoRequest, Fault> {
     let cdw12 = sqe.cdw12.get();
     let (lba, blocks) = range_of(sqe, ns)?;
     check_protection(cdw12)?;
@@ -140,10 +130,7 @@ fn decode_rw(
     }
     let place = data_place(sqe, op != IoOp::Read, capsule_len)?;
     if sqe.dptr.length.get() != len {
-        return Err(Fault::at(
-            StatusCode::SGL_DATA_LENGTH_INVALID,
-            at::SGL_LENGTH,
-        ));
+        return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
     }
     Ok(IoRequest {
         op,
@@ -158,11 +145,7 @@ fn decode_rw(
     })
 }
 
-fn decode_write_zeroes(
-    sqe: &Sqe,
-    ns: &NamespaceInfo,
-    capsule_len: u32,
-) -> Result<IoRequest, Fault> {
+fn decode_write_zeroes(sqe: &Sqe, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoRequest, Fault> {
     let cdw12 = sqe.cdw12.get();
     let (lba, blocks) = range_of(sqe, ns)?;
     check_protection(cdw12)?;
@@ -187,10 +170,7 @@ fn decode_dsm(sqe: &Sqe, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoReque
     let entry = size_of::<DsmRange>() as u32;
     let len = sqe.dptr.length.get();
     if len < ranges * entry || len > DSM_MAX_RANGES as u32 * entry {
-        return Err(Fault::at(
-            StatusCode::SGL_DATA_LENGTH_INVALID,
-            at::SGL_LENGTH,
-        ));
+        return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
     }
     Ok(IoRequest {
         op: IoOp::Dsm,
@@ -207,10 +187,7 @@ fn decode_dsm(sqe: &Sqe, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoReque
 
 fn without_data(op: IoOp, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoRequest, Fault> {
     if capsule_len != 0 {
-        return Err(Fault::at(
-            StatusCode::SGL_DATA_LENGTH_INVALID,
-            at::SGL_LENGTH,
-        ));
+        return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
     }
     Ok(IoRequest {
         op,
@@ -266,18 +243,11 @@ fn check_write(cdw12: u32, ns: &NamespaceInfo) -> Result<(), Fault> {
 /// Where the SGL descriptor puts the data, for a command that has some (TCP §3.3.2). In-capsule data starts at
 /// offset 0 and is all the capsule brought; a command data buffer excludes in-capsule data.
 #[inline]
-pub(super) fn data_place(
-    sqe: &Sqe,
-    to_controller: bool,
-    capsule_len: u32,
-) -> Result<DataPlace, Fault> {
+pub(super) fn data_place(sqe: &Sqe, to_controller: bool, capsule_len: u32) -> Result<DataPlace, Fault> {
     match sqe.dptr.id {
         SglId::TRANSPORT_DATA_BLOCK => {
             if capsule_len != 0 {
-                return Err(Fault::at(
-                    StatusCode::SGL_DATA_LENGTH_INVALID,
-                    at::SGL_LENGTH,
-                ));
+                return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
             }
             Ok(DataPlace::HostBuffer)
         }
@@ -286,17 +256,11 @@ pub(super) fn data_place(
                 return Err(Fault::at(StatusCode::SGL_OFFSET_INVALID, at::SGL_ADDRESS));
             }
             if sqe.dptr.length.get() != capsule_len {
-                return Err(Fault::at(
-                    StatusCode::SGL_DATA_LENGTH_INVALID,
-                    at::SGL_LENGTH,
-                ));
+                return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
             }
             Ok(DataPlace::InCapsule)
         }
-        _ => Err(Fault::at(
-            StatusCode::SGL_DESCRIPTOR_TYPE_INVALID,
-            at::SGL_ID,
-        )),
+        _ => Err(Fault::at(StatusCode::SGL_DESCRIPTOR_TYPE_INVALID, at::SGL_ID)),
     }
 }
 
@@ -316,10 +280,7 @@ pub fn dsm_ranges<'a>(
     for range in ranges {
         check_range(range.slba.get(), u64::from(range.blocks.get()), ns)?;
     }
-    Ok(ranges
-        .iter()
-        .map(|range| (range.slba.get(), range.blocks.get()))
-        .filter(|&(_, blocks)| blocks != 0))
+    Ok(ranges.iter().map(|range| (range.slba.get(), range.blocks.get())).filter(|&(_, blocks)| blocks != 0))
 }
 
 /// Checks that a Compare and a Write form a fused operation on `ns`.
@@ -327,11 +288,7 @@ pub fn dsm_ranges<'a>(
 /// # Errors
 /// Invalid Field when their ranges differ, Atomic Write Unit Exceeded when they are larger than the namespace can do
 /// (NVM §2.1.3). Both commands fail with it.
-pub fn check_fused_pair(
-    compare: &IoRequest,
-    write: &IoRequest,
-    ns: &NamespaceInfo,
-) -> Result<(), Fault> {
+pub fn check_fused_pair(compare: &IoRequest, write: &IoRequest, ns: &NamespaceInfo) -> Result<(), Fault> {
     if (compare.nsid, compare.lba, compare.blocks) != (write.nsid, write.lba, write.blocks) {
         return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW10));
     }

@@ -6,9 +6,8 @@ use super::controller::{Controller, ErrorReport};
 use super::engine::TargetParams;
 use super::fault::{Fault, at};
 use crate::nvme::spec::{
-    AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, FeatureId,
-    FirmwareSlotLog, GetLogFields, LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Sqe, StatusCode,
-    put_text,
+    AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, FeatureId, FirmwareSlotLog, GetLogFields,
+    LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Sqe, StatusCode, put_text,
 };
 
 /// Counters of a subsystem for the SMART / Health log page, over the life of the target.
@@ -62,10 +61,7 @@ pub(super) fn check(sqe: &Sqe) -> Result<(GetLogFields, usize), Fault> {
     let fields = GetLogFields::of(sqe);
     let len = sqe.dptr.length.get();
     if fields.len() != u64::from(len) {
-        return Err(Fault::at(
-            StatusCode::SGL_DATA_LENGTH_INVALID,
-            at::SGL_LENGTH,
-        ));
+        return Err(Fault::at(StatusCode::SGL_DATA_LENGTH_INVALID, at::SGL_LENGTH));
     }
     if !fields.offset.is_multiple_of(4) {
         return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW12));
@@ -85,9 +81,7 @@ pub(super) fn check(sqe: &Sqe) -> Result<(GetLogFields, usize), Fault> {
 /// # Errors
 /// Invalid Field when the offset is beyond the page.
 fn window(page: &[u8], offset: u64, out: &mut [u8]) -> Result<(), Fault> {
-    let start = usize::try_from(offset)
-        .ok()
-        .filter(|&start| start <= page.len());
+    let start = usize::try_from(offset).ok().filter(|&start| start <= page.len());
     let Some(start) = start else {
         return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW12));
     };
@@ -119,18 +113,13 @@ pub(super) fn get_log(
             window(&page, fields.offset, out)
         }
         LogId::ERROR => {
-            let mut page =
-                [0; super::ERROR_LOG_ENTRIES * size_of::<crate::nvme::spec::ErrorLogEntry>()];
+            let mut page = [0; super::ERROR_LOG_ENTRIES * size_of::<crate::nvme::spec::ErrorLogEntry>()];
             for (slot, entry) in page.chunks_exact_mut(64).zip(&controller.errors) {
                 slot.copy_from_slice(entry.as_bytes());
             }
             window(&page, fields.offset, out)
         }
-        LogId::SMART => window(
-            counters.log(controller.error_count).as_bytes(),
-            fields.offset,
-            out,
-        ),
+        LogId::SMART => window(counters.log(controller.error_count).as_bytes(), fields.offset, out),
         LogId::FIRMWARE_SLOT => {
             let mut log = FirmwareSlotLog::new_zeroed();
             // Slot 1 is active and stays so.
@@ -171,15 +160,11 @@ pub(super) fn get_log(
 /// Whether a controller of this type has the log page.
 pub(super) fn supported(controller: &Controller, lid: LogId) -> bool {
     match lid {
-        LogId::SUPPORTED_PAGES
-        | LogId::ERROR
-        | LogId::FEATURES_EFFECTS
-        | LogId::MI_COMMANDS_EFFECTS => true,
+        LogId::SUPPORTED_PAGES | LogId::ERROR | LogId::FEATURES_EFFECTS | LogId::MI_COMMANDS_EFFECTS => true,
         LogId::DISCOVERY => controller.is_discovery(),
-        LogId::SMART
-        | LogId::FIRMWARE_SLOT
-        | LogId::CHANGED_NAMESPACES
-        | LogId::COMMANDS_EFFECTS => !controller.is_discovery(),
+        LogId::SMART | LogId::FIRMWARE_SLOT | LogId::CHANGED_NAMESPACES | LogId::COMMANDS_EFFECTS => {
+            !controller.is_discovery()
+        }
         _ => false,
     }
 }
@@ -217,11 +202,5 @@ fn commands_effects() -> CommandsEffectsLog {
 pub(super) fn admin_report(sqe: &Sqe, fault: Fault) -> ErrorReport {
     // Bytes 7:4 of a Fabrics command are not a namespace identifier.
     let nsid = if sqe.is_fabrics() { 0 } else { sqe.nsid.get() };
-    ErrorReport {
-        sqid: 0,
-        cid: sqe.cid.get(),
-        fault,
-        lba: 0,
-        nsid,
-    }
+    ErrorReport { sqid: 0, cid: sqe.cid.get(), fault, lba: 0, nsid }
 }

@@ -35,14 +35,9 @@ mod tests;
 pub use admin::{AdminContext, AdminTransfer, Outcome, Quiesce, admin_transfer};
 pub use connect::{ConnectRequest, Connected, QueueKind};
 pub use controller::{ControllerHandle, ErrorReport};
-pub use engine::{
-    AllowedHosts, ConfigError, Disconnected, Listener, Notice, SubsystemConfig, Target,
-    TargetParams,
-};
+pub use engine::{AllowedHosts, ConfigError, Disconnected, Listener, Notice, SubsystemConfig, Target, TargetParams};
 pub use fault::Fault;
-pub use io::{
-    DataPlace, FuseStep, FuseTracker, IoOp, IoRequest, check_fused_pair, decode_io, dsm_ranges,
-};
+pub use io::{DataPlace, FuseStep, FuseTracker, IoOp, IoRequest, check_fused_pair, decode_io, dsm_ranges};
 pub use log::SmartCounters;
 pub use namespace::{NamespaceInfo, Namespaces};
 

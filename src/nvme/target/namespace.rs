@@ -4,9 +4,8 @@ use zerocopy::FromZeros;
 
 use super::fault::{Fault, at};
 use crate::nvme::spec::{
-    Csi, DescriptorHeader, DescriptorType, IDENTIFY_LEN, IdentifyNamespace,
-    IdentifyNamespaceIndependent, LbaFormat, NSFEAT_NSABP, NSFEAT_OPTPERF, NSID_BROADCAST,
-    StatusCode,
+    Csi, DescriptorHeader, DescriptorType, IDENTIFY_LEN, IdentifyNamespace, IdentifyNamespaceIndependent, LbaFormat,
+    NSFEAT_NSABP, NSFEAT_OPTPERF, NSID_BROADCAST, StatusCode,
 };
 
 /// One namespace: what the block device behind it is and can do. Every limit here is shown to hosts, so it is real.
@@ -69,16 +68,12 @@ impl NamespaceInfo {
         id.ncap.set(self.blocks);
         id.nuse.set(self.blocks);
         id.nsfeat = NSFEAT_OPTPERF | NSFEAT_NSABP;
-        id.lbaf[0] = LbaFormat {
-            lbads: self.block_shift() as u8,
-            ..LbaFormat::default()
-        };
+        id.lbaf[0] = LbaFormat { lbads: self.block_shift() as u8, ..LbaFormat::default() };
         id.nmic = 1;
         // Deallocated blocks read as zeros; Write Zeroes may deallocate.
         id.dlfeat = 1 | 1 << 3;
         id.nawun_z.set(zeros_based(self.atomic_write_blocks));
-        id.nawupf_z
-            .set(zeros_based(self.atomic_write_power_fail_blocks));
+        id.nawupf_z.set(zeros_based(self.atomic_write_power_fail_blocks));
         id.nacwu_z.set(zeros_based(self.compare_and_write_blocks));
         id.nvmcap.set(u128::from(self.blocks) << self.block_shift());
         let write = zeros_based(self.bytes_to_blocks(self.physical_block_size));
@@ -87,8 +82,7 @@ impl NamespaceInfo {
         id.npwa_z.set(write);
         id.npdg_z.set(unmap);
         id.npda_z.set(unmap);
-        id.nows_z
-            .set(zeros_based(self.bytes_to_blocks(self.optimal_write_size)));
+        id.nows_z.set(zeros_based(self.bytes_to_blocks(self.optimal_write_size)));
         id.nsattr = u8::from(self.read_only);
         id.nguid = self.uuid;
         id.eui64 = self.eui64();
@@ -109,11 +103,7 @@ impl NamespaceInfo {
         let mut list = [0; IDENTIFY_LEN];
         let mut used = 0;
         let mut put = |nidt: DescriptorType, value: &[u8]| {
-            let header = DescriptorHeader {
-                nidt,
-                len: value.len() as u8,
-                reserved2: [0; 2],
-            };
+            let header = DescriptorHeader { nidt, len: value.len() as u8, reserved2: [0; 2] };
             let bytes = zerocopy::IntoBytes::as_bytes(&header);
             list[used..used + bytes.len()].copy_from_slice(bytes);
             used += bytes.len();
@@ -138,17 +128,12 @@ pub struct Namespaces {
 impl Namespaces {
     /// A table whose valid NSIDs are 1 to `max_nsid`, none of them active.
     pub fn new(max_nsid: u32) -> Self {
-        Self {
-            slots: vec![None; max_nsid as usize],
-        }
+        Self { slots: vec![None; max_nsid as usize] }
     }
 
     /// Makes a namespace active, in place of one with the same NSID. Returns false for an NSID that is not valid.
     pub fn insert(&mut self, info: NamespaceInfo) -> bool {
-        match (info.nsid as usize)
-            .checked_sub(1)
-            .and_then(|i| self.slots.get_mut(i))
-        {
+        match (info.nsid as usize).checked_sub(1).and_then(|i| self.slots.get_mut(i)) {
             Some(slot) => {
                 *slot = Some(info);
                 true

@@ -184,10 +184,7 @@ impl Decoder {
     /// # Panics
     /// When `bytes` is longer than [`Decoder::data_remaining`].
     pub fn data_received(&mut self, bytes: &[u8]) {
-        assert!(
-            bytes.len() <= self.data_remaining(),
-            "more data than the PDU has"
-        );
+        assert!(bytes.len() <= self.data_remaining(), "more data than the PDU has");
         if self.digest_used {
             self.digest.update(bytes);
         }
@@ -232,10 +229,7 @@ impl Decoder {
     }
 
     #[cold]
-    fn header_in_pieces<'a>(
-        &mut self,
-        input: &mut &'a [u8],
-    ) -> Result<Option<Event<'a>>, FatalError> {
+    fn header_in_pieces<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, FatalError> {
         if !self.fill_carry(input, size_of::<CommonHeader>()) {
             return Ok(None);
         }
@@ -284,19 +278,13 @@ impl Decoder {
         const SEQUENCE: FatalError = FatalError::status(FatalErrorStatus::SEQUENCE_ERROR);
         let digest = FLAG_HEADER_DIGEST;
         let (hlen, flags, has_data) = match (self.role, ch.pdu_type) {
-            (Role::Controller, PduType::CAPSULE_CMD) => {
-                (size_of::<CapsuleCmdPdu>(), digest | FLAG_DATA_DIGEST, true)
+            (Role::Controller, PduType::CAPSULE_CMD) => (size_of::<CapsuleCmdPdu>(), digest | FLAG_DATA_DIGEST, true),
+            (Role::Controller, PduType::H2C_DATA) => {
+                (size_of::<DataPdu>(), digest | FLAG_DATA_DIGEST | FLAG_LAST, true)
             }
-            (Role::Controller, PduType::H2C_DATA) => (
-                size_of::<DataPdu>(),
-                digest | FLAG_DATA_DIGEST | FLAG_LAST,
-                true,
-            ),
-            (Role::Host, PduType::C2H_DATA) => (
-                size_of::<DataPdu>(),
-                digest | FLAG_DATA_DIGEST | FLAG_LAST | FLAG_SUCCESS,
-                true,
-            ),
+            (Role::Host, PduType::C2H_DATA) => {
+                (size_of::<DataPdu>(), digest | FLAG_DATA_DIGEST | FLAG_LAST | FLAG_SUCCESS, true)
+            }
             (Role::Host, PduType::CAPSULE_RESP) => (size_of::<CapsuleRespPdu>(), digest, false),
             (Role::Host, PduType::R2T) => (size_of::<R2tPdu>(), digest, false),
             (Role::Controller, PduType::H2C_TERM_REQ) | (Role::Host, PduType::C2H_TERM_REQ) => {
@@ -314,19 +302,11 @@ impl Decoder {
             return Err(SEQUENCE);
         }
         // A digest flag that the type defines stands exactly when the digest is in use.
-        let header_digest = if self.header_digest {
-            flags & FLAG_HEADER_DIGEST
-        } else {
-            0
-        };
+        let header_digest = if self.header_digest { flags & FLAG_HEADER_DIGEST } else { 0 };
         let plen = ch.plen.get();
         let header_len = hlen + if header_digest != 0 { DIGEST_LEN } else { 0 };
         let no_data = plen == header_len as u32;
-        let mut data_digest = if self.data_digest {
-            flags & FLAG_DATA_DIGEST
-        } else {
-            0
-        };
+        let mut data_digest = if self.data_digest { flags & FLAG_DATA_DIGEST } else { 0 };
         if no_data {
             // A capsule without data has no data digest, whatever its flag says (TCP §3.6.2.6).
             data_digest &= ch.flags;
@@ -341,33 +321,19 @@ impl Decoder {
             return Err(FatalError::invalid_field(field::HLEN));
         }
         if no_data && (!has_data || ch.pdu_type == PduType::CAPSULE_CMD) {
-            return Ok(Plan {
-                hlen,
-                header_len,
-                pad: 0,
-                data_len: 0,
-                data_digest: false,
-            });
+            return Ok(Plan { hlen, header_len, pad: 0, data_len: 0, data_digest: false });
         }
         if !has_data || plen < header_len as u32 {
             return Err(FatalError::invalid_field(field::PLEN));
         }
         let pdo = usize::from(ch.pdo);
         // Data right behind the header is aligned to a dword: the usual case needs no division.
-        if (pdo != header_len || self.limits.alignment_z != 0) && !self.aligned(pdo, header_len)
-            || pdo as u32 > plen
-        {
+        if (pdo != header_len || self.limits.alignment_z != 0) && !self.aligned(pdo, header_len) || pdo as u32 > plen {
             return Err(FatalError::invalid_field(field::PDO));
         }
-        let digest_len = if data_digest != 0 {
-            DIGEST_LEN as u32
-        } else {
-            0
-        };
+        let digest_len = if data_digest != 0 { DIGEST_LEN as u32 } else { 0 };
         let data_len = (plen - pdo as u32).saturating_sub(digest_len);
-        if data_len == 0
-            || (ch.pdu_type == PduType::CAPSULE_CMD && data_len > self.limits.in_capsule)
-        {
+        if data_len == 0 || (ch.pdu_type == PduType::CAPSULE_CMD && data_len > self.limits.in_capsule) {
             return Err(FatalError::invalid_field(field::PLEN));
         }
         Ok(Plan {
@@ -392,13 +358,7 @@ impl Decoder {
         if !(hlen..=hlen + TERM_DATA_MAX).contains(&plen) {
             return Err(FatalError::Close);
         }
-        Ok(Plan {
-            hlen,
-            header_len: hlen,
-            pad: 0,
-            data_len: 0,
-            data_digest: false,
-        })
+        Ok(Plan { hlen, header_len: hlen, pad: 0, data_len: 0, data_digest: false })
     }
 
     /// Turns a complete header of `plan.header_len` bytes into its event.
@@ -408,10 +368,7 @@ impl Decoder {
         if let Ok(digest) = <[u8; DIGEST_LEN]>::try_from(digest) {
             let received = u32::from_le_bytes(digest);
             if crc32c(pdu) != received {
-                let error = FatalError::Terminate {
-                    status: FatalErrorStatus::HEADER_DIGEST_ERROR,
-                    info: received,
-                };
+                let error = FatalError::Terminate { status: FatalErrorStatus::HEADER_DIGEST_ERROR, info: received };
                 return Err(self.fail(error, pdu));
             }
         }
@@ -422,11 +379,7 @@ impl Decoder {
                     self.pad_left = plan.pad;
                     self.data_left = plan.data_len;
                     self.digest_used = plan.data_digest;
-                    self.digest_left = if plan.data_digest {
-                        DIGEST_LEN as u8
-                    } else {
-                        0
-                    };
+                    self.digest_left = if plan.data_digest { DIGEST_LEN as u8 } else { 0 };
                     self.digest = DataDigest::new();
                 }
                 Ok(event)
@@ -442,10 +395,7 @@ impl Decoder {
         match PduType(pdu[field::TYPE]) {
             PduType::CAPSULE_CMD => {
                 let capsule = view::<CapsuleCmdPdu>(pdu);
-                Ok(Event::Command {
-                    sqe: capsule.sqe,
-                    data_len: plan.data_len,
-                })
+                Ok(Event::Command { sqe: capsule.sqe, data_len: plan.data_len })
             }
             PduType::H2C_DATA => {
                 let data = *view::<DataPdu>(pdu);
@@ -472,11 +422,7 @@ impl Decoder {
                 let req = view::<IcReqPdu>(pdu);
                 check_version(req.pfv.get(), req.hpda_z)?;
                 self.initialized = true;
-                Ok(Event::IcReq(IcRequest {
-                    hpda_z: req.hpda_z,
-                    dgst: req.dgst,
-                    maxr2t_z: req.maxr2t_z.get(),
-                }))
+                Ok(Event::IcReq(IcRequest { hpda_z: req.hpda_z, dgst: req.dgst, maxr2t_z: req.maxr2t_z.get() }))
             }
             PduType::IC_RESP => {
                 let resp = view::<IcRespPdu>(pdu);
@@ -491,10 +437,7 @@ impl Decoder {
             _ => {
                 let term = view::<TermReqPdu>(pdu);
                 self.stage = Stage::Closed;
-                Ok(Event::Term {
-                    status: FatalErrorStatus(term.fes.get()),
-                    info: term.fei.get(),
-                })
+                Ok(Event::Term { status: FatalErrorStatus(term.fes.get()), info: term.fei.get() })
             }
         }
     }
@@ -551,16 +494,12 @@ impl Decoder {
             }
         }
         self.stage = Stage::Header;
-        Some(Event::DataEnd {
-            digest_ok: !self.digest_used || self.received_digest == self.digest.to_bytes(),
-        })
+        Some(Event::DataEnd { digest_ok: !self.digest_used || self.received_digest == self.digest.to_bytes() })
     }
 }
 
 /// Reads a header whose length the common header has fixed.
-fn view<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned>(
-    pdu: &[u8],
-) -> &T {
+fn view<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned>(pdu: &[u8]) -> &T {
     T::ref_from_bytes(pdu).expect("HLEN was checked against the type")
 }
 

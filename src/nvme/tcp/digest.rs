@@ -28,8 +28,7 @@ impl DataDigest {
 
     /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        let mut digest =
-            Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(self.register));
+        let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(self.register));
         digest.update(bytes);
         self.register = digest.get_state() as u32;
     }

@@ -48,8 +48,7 @@ impl Framing {
         Self {
             header_digest: agreed.header_digest,
             data_digest: agreed.data_digest,
-            capsule_pdo: (size_of::<CapsuleCmdPdu>() + digest_len).next_multiple_of(alignment)
-                as u8,
+            capsule_pdo: (size_of::<CapsuleCmdPdu>() + digest_len).next_multiple_of(alignment) as u8,
             data_pdo: (size_of::<DataPdu>() + digest_len).next_multiple_of(alignment) as u8,
         }
     }
@@ -80,15 +79,7 @@ impl Framing {
     /// Header of a C2HData PDU with `len` bytes, not 0, from `offset` of the command's data. `success` needs `last`:
     /// it replaces the response capsule.
     #[inline]
-    pub fn c2h_data(
-        &self,
-        cid: u16,
-        offset: u32,
-        len: u32,
-        last: bool,
-        success: bool,
-        out: &mut [u8],
-    ) -> usize {
+    pub fn c2h_data(&self, cid: u16, offset: u32, len: u32, last: bool, success: bool, out: &mut [u8]) -> usize {
         debug_assert!(last || !success, "SUCCESS without LAST_PDU");
         let flags = if last { FLAG_LAST } else { 0 } | if success { FLAG_SUCCESS } else { 0 };
         self.data(PduType::C2H_DATA, flags, cid, 0, offset, len, out)
@@ -96,15 +87,7 @@ impl Framing {
 
     /// Header of an H2CData PDU with `len` bytes, not 0, from `offset` of the command's data, for the R2T `ttag`.
     #[inline]
-    pub fn h2c_data(
-        &self,
-        cid: u16,
-        ttag: u16,
-        offset: u32,
-        len: u32,
-        last: bool,
-        out: &mut [u8],
-    ) -> usize {
+    pub fn h2c_data(&self, cid: u16, ttag: u16, offset: u32, len: u32, last: bool, out: &mut [u8]) -> usize {
         let flags = if last { FLAG_LAST } else { 0 };
         self.data(PduType::H2C_DATA, flags, cid, ttag, offset, len, out)
     }
@@ -124,20 +107,8 @@ impl Framing {
         self.finish(&pdu, &ch, out)
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the fields of one header, private"
-    )]
-    fn data(
-        &self,
-        kind: PduType,
-        flags: u8,
-        cid: u16,
-        ttag: u16,
-        offset: u32,
-        len: u32,
-        out: &mut [u8],
-    ) -> usize {
+    #[expect(clippy::too_many_arguments, reason = "the fields of one header, private")]
+    fn data(&self, kind: PduType, flags: u8, cid: u16, ttag: u16, offset: u32, len: u32, out: &mut [u8]) -> usize {
         debug_assert!(len != 0, "a data PDU without data");
         let ch = self.with_data(kind, size_of::<DataPdu>(), flags, self.data_pdo, len);
         let pdu = DataPdu {
@@ -160,14 +131,7 @@ impl Framing {
         ch
     }
 
-    fn with_data(
-        &self,
-        pdu_type: PduType,
-        hlen: usize,
-        flags: u8,
-        pdo: u8,
-        data_len: u32,
-    ) -> CommonHeader {
+    fn with_data(&self, pdu_type: PduType, hlen: usize, flags: u8, pdo: u8, data_len: u32) -> CommonHeader {
         let mut flags = flags;
         let mut plen = u32::from(pdo) + data_len;
         if self.header_digest {
@@ -177,22 +141,11 @@ impl Framing {
             flags |= FLAG_DATA_DIGEST;
             plen += DIGEST_LEN as u32;
         }
-        CommonHeader {
-            pdu_type,
-            flags,
-            hlen: hlen as u8,
-            pdo,
-            plen: U32::new(plen),
-        }
+        CommonHeader { pdu_type, flags, hlen: hlen as u8, pdo, plen: U32::new(plen) }
     }
 
     #[inline]
-    fn finish<T: IntoBytes + zerocopy::Immutable>(
-        &self,
-        pdu: &T,
-        ch: &CommonHeader,
-        out: &mut [u8],
-    ) -> usize {
+    fn finish<T: IntoBytes + zerocopy::Immutable>(&self, pdu: &T, ch: &CommonHeader, out: &mut [u8]) -> usize {
         let header = pdu.as_bytes();
         let mut len = header.len();
         out[..len].copy_from_slice(header);
@@ -241,13 +194,7 @@ pub fn ic_resp(response: &IcResponse, out: &mut [u8]) -> usize {
 ///
 /// # Panics
 /// When `out` is shorter than 24 bytes and the header; [`MAX_PREFIX_LEN`] bytes are always enough.
-pub fn term_req(
-    role: Role,
-    status: FatalErrorStatus,
-    info: u32,
-    header: &[u8],
-    out: &mut [u8],
-) -> usize {
+pub fn term_req(role: Role, status: FatalErrorStatus, info: u32, header: &[u8], out: &mut [u8]) -> usize {
     let header = &header[..header.len().min(TERM_DATA_MAX)];
     let pdu_type = match role {
         Role::Controller => PduType::C2H_TERM_REQ,
@@ -267,11 +214,5 @@ pub fn term_req(
 
 /// A common header without digests or data offset.
 fn plain(pdu_type: PduType, hlen: usize, data_len: usize) -> CommonHeader {
-    CommonHeader {
-        pdu_type,
-        flags: 0,
-        hlen: hlen as u8,
-        pdo: 0,
-        plen: U32::new((hlen + data_len) as u32),
-    }
+    CommonHeader { pdu_type, flags: 0, hlen: hlen as u8, pdo: 0, plen: U32::new((hlen + data_len) as u32) }
 }

@@ -26,8 +26,6 @@ mod tests;
 pub use decode::{Decoder, Event, Limits, Role};
 pub use digest::{DataDigest, crc32c};
 pub use encode::{Framing, MAX_PREFIX_LEN, ic_req, ic_resp, term_req};
-pub use negotiate::{
-    ControllerParams, HostParams, IcRequest, IcResponse, Negotiated, accept, conclude,
-};
+pub use negotiate::{ControllerParams, HostParams, IcRequest, IcResponse, Negotiated, accept, conclude};
 pub use pdu::*;
 pub use transfer::{ReadProgress, WriteGrant};

@@ -86,11 +86,7 @@ const fn digest_bits(header: bool, data: bool) -> u8 {
 /// and the controller grants it.
 pub fn accept(request: &IcRequest, ours: &ControllerParams) -> (IcResponse, Negotiated) {
     let dgst = request.dgst & digest_bits(ours.header_digest, ours.data_digest);
-    let response = IcResponse {
-        cpda_z: ours.cpda_z,
-        dgst,
-        maxh2cdata: ours.max_h2c_data,
-    };
+    let response = IcResponse { cpda_z: ours.cpda_z, dgst, maxh2cdata: ours.max_h2c_data };
     (response, agreed(request, &response))
 }
 
@@ -124,72 +120,36 @@ fn agreed(request: &IcRequest, response: &IcResponse) -> Negotiated {
 mod tests {
     use super::*;
 
-    const OURS: ControllerParams = ControllerParams {
-        header_digest: true,
-        data_digest: false,
-        cpda_z: 0,
-        max_h2c_data: 131_072,
-    };
+    const OURS: ControllerParams =
+        ControllerParams { header_digest: true, data_digest: false, cpda_z: 0, max_h2c_data: 131_072 };
 
     #[test]
     fn a_digest_needs_both_sides() {
         for asked in 0..4u8 {
-            let request = IcRequest {
-                hpda_z: 3,
-                dgst: asked,
-                maxr2t_z: 3,
-            };
+            let request = IcRequest { hpda_z: 3, dgst: asked, maxr2t_z: 3 };
             let (response, agreed) = accept(&request, &OURS);
             assert_eq!(response.dgst, asked & DGST_HEADER);
             assert_eq!(agreed.header_digest, asked & DGST_HEADER != 0);
             assert!(!agreed.data_digest);
-            assert_eq!(
-                (agreed.hpda_z, agreed.max_r2t, agreed.max_h2c_data),
-                (3, 4, 131_072)
-            );
+            assert_eq!((agreed.hpda_z, agreed.max_r2t, agreed.max_h2c_data), (3, 4, 131_072));
             assert_eq!(conclude(&request, &response), Ok(agreed));
         }
     }
 
     #[test]
     fn a_host_refuses_what_it_did_not_ask_for() {
-        let request = HostParams {
-            header_digest: false,
-            data_digest: true,
-            hpda_z: 0,
-            max_r2t: 1,
-        }
-        .request();
-        let response = IcResponse {
-            cpda_z: 0,
-            dgst: DGST_HEADER,
-            maxh2cdata: 4096,
-        };
-        assert_eq!(
-            conclude(&request, &response),
-            Err(FatalError::invalid_field(11))
-        );
+        let request = HostParams { header_digest: false, data_digest: true, hpda_z: 0, max_r2t: 1 }.request();
+        let response = IcResponse { cpda_z: 0, dgst: DGST_HEADER, maxh2cdata: 4096 };
+        assert_eq!(conclude(&request, &response), Err(FatalError::invalid_field(11)));
         for bad in [0, 4092, 4097, 4098] {
-            let response = IcResponse {
-                cpda_z: 0,
-                dgst: 0,
-                maxh2cdata: bad,
-            };
-            assert_eq!(
-                conclude(&request, &response),
-                Err(FatalError::invalid_field(12)),
-                "{bad}"
-            );
+            let response = IcResponse { cpda_z: 0, dgst: 0, maxh2cdata: bad };
+            assert_eq!(conclude(&request, &response), Err(FatalError::invalid_field(12)), "{bad}");
         }
     }
 
     #[test]
     fn the_widest_r2t_window_does_not_overflow() {
-        let request = IcRequest {
-            hpda_z: 0,
-            dgst: 0,
-            maxr2t_z: u32::MAX,
-        };
+        let request = IcRequest { hpda_z: 0, dgst: 0, maxr2t_z: u32::MAX };
         assert_eq!(accept(&request, &OURS).1.max_r2t, u32::MAX);
     }
 }

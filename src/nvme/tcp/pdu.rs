@@ -69,18 +69,12 @@ pub enum FatalError {
 impl FatalError {
     /// The field at byte `offset` of the PDU header is invalid.
     pub const fn invalid_field(offset: usize) -> Self {
-        Self::Terminate {
-            status: FatalErrorStatus::INVALID_HEADER_FIELD,
-            info: offset as u32,
-        }
+        Self::Terminate { status: FatalErrorStatus::INVALID_HEADER_FIELD, info: offset as u32 }
     }
 
     /// The parameter at byte `offset` of the PDU header is not supported.
     pub const fn unsupported(offset: usize) -> Self {
-        Self::Terminate {
-            status: FatalErrorStatus::UNSUPPORTED_PARAMETER,
-            info: offset as u32,
-        }
+        Self::Terminate { status: FatalErrorStatus::UNSUPPORTED_PARAMETER, info: offset as u32 }
     }
 
     /// A status without information.
@@ -114,9 +108,7 @@ pub const ALIGNMENT_MAX_Z: u8 = 31;
 pub const MAX_H2C_DATA_MIN: u32 = 4096;
 
 /// Common header, 8 bytes (TCP §3.6.2.1).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct CommonHeader {
     /// PDU type.
@@ -134,9 +126,7 @@ pub struct CommonHeader {
 const _: () = assert!(size_of::<CommonHeader>() == 8);
 
 /// Initialize Connection Request, 128 bytes (TCP §3.6.2.2).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IcReqPdu {
     /// Common header.
@@ -156,9 +146,7 @@ pub struct IcReqPdu {
 const _: () = assert!(size_of::<IcReqPdu>() == 128);
 
 /// Initialize Connection Response, 128 bytes (TCP §3.6.2.3).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IcRespPdu {
     /// Common header.
@@ -183,9 +171,7 @@ pub const DGST_HEADER: u8 = 1 << 0;
 pub const DGST_DATA: u8 = 1 << 1;
 
 /// Termination request of either direction, 24 bytes; up to 128 bytes of the offending header follow (TCP §3.6.2.4).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct TermReqPdu {
     /// Common header.
@@ -202,9 +188,7 @@ const _: () = assert!(size_of::<TermReqPdu>() == 24);
 const _: () = assert!(offset_of!(TermReqPdu, fei) == 10);
 
 /// Command capsule header, 72 bytes (TCP §3.6.2.6).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct CapsuleCmdPdu {
     /// Common header.
@@ -216,9 +200,7 @@ pub struct CapsuleCmdPdu {
 const _: () = assert!(size_of::<CapsuleCmdPdu>() == 72);
 
 /// Response capsule header, 24 bytes (TCP §3.6.2.7).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct CapsuleRespPdu {
     /// Common header.
@@ -230,9 +212,7 @@ pub struct CapsuleRespPdu {
 const _: () = assert!(size_of::<CapsuleRespPdu>() == 24);
 
 /// Header of H2CData and C2HData, 24 bytes (TCP §3.6.2.8, §3.6.2.9).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct DataPdu {
     /// Common header.
@@ -264,9 +244,7 @@ impl DataPdu {
 }
 
 /// Ready to Transfer, 24 bytes (TCP §3.6.2.10).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct R2tPdu {
     /// Common header.

@@ -20,13 +20,7 @@ pub struct WriteGrant {
 impl WriteGrant {
     /// The grant of an R2T with nothing received yet.
     pub const fn new(cid: u16, ttag: u16, offset: u32, len: u32) -> Self {
-        Self {
-            cid,
-            ttag,
-            offset,
-            len,
-            announced: 0,
-        }
+        Self { cid, ttag, offset, len, announced: 0 }
     }
 
     /// Takes the header of an H2CData PDU whose transfer tag named this grant. Returns whether the grant is complete
@@ -76,11 +70,7 @@ pub struct ReadProgress {
 impl ReadProgress {
     /// A command that expects up to `len` bytes.
     pub const fn new(len: u32) -> Self {
-        Self {
-            len,
-            announced: 0,
-            finished: false,
-        }
+        Self { len, announced: 0, finished: false }
     }
 
     /// Takes the header of a C2HData PDU of this command. Returns whether it is the last one.
@@ -159,9 +149,6 @@ mod tests {
         assert_eq!(read.accept(&data(1, 4096, 8192, true)), Err(OUT_OF_RANGE));
         assert_eq!(read.accept(&data(1, 4096, 4096, true)), Ok(true));
         assert_eq!(read.accept(&data(1, 8192, 0, true)), Err(SEQUENCE));
-        assert_eq!(
-            ReadProgress::new(0).accept(&data(1, 0, 4, true)),
-            Err(SEQUENCE)
-        );
+        assert_eq!(ReadProgress::new(0).accept(&data(1, 0, 4, true)), Err(SEQUENCE));
     }
 }

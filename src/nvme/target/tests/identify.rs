@@ -18,10 +18,7 @@ fn the_controller_meets_what_linux_requires() {
     assert_eq!(nul_text(&id.subnqn), Some(NQN));
     assert_ne!(id.kas_100ms.get(), 0);
     assert_eq!(id.ioccsz_16b.get() * 16, 64 + 8192);
-    assert_eq!(
-        (id.iorcsz_16b.get(), id.icdoff_16b.get(), id.msdbd),
-        (1, 0, 1)
-    );
+    assert_eq!((id.iorcsz_16b.get(), id.icdoff_16b.get(), id.msdbd), (1, 0, 1));
     assert_eq!(id.maxcmd.get(), 128);
     assert_ne!(id.sgls.get() & 3, 0);
     assert_eq!(id.cntrltype, ControllerType::IO);
@@ -30,24 +27,15 @@ fn the_controller_meets_what_linux_requires() {
     assert_eq!(4096u32 << id.mdts, MAX_TRANSFER_LEN);
     assert_eq!(id.ver.get(), VERSION_2_0);
     assert_eq!((id.nn.get(), id.mnan.get()), (256, 256));
-    assert_eq!(
-        id.oncs.get(),
-        ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_SAVE_SELECT
-    );
+    assert_eq!(id.oncs.get(), ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_SAVE_SELECT);
     assert_eq!((id.fuses.get(), id.oacs.get(), id.fna), (1, 0, 0));
     assert_eq!(id.vwc, 5, "present; flush of all namespaces refused");
     assert_eq!((id.sqes, id.cqes), (0x66, 0x44));
     assert_eq!((id.acl_z, id.aerl_z, id.elpe_z), (3, 3, 63));
     assert_eq!(id.oaes.get(), OAES_NAMESPACE_ATTRIBUTE);
     assert_eq!(id.ctratt.get(), CTRATT_HOST_ID_128);
-    assert_eq!(
-        id.lpa,
-        LPA_COMMANDS_EFFECTS | LPA_EXTENDED_DATA | LPA_SUPPORTED_PAGES
-    );
-    assert_eq!(
-        (&id.sn, &id.fr, id.frmw),
-        (b"S1                  ", b"0.1.0   ", 3)
-    );
+    assert_eq!(id.lpa, LPA_COMMANDS_EFFECTS | LPA_EXTENDED_DATA | LPA_SUPPORTED_PAGES);
+    assert_eq!((&id.sn, &id.fr, id.frmw), (b"S1                  ", b"0.1.0   ", 3));
     assert!(id.mn.starts_with(b"reactor "));
 }
 
@@ -62,11 +50,7 @@ fn a_discovery_controller_identifies_as_one_and_as_nothing_else() {
     assert_eq!(id.oaes.get(), OAES_DISCOVERY_LOG);
     assert_eq!(id.maxcmd.get(), 32);
     for cns in [Cns::NAMESPACE, Cns::ACTIVE_NAMESPACES, Cns::COMMAND_SETS] {
-        assert_eq!(
-            rig.fails(controller, &identify(cns, 1)),
-            StatusCode::INVALID_FIELD.dnr(),
-            "{cns:?}"
-        );
+        assert_eq!(rig.fails(controller, &identify(cns, 1)), StatusCode::INVALID_FIELD.dnr(), "{cns:?}");
     }
 }
 
@@ -78,60 +62,29 @@ fn a_namespace_shows_its_geometry_and_limits() {
     big.block_size = 4096;
     big.blocks = 1 << 40;
     big.read_only = true;
-    rig.target
-        .set_namespaces(NQN, vec![namespace(1), big])
-        .unwrap();
+    rig.target.set_namespaces(NQN, vec![namespace(1), big]).unwrap();
 
     let id: IdentifyNamespace = read(&rig.ok(controller, &identify(Cns::NAMESPACE, 1)).1);
-    assert_eq!(
-        (id.nsze.get(), id.ncap.get(), id.nuse.get()),
-        (2048, 2048, 2048)
-    );
-    assert_eq!(
-        (id.nlbaf_z, id.flbas, id.lbaf[0].lbads, id.lbaf[0].ms.get()),
-        (0, 0, 9, 0)
-    );
+    assert_eq!((id.nsze.get(), id.ncap.get(), id.nuse.get()), (2048, 2048, 2048));
+    assert_eq!((id.nlbaf_z, id.flbas, id.lbaf[0].lbads, id.lbaf[0].ms.get()), (0, 0, 9, 0));
     assert_eq!(id.nsfeat, NSFEAT_OPTPERF | NSFEAT_NSABP);
-    assert_eq!(
-        (
-            id.npwg_z.get(),
-            id.npwa_z.get(),
-            id.npdg_z.get(),
-            id.npda_z.get()
-        ),
-        (7, 7, 7, 7)
-    );
+    assert_eq!((id.npwg_z.get(), id.npwa_z.get(), id.npdg_z.get(), id.npda_z.get()), (7, 7, 7, 7));
     assert_eq!(id.nows_z.get(), 127);
-    assert_eq!(
-        (id.nawun_z.get(), id.nawupf_z.get(), id.nacwu_z.get()),
-        (0, 0, 7)
-    );
+    assert_eq!((id.nawun_z.get(), id.nawupf_z.get(), id.nacwu_z.get()), (0, 0, 7));
     assert_eq!(id.dlfeat, 9, "zeros after deallocation, DEAC");
     assert_eq!((id.nmic, id.nsattr, id.mc, id.dpc, id.dps), (1, 0, 0, 0, 0));
     assert_eq!(id.nvmcap.get(), 1 << 20);
     assert_eq!(id.nguid, [0x11; 16]);
 
     let id: IdentifyNamespace = read(&rig.ok(controller, &identify(Cns::NAMESPACE, 3)).1);
-    assert_eq!(
-        (id.nsze.get(), id.lbaf[0].lbads, id.nsattr),
-        (1 << 40, 12, 1)
-    );
-    assert_eq!(
-        (id.npwg_z.get(), id.npdg_z.get(), id.nows_z.get()),
-        (0, 0, 15)
-    );
+    assert_eq!((id.nsze.get(), id.lbaf[0].lbads, id.nsattr), (1 << 40, 12, 1));
+    assert_eq!((id.npwg_z.get(), id.npdg_z.get(), id.nows_z.get()), (0, 0, 15));
     assert_eq!(id.nvmcap.get(), 1 << 52);
 
-    let id: IdentifyNamespaceIndependent = read(
-        &rig.ok(controller, &identify(Cns::NAMESPACE_INDEPENDENT, 3))
-            .1,
-    );
+    let id: IdentifyNamespaceIndependent = read(&rig.ok(controller, &identify(Cns::NAMESPACE_INDEPENDENT, 3)).1);
     assert_eq!((id.nmic, id.nsattr, id.nstat), (1, 1, 1));
     let (_, nvm) = rig.ok(controller, &identify(Cns::NAMESPACE_CSI, 3));
-    assert!(
-        nvm.iter().all(|&b| b == 0),
-        "no storage tags, no protection information"
-    );
+    assert!(nvm.iter().all(|&b| b == 0), "no storage tags, no protection information");
 }
 
 #[test]
@@ -142,16 +95,7 @@ fn namespace_identifiers_follow_the_uuid() {
     info.uuid = core::array::from_fn(|i| i as u8 + 1);
     rig.target.set_namespaces(NQN, vec![info.clone()]).unwrap();
     let (_, list) = rig.ok(controller, &identify(Cns::NAMESPACE_DESCRIPTORS, 1));
-    let eui = [
-        (1 ^ 9) & !1 | 2,
-        2 ^ 10,
-        3 ^ 11,
-        4 ^ 12,
-        5 ^ 13,
-        6 ^ 14,
-        7 ^ 15,
-        8 ^ 16,
-    ];
+    let eui = [(1 ^ 9) & !1 | 2, 2 ^ 10, 3 ^ 11, 4 ^ 12, 5 ^ 13, 6 ^ 14, 7 ^ 15, 8 ^ 16];
     let mut want = vec![1, 8, 0, 0];
     want.extend(eui);
     want.extend([2, 16, 0, 0]);
@@ -170,13 +114,7 @@ fn active_namespaces_are_listed_in_order_after_the_given_one() {
     let mut rig = Rig::new();
     let controller = rig.enabled();
     for cns in [Cns::ACTIVE_NAMESPACES, Cns::ACTIVE_NAMESPACES_CSI] {
-        for (after, want) in [
-            (0, vec![1, 3]),
-            (1, vec![3]),
-            (2, vec![3]),
-            (3, vec![]),
-            (0xffff_fffd, vec![]),
-        ] {
+        for (after, want) in [(0, vec![1, 3]), (1, vec![3]), (2, vec![3]), (3, vec![]), (0xffff_fffd, vec![])] {
             let (_, list) = rig.ok(controller, &identify(cns, after));
             let ids: Vec<u32> = list
                 .chunks_exact(4)
@@ -186,10 +124,7 @@ fn active_namespaces_are_listed_in_order_after_the_given_one() {
             assert_eq!(ids, want, "after {after}");
         }
         for nsid in [0xffff_fffe, NSID_BROADCAST] {
-            assert_eq!(
-                rig.fails(controller, &identify(cns, nsid)),
-                StatusCode::INVALID_NAMESPACE.dnr()
-            );
+            assert_eq!(rig.fails(controller, &identify(cns, nsid)), StatusCode::INVALID_NAMESPACE.dnr());
         }
     }
 }
@@ -199,26 +134,15 @@ fn nsid_rules() {
     let mut rig = Rig::new();
     let controller = rig.enabled();
     let invalid = StatusCode::INVALID_NAMESPACE.dnr();
-    for cns in [
-        Cns::NAMESPACE,
-        Cns::NAMESPACE_CSI,
-        Cns::NAMESPACE_INDEPENDENT,
-    ] {
+    for cns in [Cns::NAMESPACE, Cns::NAMESPACE_CSI, Cns::NAMESPACE_INDEPENDENT] {
         let (_, zeros) = rig.ok(controller, &identify(cns, 2));
         assert!(zeros.iter().all(|&b| b == 0), "inactive: zeros");
         for nsid in [0, 257, NSID_BROADCAST] {
-            assert_eq!(
-                rig.fails(controller, &identify(cns, nsid)),
-                invalid,
-                "{cns:?} {nsid}"
-            );
+            assert_eq!(rig.fails(controller, &identify(cns, nsid)), invalid, "{cns:?} {nsid}");
         }
     }
     let descriptors = Cns::NAMESPACE_DESCRIPTORS;
-    assert_eq!(
-        rig.fails(controller, &identify(descriptors, 2)),
-        StatusCode::INVALID_FIELD.dnr()
-    );
+    assert_eq!(rig.fails(controller, &identify(descriptors, 2)), StatusCode::INVALID_FIELD.dnr());
     assert_eq!(rig.fails(controller, &identify(descriptors, 0)), invalid);
 }
 
@@ -233,24 +157,13 @@ fn command_sets() {
         assert_eq!(vectors[0], 1, "one combination: NVM");
         assert!(vectors[1..].iter().all(|&b| b == 0));
     }
-    assert_eq!(
-        rig.fails(controller, &identify(Cns::COMMAND_SETS, 0)),
-        StatusCode::INVALID_FIELD.dnr()
-    );
+    assert_eq!(rig.fails(controller, &identify(Cns::COMMAND_SETS, 0)), StatusCode::INVALID_FIELD.dnr());
     let (_, limits) = rig.ok(controller, &identify(Cns::CONTROLLER_CSI, 0));
     assert!(limits.iter().all(|&b| b == 0), "no limits");
-    for cns in [
-        Cns::NAMESPACE_CSI,
-        Cns::CONTROLLER_CSI,
-        Cns::ACTIVE_NAMESPACES_CSI,
-    ] {
+    for cns in [Cns::NAMESPACE_CSI, Cns::CONTROLLER_CSI, Cns::ACTIVE_NAMESPACES_CSI] {
         let mut sqe = identify(cns, 1);
         sqe.cdw11.set(u32::from(Csi::ZONED.0) << 24);
-        assert_eq!(
-            rig.fails(controller, &sqe),
-            StatusCode::INVALID_FIELD.dnr(),
-            "{cns:?}"
-        );
+        assert_eq!(rig.fails(controller, &sqe), StatusCode::INVALID_FIELD.dnr(), "{cns:?}");
     }
 }
 
@@ -261,18 +174,8 @@ fn the_transfer_has_the_length_of_the_structure() {
     for len in [0, 4092, 8192] {
         let mut sqe = identify(Cns::CONTROLLER, 0);
         sqe.dptr.length.set(len);
-        assert_eq!(
-            rig.fails(controller, &sqe),
-            StatusCode::SGL_DATA_LENGTH_INVALID.dnr(),
-            "{len}"
-        );
+        assert_eq!(rig.fails(controller, &sqe), StatusCode::SGL_DATA_LENGTH_INVALID.dnr(), "{len}");
     }
-    assert_eq!(
-        rig.fails(controller, &identify(Cns::ALLOCATED_NAMESPACES, 0)),
-        StatusCode::INVALID_FIELD.dnr()
-    );
-    assert_eq!(
-        rig.fails(controller, &identify(Cns(0xff), 0)),
-        StatusCode::INVALID_FIELD.dnr()
-    );
+    assert_eq!(rig.fails(controller, &identify(Cns::ALLOCATED_NAMESPACES, 0)), StatusCode::INVALID_FIELD.dnr());
+    assert_eq!(rig.fails(controller, &identify(Cns(0xff), 0)), StatusCode::INVALID_FIELD.dnr());
 }

@@ -7,15 +7,8 @@ use super::*;
 fn table() -> Namespaces {
     let mut table = Namespaces::new(256);
     assert!(table.insert(namespace(1)));
-    assert!(table.insert(NamespaceInfo {
-        block_size: 4096,
-        blocks: 1 << 36,
-        ..namespace(2)
-    }));
-    assert!(table.insert(NamespaceInfo {
-        read_only: true,
-        ..namespace(4)
-    }));
+    assert!(table.insert(NamespaceInfo { block_size: 4096, blocks: 1 << 36, ..namespace(2) }));
+    assert!(table.insert(NamespaceInfo { read_only: true, ..namespace(4) }));
     assert!(!table.insert(namespace(257)));
     table
 }
@@ -65,19 +58,10 @@ fn reads_and_writes_become_requests() {
         s.cdw12.set(1 | RwCdw12::FUA | RwCdw12::LIMITED_RETRY);
     });
     let (request, ns) = decode_io(&write, &table, 8192).unwrap();
-    assert_eq!(
-        (ns.nsid, request.op, request.place),
-        (2, IoOp::Write, DataPlace::InCapsule)
-    );
-    assert_eq!(
-        (request.lba, request.blocks, request.data_len, request.fua),
-        (1 << 35, 2, 8192, true)
-    );
+    assert_eq!((ns.nsid, request.op, request.place), (2, IoOp::Write, DataPlace::InCapsule));
+    assert_eq!((request.lba, request.blocks, request.data_len, request.fua), (1 << 35, 2, 8192, true));
     let (request, _) = decode_io(&rw(NvmOpcode::COMPARE, 1, 0, 1, 512), &table, 0).unwrap();
-    assert_eq!(
-        (request.op, request.place),
-        (IoOp::Compare, DataPlace::HostBuffer)
-    );
+    assert_eq!((request.op, request.place), (IoOp::Compare, DataPlace::HostBuffer));
 }
 
 #[test]
@@ -85,177 +69,51 @@ fn the_last_block_and_the_largest_transfer_are_reached() {
     let table = table();
     assert!(decode_io(&rw(NvmOpcode::READ, 1, 2047, 1, 512), &table, 0).is_ok());
     assert!(decode_io(&rw(NvmOpcode::READ, 1, 0, 2048, 512), &table, 0).is_ok());
-    assert_eq!(
-        status(&rw(NvmOpcode::READ, 1, 2048, 1, 512), 0),
-        StatusCode::LBA_OUT_OF_RANGE
-    );
-    assert_eq!(
-        status(&rw(NvmOpcode::READ, 1, 2047, 2, 512), 0),
-        StatusCode::LBA_OUT_OF_RANGE
-    );
-    assert_eq!(
-        status(&rw(NvmOpcode::READ, 1, 0, 2049, 512), 0),
-        StatusCode::LBA_OUT_OF_RANGE
-    );
-    assert_eq!(
-        status(&rw(NvmOpcode::READ, 1, u64::MAX, 1, 512), 0),
-        StatusCode::LBA_OUT_OF_RANGE
-    );
-    assert_eq!(
-        status(&rw(NvmOpcode::WRITE, 1, u64::MAX - 1, 4, 512), 0),
-        StatusCode::LBA_OUT_OF_RANGE
-    );
+    assert_eq!(status(&rw(NvmOpcode::READ, 1, 2048, 1, 512), 0), StatusCode::LBA_OUT_OF_RANGE);
+    assert_eq!(status(&rw(NvmOpcode::READ, 1, 2047, 2, 512), 0), StatusCode::LBA_OUT_OF_RANGE);
+    assert_eq!(status(&rw(NvmOpcode::READ, 1, 0, 2049, 512), 0), StatusCode::LBA_OUT_OF_RANGE);
+    assert_eq!(status(&rw(NvmOpcode::READ, 1, u64::MAX, 1, 512), 0), StatusCode::LBA_OUT_OF_RANGE);
+    assert_eq!(status(&rw(NvmOpcode::WRITE, 1, u64::MAX - 1, 4, 512), 0), StatusCode::LBA_OUT_OF_RANGE);
 
     assert!(decode_io(&rw(NvmOpcode::READ, 2, 0, 256, 4096), &table, 0).is_ok());
-    assert_eq!(
-        status(&rw(NvmOpcode::READ, 2, 0, 257, 4096), 0),
-        StatusCode::INVALID_FIELD,
-        "MDTS"
-    );
-    assert_eq!(
-        status(&rw(NvmOpcode::WRITE, 2, 0, 65536, 4096), 0),
-        StatusCode::INVALID_FIELD,
-        "MDTS"
-    );
+    assert_eq!(status(&rw(NvmOpcode::READ, 2, 0, 257, 4096), 0), StatusCode::INVALID_FIELD, "MDTS");
+    assert_eq!(status(&rw(NvmOpcode::WRITE, 2, 0, 65536, 4096), 0), StatusCode::INVALID_FIELD, "MDTS");
 }
 
 #[test]
 fn bad_commands_have_their_status() {
     let read = rw(NvmOpcode::READ, 1, 0, 8, 512);
     let write = rw(NvmOpcode::WRITE, 1, 0, 8, 512);
-    let keyed = SglDescriptor {
-        id: SglId::KEYED_DATA_BLOCK,
-        ..SglDescriptor::transport(4096)
-    };
+    let keyed = SglDescriptor { id: SglId::KEYED_DATA_BLOCK, ..SglDescriptor::transport(4096) };
     let mut moved = SglDescriptor::in_capsule(4096);
     moved.address.set(4);
     for (name, sqe, capsule, code) in [
-        (
-            "nsid 0",
-            with(&read, |s| s.nsid.set(0)),
-            0,
-            StatusCode::INVALID_NAMESPACE,
-        ),
-        (
-            "broadcast",
-            with(&read, |s| s.nsid.set(NSID_BROADCAST)),
-            0,
-            StatusCode::INVALID_NAMESPACE,
-        ),
-        (
-            "nsid above NN",
-            with(&read, |s| s.nsid.set(257)),
-            0,
-            StatusCode::INVALID_NAMESPACE,
-        ),
-        (
-            "inactive",
-            with(&read, |s| s.nsid.set(3)),
-            0,
-            StatusCode::INVALID_FIELD,
-        ),
-        (
-            "prp",
-            with(&read, |s| s.flags = 0),
-            0,
-            StatusCode::INVALID_FIELD,
-        ),
-        (
-            "metadata segment",
-            with(&read, |s| s.flags = 0x80),
-            0,
-            StatusCode::INVALID_FIELD,
-        ),
-        (
-            "fused read",
-            with(&read, |s| s.flags = 0x41),
-            0,
-            StatusCode::INVALID_FIELD,
-        ),
-        (
-            "write first",
-            with(&write, |s| s.flags = 0x41),
-            0,
-            StatusCode::INVALID_FIELD,
-        ),
-        (
-            "reserved fuse",
-            with(&write, |s| s.flags = 0x43),
-            0,
-            StatusCode::INVALID_FIELD,
-        ),
-        (
-            "reserved flags",
-            with(&write, |s| s.flags = 0x44),
-            0,
-            StatusCode::INVALID_FIELD,
-        ),
-        (
-            "pract",
-            with(&read, |s| s.cdw12.set(7 | 1 << 29)),
-            0,
-            StatusCode::INVALID_PROTECTION_INFO,
-        ),
-        (
-            "prchk",
-            with(&write, |s| s.cdw12.set(7 | 1 << 26)),
-            0,
-            StatusCode::INVALID_PROTECTION_INFO,
-        ),
-        (
-            "storage tag",
-            with(&read, |s| s.cdw12.set(7 | 1 << 24)),
-            0,
-            StatusCode::INVALID_PROTECTION_INFO,
-        ),
-        (
-            "directive",
-            with(&write, |s| s.cdw12.set(7 | 1 << 20)),
-            0,
-            StatusCode::INVALID_FIELD,
-        ),
-        (
-            "read only",
-            with(&write, |s| s.nsid.set(4)),
-            0,
-            StatusCode::NAMESPACE_WRITE_PROTECTED,
-        ),
-        (
-            "short buffer",
-            with(&read, |s| s.dptr.length.set(3584)),
-            0,
-            StatusCode::SGL_DATA_LENGTH_INVALID,
-        ),
-        (
-            "long buffer",
-            with(&read, |s| s.dptr.length.set(4608)),
-            0,
-            StatusCode::SGL_DATA_LENGTH_INVALID,
-        ),
+        ("nsid 0", with(&read, |s| s.nsid.set(0)), 0, StatusCode::INVALID_NAMESPACE),
+        ("broadcast", with(&read, |s| s.nsid.set(NSID_BROADCAST)), 0, StatusCode::INVALID_NAMESPACE),
+        ("nsid above NN", with(&read, |s| s.nsid.set(257)), 0, StatusCode::INVALID_NAMESPACE),
+        ("inactive", with(&read, |s| s.nsid.set(3)), 0, StatusCode::INVALID_FIELD),
+        ("prp", with(&read, |s| s.flags = 0), 0, StatusCode::INVALID_FIELD),
+        ("metadata segment", with(&read, |s| s.flags = 0x80), 0, StatusCode::INVALID_FIELD),
+        ("fused read", with(&read, |s| s.flags = 0x41), 0, StatusCode::INVALID_FIELD),
+        ("write first", with(&write, |s| s.flags = 0x41), 0, StatusCode::INVALID_FIELD),
+        ("reserved fuse", with(&write, |s| s.flags = 0x43), 0, StatusCode::INVALID_FIELD),
+        ("reserved flags", with(&write, |s| s.flags = 0x44), 0, StatusCode::INVALID_FIELD),
+        ("pract", with(&read, |s| s.cdw12.set(7 | 1 << 29)), 0, StatusCode::INVALID_PROTECTION_INFO),
+        ("prchk", with(&write, |s| s.cdw12.set(7 | 1 << 26)), 0, StatusCode::INVALID_PROTECTION_INFO),
+        ("storage tag", with(&read, |s| s.cdw12.set(7 | 1 << 24)), 0, StatusCode::INVALID_PROTECTION_INFO),
+        ("directive", with(&write, |s| s.cdw12.set(7 | 1 << 20)), 0, StatusCode::INVALID_FIELD),
+        ("read only", with(&write, |s| s.nsid.set(4)), 0, StatusCode::NAMESPACE_WRITE_PROTECTED),
+        ("short buffer", with(&read, |s| s.dptr.length.set(3584)), 0, StatusCode::SGL_DATA_LENGTH_INVALID),
+        ("long buffer", with(&read, |s| s.dptr.length.set(4608)), 0, StatusCode::SGL_DATA_LENGTH_INVALID),
         (
             "read into the capsule",
             with(&read, |s| s.dptr = SglDescriptor::in_capsule(4096)),
             0,
             StatusCode::SGL_DESCRIPTOR_TYPE_INVALID,
         ),
-        (
-            "keyed",
-            with(&write, |s| s.dptr = keyed),
-            0,
-            StatusCode::SGL_DESCRIPTOR_TYPE_INVALID,
-        ),
-        (
-            "segment",
-            with(&write, |s| s.dptr.id = SglId::SEGMENT),
-            0,
-            StatusCode::SGL_DESCRIPTOR_TYPE_INVALID,
-        ),
-        (
-            "in-capsule offset",
-            with(&write, |s| s.dptr = moved),
-            4096,
-            StatusCode::SGL_OFFSET_INVALID,
-        ),
+        ("keyed", with(&write, |s| s.dptr = keyed), 0, StatusCode::SGL_DESCRIPTOR_TYPE_INVALID),
+        ("segment", with(&write, |s| s.dptr.id = SglId::SEGMENT), 0, StatusCode::SGL_DESCRIPTOR_TYPE_INVALID),
+        ("in-capsule offset", with(&write, |s| s.dptr = moved), 4096, StatusCode::SGL_OFFSET_INVALID),
         (
             "capsule too short",
             with(&write, |s| s.dptr = SglDescriptor::in_capsule(4096)),
@@ -268,42 +126,12 @@ fn bad_commands_have_their_status() {
             3584,
             StatusCode::SGL_DATA_LENGTH_INVALID,
         ),
-        (
-            "two places",
-            write,
-            4096,
-            StatusCode::SGL_DATA_LENGTH_INVALID,
-        ),
-        (
-            "read with data",
-            read,
-            8,
-            StatusCode::SGL_DATA_LENGTH_INVALID,
-        ),
-        (
-            "verify",
-            Sqe::nvm(NvmOpcode::VERIFY, 1),
-            0,
-            StatusCode::INVALID_OPCODE,
-        ),
-        (
-            "reservation",
-            Sqe::nvm(NvmOpcode::RESERVATION_ACQUIRE, 1),
-            0,
-            StatusCode::INVALID_OPCODE,
-        ),
-        (
-            "property on an I/O queue",
-            PropertyGetCmd::new(0, true).to_sqe(),
-            0,
-            StatusCode::INVALID_OPCODE,
-        ),
-        (
-            "second connect",
-            ConnectCmd::new(1, 127, 0, 0).to_sqe(),
-            1024,
-            StatusCode::COMMAND_SEQUENCE_ERROR,
-        ),
+        ("two places", write, 4096, StatusCode::SGL_DATA_LENGTH_INVALID),
+        ("read with data", read, 8, StatusCode::SGL_DATA_LENGTH_INVALID),
+        ("verify", Sqe::nvm(NvmOpcode::VERIFY, 1), 0, StatusCode::INVALID_OPCODE),
+        ("reservation", Sqe::nvm(NvmOpcode::RESERVATION_ACQUIRE, 1), 0, StatusCode::INVALID_OPCODE),
+        ("property on an I/O queue", PropertyGetCmd::new(0, true).to_sqe(), 0, StatusCode::INVALID_OPCODE),
+        ("second connect", ConnectCmd::new(1, 127, 0, 0).to_sqe(), 1024, StatusCode::COMMAND_SEQUENCE_ERROR),
     ] {
         assert_eq!(status(&sqe, capsule), code, "{name}");
     }
@@ -313,39 +141,20 @@ fn bad_commands_have_their_status() {
 fn flush_and_write_zeroes_have_no_data() {
     let table = table();
     let (request, ns) = decode_io(&Sqe::nvm(NvmOpcode::FLUSH, 1), &table, 0).unwrap();
-    assert_eq!(
-        (request.op, request.place, request.data_len, ns.nsid),
-        (IoOp::Flush, DataPlace::None, 0, 1)
-    );
-    assert_eq!(
-        status(&Sqe::nvm(NvmOpcode::FLUSH, NSID_BROADCAST), 0),
-        StatusCode::INVALID_NAMESPACE
-    );
-    assert_eq!(
-        status(&Sqe::nvm(NvmOpcode::FLUSH, 1), 4),
-        StatusCode::SGL_DATA_LENGTH_INVALID
-    );
+    assert_eq!((request.op, request.place, request.data_len, ns.nsid), (IoOp::Flush, DataPlace::None, 0, 1));
+    assert_eq!(status(&Sqe::nvm(NvmOpcode::FLUSH, NSID_BROADCAST), 0), StatusCode::INVALID_NAMESPACE);
+    assert_eq!(status(&Sqe::nvm(NvmOpcode::FLUSH, 1), 4), StatusCode::SGL_DATA_LENGTH_INVALID);
 
     let zeroes = with(&rw(NvmOpcode::WRITE_ZEROES, 2, 64, 65536, 0), |s| {
         s.cdw12.set(0xffff | RwCdw12::DEAC | RwCdw12::FUA);
     });
     let (request, _) = decode_io(&zeroes, &table, 0).unwrap();
-    assert_eq!(
-        (request.op, request.lba, request.blocks),
-        (IoOp::WriteZeroes, 64, 65536),
-        "beyond MDTS"
-    );
+    assert_eq!((request.op, request.lba, request.blocks), (IoOp::WriteZeroes, 64, 65536), "beyond MDTS");
     assert!(request.deallocate && request.fua);
     let (request, _) = decode_io(&rw(NvmOpcode::WRITE_ZEROES, 1, 0, 8, 0), &table, 0).unwrap();
     assert!(!request.deallocate && !request.fua);
-    assert_eq!(
-        status(&rw(NvmOpcode::WRITE_ZEROES, 1, 2048, 1, 0), 0),
-        StatusCode::LBA_OUT_OF_RANGE
-    );
-    assert_eq!(
-        status(&rw(NvmOpcode::WRITE_ZEROES, 4, 0, 1, 0), 0),
-        StatusCode::NAMESPACE_WRITE_PROTECTED
-    );
+    assert_eq!(status(&rw(NvmOpcode::WRITE_ZEROES, 1, 2048, 1, 0), 0), StatusCode::LBA_OUT_OF_RANGE);
+    assert_eq!(status(&rw(NvmOpcode::WRITE_ZEROES, 4, 0, 1, 0), 0), StatusCode::NAMESPACE_WRITE_PROTECTED);
     let tagged = with(&zeroes, |s| s.cdw12.set(RwCdw12::PRINFO));
     assert_eq!(status(&tagged, 0), StatusCode::INVALID_PROTECTION_INFO);
 }
@@ -374,60 +183,27 @@ fn dataset_management_checks_all_ranges_first() {
     let table = table();
     // Linux sends a page whatever the number of ranges.
     for len in [32, 4096] {
-        let (request, ns) =
-            decode_io(&dsm(1, 2, len, DsmAttributes::DEALLOCATE), &table, 0).unwrap();
-        assert_eq!(
-            (request.op, request.blocks, request.data_len),
-            (IoOp::Dsm, 2, len)
-        );
+        let (request, ns) = decode_io(&dsm(1, 2, len, DsmAttributes::DEALLOCATE), &table, 0).unwrap();
+        assert_eq!((request.op, request.blocks, request.data_len), (IoOp::Dsm, 2, len));
         assert!(request.deallocate);
         let mut data = ranges(&[(0, 8), (2040, 8), (u64::MAX, 1)]);
         data.resize(4096, 0xff);
         let list: Vec<_> = dsm_ranges(&request, &data, ns).unwrap().collect();
-        assert_eq!(
-            list,
-            [(0, 8), (2040, 8)],
-            "what is behind the ranges does not matter"
-        );
+        assert_eq!(list, [(0, 8), (2040, 8)], "what is behind the ranges does not matter");
 
-        let fault = |list: &[(u64, u32)]| {
-            dsm_ranges(&request, &ranges(list), ns)
-                .map(|_| ())
-                .unwrap_err()
-        };
-        assert_eq!(
-            fault(&[(0, 8), (2041, 8)]).status,
-            StatusCode::LBA_OUT_OF_RANGE.dnr()
-        );
-        assert_eq!(
-            fault(&[(u64::MAX, 1), (0, 1)]).status,
-            StatusCode::LBA_OUT_OF_RANGE.dnr()
-        );
-        assert_eq!(
-            fault(&[(0, u32::MAX), (0, 1)]).status,
-            StatusCode::LBA_OUT_OF_RANGE.dnr()
-        );
-        assert_eq!(
-            fault(&[(0, 1)]).status,
-            StatusCode::SGL_DATA_LENGTH_INVALID.dnr()
-        );
+        let fault = |list: &[(u64, u32)]| dsm_ranges(&request, &ranges(list), ns).map(|_| ()).unwrap_err();
+        assert_eq!(fault(&[(0, 8), (2041, 8)]).status, StatusCode::LBA_OUT_OF_RANGE.dnr());
+        assert_eq!(fault(&[(u64::MAX, 1), (0, 1)]).status, StatusCode::LBA_OUT_OF_RANGE.dnr());
+        assert_eq!(fault(&[(0, u32::MAX), (0, 1)]).status, StatusCode::LBA_OUT_OF_RANGE.dnr());
+        assert_eq!(fault(&[(0, 1)]).status, StatusCode::SGL_DATA_LENGTH_INVALID.dnr());
         let data = ranges(&[(5, 0), (0, 1)]);
         let list: Vec<_> = dsm_ranges(&request, &data, ns).unwrap().collect();
         assert_eq!(list, [(0, 1)], "empty ranges are nothing");
     }
-    assert_eq!(
-        status(&dsm(1, 2, 31, 4), 0),
-        StatusCode::SGL_DATA_LENGTH_INVALID
-    );
-    assert_eq!(
-        status(&dsm(1, 2, 4112, 4), 0),
-        StatusCode::SGL_DATA_LENGTH_INVALID
-    );
+    assert_eq!(status(&dsm(1, 2, 31, 4), 0), StatusCode::SGL_DATA_LENGTH_INVALID);
+    assert_eq!(status(&dsm(1, 2, 4112, 4), 0), StatusCode::SGL_DATA_LENGTH_INVALID);
     assert!(decode_io(&dsm(1, 256, 4096, 4), &table, 0).is_ok());
-    assert_eq!(
-        status(&dsm(4, 1, 16, 4), 0),
-        StatusCode::NAMESPACE_WRITE_PROTECTED
-    );
+    assert_eq!(status(&dsm(4, 1, 16, 4), 0), StatusCode::NAMESPACE_WRITE_PROTECTED);
     let (request, _) = decode_io(&dsm(4, 1, 16, DsmAttributes::INTEGRAL_READ), &table, 0).unwrap();
     assert!(!request.deallocate, "a hint");
 }
@@ -444,37 +220,13 @@ fn fused_pairs() {
     assert_eq!((compare.fuse, write.fuse), (Fuse::FIRST, Fuse::SECOND));
     let ns = table.get(1).unwrap();
     assert_eq!(check_fused_pair(&compare, &write, ns), Ok(()));
-    let other = |write: IoRequest| {
-        check_fused_pair(&compare, &write, ns)
-            .unwrap_err()
-            .status
-            .code()
-    };
-    assert_eq!(
-        other(IoRequest { lba: 9, ..write }),
-        StatusCode::INVALID_FIELD
-    );
-    assert_eq!(
-        other(IoRequest { blocks: 7, ..write }),
-        StatusCode::INVALID_FIELD
-    );
-    assert_eq!(
-        other(IoRequest { nsid: 2, ..write }),
-        StatusCode::INVALID_FIELD
-    );
-    let (compare, write) = (
-        IoRequest {
-            blocks: 9,
-            ..compare
-        },
-        IoRequest { blocks: 9, ..write },
-    );
+    let other = |write: IoRequest| check_fused_pair(&compare, &write, ns).unwrap_err().status.code();
+    assert_eq!(other(IoRequest { lba: 9, ..write }), StatusCode::INVALID_FIELD);
+    assert_eq!(other(IoRequest { blocks: 7, ..write }), StatusCode::INVALID_FIELD);
+    assert_eq!(other(IoRequest { nsid: 2, ..write }), StatusCode::INVALID_FIELD);
+    let (compare, write) = (IoRequest { blocks: 9, ..compare }, IoRequest { blocks: 9, ..write });
     let fault = check_fused_pair(&compare, &write, ns).unwrap_err();
-    assert_eq!(
-        fault.status.code(),
-        StatusCode::ATOMIC_WRITE_UNIT_EXCEEDED,
-        "NACWU is 8 blocks"
-    );
+    assert_eq!(fault.status.code(), StatusCode::ATOMIC_WRITE_UNIT_EXCEEDED, "NACWU is 8 blocks");
 }
 
 #[test]
@@ -487,11 +239,7 @@ fn fused_commands_are_adjacent() {
     assert!(!tracker.holding());
     assert_eq!(tracker.next(Fuse::SECOND), (FuseStep::MissingFirst, false));
     assert_eq!(tracker.next(Fuse::FIRST), (FuseStep::Hold, false));
-    assert_eq!(
-        tracker.next(Fuse::FIRST),
-        (FuseStep::Hold, true),
-        "the first one lost its partner"
-    );
+    assert_eq!(tracker.next(Fuse::FIRST), (FuseStep::Hold, true), "the first one lost its partner");
     assert_eq!(tracker.next(Fuse::NONE), (FuseStep::Single, true));
     assert_eq!(tracker.next(Fuse::NONE), (FuseStep::Single, false));
 }

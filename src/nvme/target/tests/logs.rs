@@ -22,38 +22,14 @@ fn fields_of_get_log_page_are_checked() {
     let field = StatusCode::INVALID_FIELD;
     for (name, sqe, status) in [
         ("offset not aligned", get_log(LogId::SMART, 2, 512), field),
-        (
-            "offset beyond the page",
-            get_log(LogId::SMART, 516, 4),
-            field,
-        ),
-        (
-            "offset beyond 4 GiB",
-            get_log(LogId::SMART, 1 << 32, 4),
-            field,
-        ),
+        ("offset beyond the page", get_log(LogId::SMART, 516, 4), field),
+        ("offset beyond 4 GiB", get_log(LogId::SMART, 1 << 32, 4), field),
         ("offset type index", with(&|s| s.cdw14.set(1 << 23)), field),
         ("one namespace", with(&|s| s.nsid.set(1)), field),
-        (
-            "length",
-            with(&|s| s.dptr.length.set(508)),
-            StatusCode::SGL_DATA_LENGTH_INVALID,
-        ),
-        (
-            "unknown page",
-            get_log(LogId(0xc0), 0, 512),
-            StatusCode::INVALID_LOG_PAGE,
-        ),
-        (
-            "ana",
-            get_log(LogId::ANA, 0, 512),
-            StatusCode::INVALID_LOG_PAGE,
-        ),
-        (
-            "discovery",
-            get_log(LogId::DISCOVERY, 0, 1024),
-            StatusCode::INVALID_LOG_PAGE,
-        ),
+        ("length", with(&|s| s.dptr.length.set(508)), StatusCode::SGL_DATA_LENGTH_INVALID),
+        ("unknown page", get_log(LogId(0xc0), 0, 512), StatusCode::INVALID_LOG_PAGE),
+        ("ana", get_log(LogId::ANA, 0, 512), StatusCode::INVALID_LOG_PAGE),
+        ("discovery", get_log(LogId::DISCOVERY, 0, 1024), StatusCode::INVALID_LOG_PAGE),
         (
             "effects of zoned",
             {
@@ -66,15 +42,8 @@ fn fields_of_get_log_page_are_checked() {
     ] {
         assert_eq!(rig.fails(controller, &sqe), status.dnr(), "{name}");
     }
-    for lid in [
-        LogId::SMART,
-        LogId::CHANGED_NAMESPACES,
-        LogId::COMMANDS_EFFECTS,
-    ] {
-        assert_eq!(
-            rig.fails(discovery, &get_log(lid, 0, 4)),
-            StatusCode::INVALID_LOG_PAGE.dnr()
-        );
+    for lid in [LogId::SMART, LogId::CHANGED_NAMESPACES, LogId::COMMANDS_EFFECTS] {
+        assert_eq!(rig.fails(discovery, &get_log(lid, 0, 4)), StatusCode::INVALID_LOG_PAGE.dnr());
     }
     rig.ok(controller, &with(&|s| s.nsid.set(0)));
 }
@@ -96,32 +65,12 @@ fn smart_shows_the_counters() {
     };
     rig.fails(controller, &Sqe::admin(AdminOpcode(0xff), 0));
     let log: SmartLog = read(&rig.ok(controller, &get_log(LogId::SMART, 0, 512)).1);
-    assert_eq!(
-        (log.data_units_read.get(), log.data_units_written.get()),
-        (4, 5),
-        "rounded up"
-    );
-    assert_eq!(
-        (log.host_read_commands.get(), log.host_write_commands.get()),
-        (11, 12)
-    );
-    assert_eq!(
-        (log.controller_busy_time_min.get(), log.power_on_hours.get()),
-        (3, 2)
-    );
+    assert_eq!((log.data_units_read.get(), log.data_units_written.get()), (4, 5), "rounded up");
+    assert_eq!((log.host_read_commands.get(), log.host_write_commands.get()), (11, 12));
+    assert_eq!((log.controller_busy_time_min.get(), log.power_on_hours.get()), (3, 2));
     assert_eq!((log.power_cycles.get(), log.unsafe_shutdowns.get()), (7, 2));
-    assert_eq!(
-        (log.media_errors.get(), log.error_log_entries.get()),
-        (1, 1)
-    );
-    assert_eq!(
-        (
-            log.critical_warning,
-            log.available_spare,
-            log.percentage_used
-        ),
-        (0, 100, 0)
-    );
+    assert_eq!((log.media_errors.get(), log.error_log_entries.get()), (1, 1));
+    assert_eq!((log.critical_warning, log.available_spare, log.percentage_used), (0, 100, 0));
 }
 
 #[test]
@@ -137,35 +86,19 @@ fn every_failure_leaves_an_entry_newest_first() {
     rig.fails(controller, &fabrics);
     rig.target.log_error(
         controller,
-        &ErrorReport {
-            sqid: 3,
-            cid: 9,
-            fault: Fault::at(StatusCode::LBA_OUT_OF_RANGE, 40),
-            lba: 0x1234,
-            nsid: 1,
-        },
+        &ErrorReport { sqid: 3, cid: 9, fault: Fault::at(StatusCode::LBA_OUT_OF_RANGE, 40), lba: 0x1234, nsid: 1 },
     );
     let (_, page) = rig.ok(controller, &get_log(LogId::ERROR, 0, 4096));
     let entries: Vec<ErrorLogEntry> = page.chunks_exact(64).map(read).collect();
     let of = |i: usize| {
         let e = &entries[i];
-        (
-            e.error_count.get(),
-            e.sqid.get(),
-            e.cid.get(),
-            e.parameter_location.get(),
-            e.lba.get(),
-            e.nsid.get(),
-        )
+        (e.error_count.get(), e.sqid.get(), e.cid.get(), e.parameter_location.get(), e.lba.get(), e.nsid.get())
     };
     assert_eq!(of(0), (3, 3, 9, 40, 0x1234, 1));
     assert_eq!(of(1), (2, 0, 78, 44, 0, 0));
     assert_eq!(of(2), (1, 0, 77, 4, 0, 1));
     assert_eq!(of(3), (0, 0, 0, 0, 0, 0));
-    assert_eq!(
-        Status::from_wire(entries[0].status.get()),
-        StatusCode::LBA_OUT_OF_RANGE.dnr().with_more()
-    );
+    assert_eq!(Status::from_wire(entries[0].status.get()), StatusCode::LBA_OUT_OF_RANGE.dnr().with_more());
     assert_eq!(entries[0].trtype, 3);
 
     // The log keeps the newest 64; entries of another controller stay there.
@@ -209,11 +142,7 @@ fn effects_match_the_commands_that_work() {
             Ok(_) => true,
             Err(fault) => fault.status != unsupported,
         };
-        assert_eq!(
-            log.io[usize::from(opcode)].get() & CommandEffects::CSUPP != 0,
-            works,
-            "I/O {opcode:#x}"
-        );
+        assert_eq!(log.io[usize::from(opcode)].get() & CommandEffects::CSUPP != 0, works, "I/O {opcode:#x}");
 
         let mut sqe = Sqe::new(opcode, 0);
         if sqe.is_fabrics() {
@@ -224,18 +153,11 @@ fn effects_match_the_commands_that_work() {
             _ => true,
         };
         // A bidirectional opcode fails with the transfer; it is not supported either way.
-        assert_eq!(
-            log.admin[usize::from(opcode)].get() & CommandEffects::CSUPP != 0,
-            works,
-            "admin {opcode:#x}"
-        );
+        assert_eq!(log.admin[usize::from(opcode)].get() & CommandEffects::CSUPP != 0, works, "admin {opcode:#x}");
     }
     let writes = CommandEffects::CSUPP | CommandEffects::LBCC;
     assert_eq!(log.io[usize::from(NvmOpcode::WRITE.0)].get(), writes);
-    assert_eq!(
-        log.io[usize::from(NvmOpcode::READ.0)].get(),
-        CommandEffects::CSUPP
-    );
+    assert_eq!(log.io[usize::from(NvmOpcode::READ.0)].get(), CommandEffects::CSUPP);
 }
 
 #[test]
@@ -258,12 +180,7 @@ fn entries(log: &[u8]) -> Vec<DiscoveryLogEntry> {
 #[test]
 fn discovery_shows_each_host_what_it_may_use() {
     let mut rig = Rig::new();
-    rig.target
-        .add_subsystem(subsystem(
-            "nqn.2026-11.io.reactor:secret",
-            only("nqn.other:host"),
-        ))
-        .unwrap();
+    rig.target.add_subsystem(subsystem("nqn.2026-11.io.reactor:secret", only("nqn.other:host"))).unwrap();
     let controller = rig.enabled_discovery(0);
     let (_, log) = rig.ok(controller, &get_log(LogId::DISCOVERY, 0, 4096));
     let header: DiscoveryLogHeader = read(&log[..1024]);
@@ -274,40 +191,17 @@ fn discovery_shows_each_host_what_it_may_use() {
     assert_eq!(list[0].eflags.get(), EFLAGS_DUPLICATE | EFLAGS_EPCSD);
     let vol = &list[1];
     assert_eq!(nul_text(&vol.subnqn), Some(NQN));
-    assert_eq!(
-        (vol.trtype, vol.adrfam, vol.subtype),
-        (TransportType::TCP, AddressFamily::IPV4, SubsystemType::NVM)
-    );
-    assert_eq!(
-        (vol.portid.get(), vol.cntlid.get(), vol.asqsz.get()),
-        (1, 0xffff, 32)
-    );
-    assert_eq!(
-        vol.treq,
-        TREQ_SECURE_NOT_REQUIRED | TREQ_DISABLE_SQ_FLOW_CONTROL
-    );
+    assert_eq!((vol.trtype, vol.adrfam, vol.subtype), (TransportType::TCP, AddressFamily::IPV4, SubsystemType::NVM));
+    assert_eq!((vol.portid.get(), vol.cntlid.get(), vol.asqsz.get()), (1, 0xffff, 32));
+    assert_eq!(vol.treq, TREQ_SECURE_NOT_REQUIRED | TREQ_DISABLE_SQ_FLOW_CONTROL);
     assert!(vol.trsvcid.starts_with(b"4420 ") && vol.trsvcid.ends_with(b" "));
     assert!(vol.traddr.starts_with(b"127.0.0.1 "));
-    assert!(
-        log[3072..].iter().all(|&b| b == 0),
-        "nothing behind the last entry"
-    );
+    assert!(log[3072..].iter().all(|&b| b == 0), "nothing behind the last entry");
 
     // Any window shows the same bytes.
-    for (offset, len) in [
-        (0, 16),
-        (1020, 8),
-        (1024, 1024),
-        (2044, 1028),
-        (3072, 4),
-        (512, 2560),
-    ] {
+    for (offset, len) in [(0, 16), (1020, 8), (1024, 1024), (2044, 1028), (3072, 4), (512, 2560)] {
         let (_, part) = rig.ok(controller, &get_log(LogId::DISCOVERY, offset, len));
-        assert_eq!(
-            part,
-            log[offset as usize..][..len as usize],
-            "{offset} {len}"
-        );
+        assert_eq!(part, log[offset as usize..][..len as usize], "{offset} {len}");
     }
     let beyond = rig.fails(controller, &get_log(LogId::DISCOVERY, 3076, 4));
     assert_eq!(beyond, StatusCode::INVALID_FIELD.dnr());
@@ -315,40 +209,22 @@ fn discovery_shows_each_host_what_it_may_use() {
     let other = rig.connect(DISCOVERY_NQN, "nqn.other:host", 0).controller;
     rig.enable(other);
     let (_, log) = rig.ok(other, &get_log(LogId::DISCOVERY, 0, 4096));
-    assert_eq!(
-        nul_text(&entries(&log)[1].subnqn),
-        Some("nqn.2026-11.io.reactor:secret")
-    );
+    assert_eq!(nul_text(&entries(&log)[1].subnqn), Some("nqn.2026-11.io.reactor:secret"));
 }
 
 #[test]
 fn wildcard_listeners_show_the_address_the_host_reached() {
     let mut rig = Rig::new();
-    let listen = |portid, addr: &str| Listener {
-        portid,
-        addr: addr.parse().unwrap(),
-    };
-    rig.target.set_listeners(vec![
-        listen(1, "0.0.0.0:4420"),
-        listen(2, "[::]:4421"),
-        listen(3, "[2001:db8::1]:4422"),
-    ]);
+    let listen = |portid, addr: &str| Listener { portid, addr: addr.parse().unwrap() };
+    rig.target.set_listeners(vec![listen(1, "0.0.0.0:4420"), listen(2, "[::]:4421"), listen(3, "[2001:db8::1]:4422")]);
     for (local, want) in [
         ("192.0.2.7", vec![(1, "192.0.2.7"), (3, "2001:db8::1")]),
         ("2001:db8::7", vec![(2, "2001:db8::7"), (3, "2001:db8::1")]),
-        (
-            "::ffff:192.0.2.7",
-            vec![(1, "192.0.2.7"), (2, "192.0.2.7"), (3, "2001:db8::1")],
-        ),
+        ("::ffff:192.0.2.7", vec![(1, "192.0.2.7"), (2, "192.0.2.7"), (3, "2001:db8::1")]),
     ] {
         let sqe = ConnectCmd::new(0, 31, 0, 0).to_sqe();
         let data = connect_data(CNTLID_DYNAMIC, DISCOVERY_NQN, HOST);
-        let request = ConnectRequest {
-            sqe: &sqe,
-            data: data.as_bytes(),
-            local: local.parse().unwrap(),
-            now_ns: 0,
-        };
+        let request = ConnectRequest { sqe: &sqe, data: data.as_bytes(), local: local.parse().unwrap(), now_ns: 0 };
         let controller = rig.target.connect(&request).unwrap().controller;
         rig.enable(controller);
         let (_, log) = rig.ok(controller, &get_log(LogId::DISCOVERY, 0, 8192));
@@ -361,10 +237,7 @@ fn wildcard_listeners_show_the_address_the_host_reached() {
                 (entry.portid.get(), text)
             })
             .collect();
-        let want: Vec<_> = want
-            .into_iter()
-            .map(|(port, ip)| (port, ip.to_owned()))
-            .collect();
+        let want: Vec<_> = want.into_iter().map(|(port, ip)| (port, ip.to_owned())).collect();
         assert_eq!(seen, want, "{local}");
     }
 }

@@ -23,10 +23,7 @@ const SECOND: u64 = 1_000_000_000;
 
 fn params() -> TargetParams {
     TargetParams {
-        listeners: vec![Listener {
-            portid: 1,
-            addr: SocketAddr::new(LOCAL, 4420),
-        }],
+        listeners: vec![Listener { portid: 1, addr: SocketAddr::new(LOCAL, 4420) }],
         max_io_queues: 8,
         max_io_entries: 128,
         max_admin_entries: 32,
@@ -39,12 +36,7 @@ fn params() -> TargetParams {
 }
 
 fn subsystem(nqn: &str, hosts: AllowedHosts) -> SubsystemConfig {
-    SubsystemConfig {
-        nqn: nqn.to_owned(),
-        serial: "S1".to_owned(),
-        model: "reactor".to_owned(),
-        hosts,
-    }
+    SubsystemConfig { nqn: nqn.to_owned(), serial: "S1".to_owned(), model: "reactor".to_owned(), hosts }
 }
 
 fn namespace(nsid: u32) -> NamespaceInfo {
@@ -82,35 +74,21 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let mut target = Target::new(params()).unwrap();
-        target
-            .add_subsystem(subsystem(NQN, AllowedHosts::Any))
-            .unwrap();
-        target
-            .set_namespaces(NQN, vec![namespace(1), namespace(3)])
-            .unwrap();
-        Self {
-            target,
-            now_ns: SECOND,
-            counters: SmartCounters::default(),
-        }
+        target.add_subsystem(subsystem(NQN, AllowedHosts::Any)).unwrap();
+        target.set_namespaces(NQN, vec![namespace(1), namespace(3)]).unwrap();
+        Self { target, now_ns: SECOND, counters: SmartCounters::default() }
     }
 
     fn try_connect(&mut self, cmd: ConnectCmd, data: &ConnectData) -> Result<Connected, Cqe> {
         let sqe = cmd.to_sqe();
-        let request = ConnectRequest {
-            sqe: &sqe,
-            data: data.as_bytes(),
-            local: LOCAL,
-            now_ns: self.now_ns,
-        };
+        let request = ConnectRequest { sqe: &sqe, data: data.as_bytes(), local: LOCAL, now_ns: self.now_ns };
         self.target.connect(&request)
     }
 
     /// Connects an Admin Queue.
     fn connect(&mut self, subnqn: &str, hostnqn: &str, kato_ms: u32) -> Connected {
         let data = connect_data(CNTLID_DYNAMIC, subnqn, hostnqn);
-        self.try_connect(ConnectCmd::new(0, 31, 0, kato_ms), &data)
-            .unwrap()
+        self.try_connect(ConnectCmd::new(0, 31, 0, kato_ms), &data).unwrap()
     }
 
     /// Connects and enables a controller as Linux does.
@@ -127,10 +105,7 @@ impl Rig {
     }
 
     fn enable(&mut self, controller: ControllerHandle) {
-        self.ok(
-            controller,
-            &PropertySetCmd::new(Property::CC.0, 0x0046_0001).to_sqe(),
-        );
+        self.ok(controller, &PropertySetCmd::new(Property::CC.0, 0x0046_0001).to_sqe());
     }
 
     fn io_queue(&mut self, cntlid: u16, qid: u16) -> Result<Connected, Cqe> {
@@ -147,10 +122,7 @@ impl Rig {
             }
         };
         let mut out = vec![0xee; transfer.len as usize];
-        let context = AdminContext {
-            now_ns: self.now_ns,
-            counters: &self.counters,
-        };
+        let context = AdminContext { now_ns: self.now_ns, counters: &self.counters };
         let outcome = self.target.admin(controller, sqe, &context, &mut out);
         if let Outcome::Done { data_len, .. } = outcome {
             out.truncate(data_len);
@@ -198,29 +170,15 @@ impl Rig {
 
 fn identify(cns: Cns, nsid: u32) -> Sqe {
     let mut sqe = Sqe::admin(AdminOpcode::IDENTIFY, nsid);
-    IdentifyFields {
-        cns,
-        cntid: 0,
-        cns_specific: 0,
-        csi: Csi::NVM,
-    }
-    .put(&mut sqe);
+    IdentifyFields { cns, cntid: 0, cns_specific: 0, csi: Csi::NVM }.put(&mut sqe);
     sqe.dptr = SglDescriptor::transport(4096);
     sqe
 }
 
 fn get_log(lid: LogId, offset: u64, len: u32) -> Sqe {
     let mut sqe = Sqe::admin(AdminOpcode::GET_LOG_PAGE, NSID_BROADCAST);
-    let fields = GetLogFields {
-        lid,
-        lsp: 0,
-        rae: false,
-        numd_z: len / 4 - 1,
-        lsi: 0,
-        offset,
-        offset_is_index: false,
-        csi: 0,
-    };
+    let fields =
+        GetLogFields { lid, lsp: 0, rae: false, numd_z: len / 4 - 1, lsi: 0, offset, offset_is_index: false, csi: 0 };
     fields.put(&mut sqe);
     sqe.dptr = SglDescriptor::transport(len);
     sqe
@@ -228,23 +186,13 @@ fn get_log(lid: LogId, offset: u64, len: u32) -> Sqe {
 
 fn get_feature(fid: FeatureId, select: FeatureSelect) -> Sqe {
     let mut sqe = Sqe::admin(AdminOpcode::GET_FEATURES, 0);
-    FeatureFields {
-        fid,
-        select,
-        save: false,
-    }
-    .put(&mut sqe);
+    FeatureFields { fid, select, save: false }.put(&mut sqe);
     sqe
 }
 
 fn set_feature(fid: FeatureId, value: u32) -> Sqe {
     let mut sqe = Sqe::admin(AdminOpcode::SET_FEATURES, 0);
-    FeatureFields {
-        fid,
-        select: FeatureSelect::CURRENT,
-        save: false,
-    }
-    .put(&mut sqe);
+    FeatureFields { fid, select: FeatureSelect::CURRENT, save: false }.put(&mut sqe);
     sqe.cdw11.set(value);
     sqe
 }

@@ -37,11 +37,7 @@ fn mutated_streams_never_panic_and_always_progress() {
         let mut stream = stream.clone();
         for _ in 0..random.below(4) {
             // Half of the hits go to the first bytes of the stream, where the headers are dense.
-            let at = if random.below(2) == 0 {
-                random.below(240)
-            } else {
-                random.below(stream.len())
-            };
+            let at = if random.below(2) == 0 { random.below(240) } else { random.below(stream.len()) };
             match random.below(4) {
                 0 => stream[at] = random.next() as u8,
                 1 => stream[at] ^= 1 << random.below(8),
@@ -60,9 +56,7 @@ fn mutated_streams_never_panic_and_always_progress() {
             loop {
                 let before = piece.len();
                 match decoder.next(&mut piece) {
-                    Ok(Some(Event::IcReq(_) | Event::IcResp(_))) => {
-                        decoder.set_digests(grant.0, grant.1)
-                    }
+                    Ok(Some(Event::IcReq(_) | Event::IcResp(_))) => decoder.set_digests(grant.0, grant.1),
                     Ok(Some(Event::DataEnd { .. })) => {}
                     Ok(Some(_)) => assert!(piece.len() < before, "an event without progress"),
                     Ok(None) => {
@@ -79,14 +73,8 @@ fn mutated_streams_never_panic_and_always_progress() {
         }
         clean += u64::from(decoder.next(&mut &[][..]).is_ok());
     }
-    assert!(
-        errors > cases / 4,
-        "the mutations hardly hit anything: {errors} of {cases}"
-    );
-    assert!(
-        clean > cases / 8,
-        "hardly a stream survived: {clean} of {cases}"
-    );
+    assert!(errors > cases / 4, "the mutations hardly hit anything: {errors} of {cases}");
+    assert!(clean > cases / 8, "hardly a stream survived: {clean} of {cases}");
 }
 
 proptest! {
