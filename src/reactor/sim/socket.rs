@@ -422,7 +422,8 @@ impl State {
     fn carry(&mut self, number: usize, peer: usize, count: usize) {
         let end = self.end(number);
         let first = end.delivered;
-        let mut bytes: Vec<u8> = end.out.drain(..count).collect();
+        let mut bytes = vec![0; count];
+        take(&mut end.out, &mut bytes);
         end.delivered += count as u64;
         let reached = |at: &(u64, Spoil)| at.0 < first + count as u64;
         let mut spoils: Vec<(u64, Spoil)> = end.spoils.extract_if(.., |spoil| reached(spoil)).collect();
