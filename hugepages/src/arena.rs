@@ -4,7 +4,6 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 mod chunk;
 mod mapping;
@@ -14,6 +13,7 @@ pub(crate) use chunk::{ChunkInner, Shared, orphan, send_home, share};
 pub(crate) use mapping::{bind, has_numa, node_exists, reserve};
 
 use crate::block::{BLOCK_MIN, CHUNK_MAX, CHUNKS_MAX, MAX_BUF};
+use crate::sync::Arc;
 use mapping::{HUGE_1G, HUGE_2M, Mapping, PLAIN_PAGE};
 
 #[expect(

@@ -33,7 +33,10 @@ pub struct Stream {
     peer: SocketAddr,
     local: SocketAddr,
     receiving: Cell<Option<OpToken>>,
+    /// No more receives.
     shut: Cell<bool>,
+    /// Shutdown was asked for.
+    down: Cell<bool>,
 }
 
 impl Stream {
@@ -49,7 +52,15 @@ impl Stream {
 
     /// A socket in the reactor's table, which closes with the stream from now on.
     fn over(reactor: &Rc<Reactor>, file: FileId, peer: SocketAddr, local: SocketAddr) -> Stream {
-        Stream { reactor: reactor.clone(), file, peer, local, receiving: Cell::new(None), shut: Cell::new(false) }
+        Stream {
+            reactor: reactor.clone(),
+            file,
+            peer,
+            local,
+            receiving: Cell::new(None),
+            shut: Cell::new(false),
+            down: Cell::new(false),
+        }
     }
 
     fn establish(&mut self) -> std::io::Result<()> {
@@ -156,19 +167,20 @@ impl Stream {
         (batch, Ok(()))
     }
 
-    /// Ends both directions: what was sent still goes out, then a FIN; a receive in flight ends.
-    pub fn shut_down(&self) {
-        if !self.shut.replace(true) {
-            self.reactor.op_unheard(Op::Shutdown { file: self.file });
-            if let Some(token) = self.receiving.get() {
-                self.reactor.cancel_op(token);
-            }
+    /// Receives no more: a receive in flight ends, and so does every later one. Sending goes on.
+    pub fn stop_receiving(&self) {
+        self.shut.set(true);
+        if let Some(token) = self.receiving.get() {
+            self.reactor.cancel_op(token);
         }
     }
 
-    /// Whether [`Stream::shut_down`] was called.
-    pub fn is_shut(&self) -> bool {
-        self.shut.get()
+    /// Ends both directions: what was sent still goes out, then a FIN; a receive in flight ends.
+    pub fn shut_down(&self) {
+        self.stop_receiving();
+        if !self.down.replace(true) {
+            self.reactor.op_unheard(Op::Shutdown { file: self.file });
+        }
     }
 }
 

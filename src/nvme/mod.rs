@@ -9,4 +9,5 @@
 //! ```
 
 pub mod spec;
+pub mod target;
 pub mod tcp;

@@ -550,6 +550,9 @@ pub const OAES_NAMESPACE_ATTRIBUTE: u32 = 1 << 8;
 pub const OAES_DISCOVERY_LOG: u32 = 1 << 31;
 /// LPA bit: the commands supported and effects log page is supported.
 pub const LPA_COMMANDS_EFFECTS: u8 = 1 << 1;
+/// LPA bit: the Supported Log Pages, Feature Identifiers Supported and Effects, and NVMe-MI Commands Supported and
+/// Effects log pages are supported.
+pub const LPA_SUPPORTED_PAGES: u8 = 1 << 5;
 /// LPA bit: extended data (32-bit number of dwords and 64-bit offset) for Get Log Page.
 pub const LPA_EXTENDED_DATA: u8 = 1 << 2;
 /// ONCS bit: Compare.
@@ -558,12 +561,14 @@ pub const ONCS_COMPARE: u16 = 1 << 0;
 pub const ONCS_DSM: u16 = 1 << 2;
 /// ONCS bit: Write Zeroes.
 pub const ONCS_WRITE_ZEROES: u16 = 1 << 3;
+/// ONCS bit: the Save field of Set Features and the Select field of Get Features.
+pub const ONCS_SAVE_SELECT: u16 = 1 << 4;
 /// FUSES bit: fused Compare and Write.
 pub const FUSES_COMPARE_AND_WRITE: u16 = 1 << 0;
 /// VWC bit: a volatile write cache is present.
 pub const VWC_PRESENT: u8 = 1 << 0;
-/// VWC bits 2:1 = 11b: Flush with the broadcast NSID is supported.
-pub const VWC_FLUSH_BROADCAST: u8 = 3 << 1;
+/// VWC bits 2:1 = 10b: Flush with the broadcast NSID is refused.
+pub const VWC_FLUSH_BROADCAST_REFUSED: u8 = 2 << 1;
 /// SGLS bits 1:0 = 01b: SGLs are supported without an alignment or granularity requirement.
 pub const SGLS_SUPPORTED: u32 = 1;
 /// SGLS bit: the address of an SGL data block may specify an offset (in-capsule data).

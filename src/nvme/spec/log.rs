@@ -27,6 +27,8 @@ open_enum! {
         ANA = 0x0c,
         /// Feature Identifiers Supported and Effects.
         FEATURES_EFFECTS = 0x12,
+        /// NVMe-MI Commands Supported and Effects.
+        MI_COMMANDS_EFFECTS = 0x13,
         /// Discovery.
         DISCOVERY = 0x70,
     }

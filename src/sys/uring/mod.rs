@@ -103,11 +103,6 @@ impl Uring {
         self.stats
     }
 
-    /// Operations in flight.
-    pub fn in_flight(&self) -> usize {
-        self.table.len()
-    }
-
     /// Takes a descriptor into the table of this ring.
     pub fn add_file(&mut self, fd: OwnedFd) -> FileId {
         self.files.add(&self.ring, fd)
