@@ -73,13 +73,12 @@ impl TxBatch {
         self.parts.len() + parts <= self.parts.capacity() && self.heads_used + heads <= self.heads.len()
     }
 
-    /// Appends header bytes, written in place by `fill`; neighbours share one gather entry.
-    ///
-    /// # Panics
-    /// If there is no room: ask [`TxBatch::has_room`] first.
-    pub fn push_head(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) {
+    /// Appends header bytes: `fill` writes them in place, at most what [`TxBatch::has_room`] was asked for, and returns how
+    /// many. Neighbours share one gather entry.
+    #[inline]
+    pub fn push_head(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) {
         let at = self.heads_used;
-        fill(&mut self.heads[at..at + len]);
+        let len = fill(&mut self.heads[at..]);
         self.heads_used += len;
         self.total += len;
         match self.parts.last_mut() {
@@ -180,10 +179,16 @@ mod tests {
     #[test]
     fn neighbouring_heads_share_an_entry_and_a_partial_send_resumes_in_the_middle() {
         let mut batch = TxBatch::new(4, 64);
-        batch.push_head(3, |b| b.copy_from_slice(b"abc"));
-        batch.push_head(3, |b| b.copy_from_slice(b"def"));
+        let head = |batch: &mut TxBatch, text: &[u8]| {
+            batch.push_head(|b| {
+                b[..text.len()].copy_from_slice(text);
+                text.len()
+            });
+        };
+        head(&mut batch, b"abc");
+        head(&mut batch, b"def");
         batch.push_zeroes(4);
-        batch.push_head(2, |b| b.copy_from_slice(b"gh"));
+        head(&mut batch, b"gh");
         let all = |b: &TxBatch| b.unsent().flatten().copied().collect::<Vec<u8>>();
         assert_eq!(batch.unsent().count(), 3);
         assert_eq!(all(&batch), b"abcdef\0\0\0\0gh");

@@ -18,12 +18,7 @@ impl Machine {
     /// # Errors
     /// The kernel does not tell the affinity.
     pub fn detect() -> std::io::Result<Self> {
-        let mut allowed: Vec<u32> = core_affinity::get_core_ids()
-            .ok_or_else(std::io::Error::last_os_error)?
-            .into_iter()
-            .filter_map(|core| u32::try_from(core.id).ok())
-            .collect();
-        allowed.sort_unstable();
+        let allowed: Vec<u32> = crate::sys::affinity::allowed_cores()?.into_iter().map(|core| core as u32).collect();
         // A container may hide sysfs; what is allowed is then all that is known.
         let mut online = std::fs::read_to_string("/sys/devices/system/cpu/online")
             .ok()

@@ -75,15 +75,13 @@ pub(super) fn ring() -> Result<(IoUring, Vec<String>), SetupError> {
             builder.setup_no_sqarray();
         }
         match builder.build(RING_SUBMISSIONS) {
-            Ok(mut ring) => {
+            Ok(ring) => {
                 if level == 2 {
                     notes.push(
                         "the kernel lacks SINGLE_ISSUER and DEFER_TASKRUN (Linux 6.1): the ring runs in plain mode, slower under load"
                             .to_owned(),
                     );
                 }
-                // Saves a look-up of the ring's descriptor at each enter; refused only where the table is full.
-                let _ = ring.submitter().register_ring_fd();
                 return Ok((ring, notes));
             }
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && level < 2 => {}
