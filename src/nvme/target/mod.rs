@@ -28,6 +28,7 @@ mod identify;
 mod io;
 mod log;
 mod namespace;
+pub mod tcp;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,224 @@
+//! The contract of a block device: what it is, what it can do, and its channels.
+
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::Poll;
+
+use crate::limits::TRANSFER_MAX;
+use crate::reactor::Reactor;
+use crate::reactor::io::{Io, IoOp};
+
+/// A set of operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpSet(u16);
+
+impl OpSet {
+    /// All of them.
+    pub const ALL: OpSet = OpSet((1 << IoOp::ALL.len()) - 1);
+
+    /// The set without `op`.
+    pub const fn without(self, op: IoOp) -> OpSet {
+        OpSet(self.0 & !(1 << op as u16))
+    }
+
+    /// Whether `op` is in it.
+    #[inline]
+    pub const fn has(self, op: IoOp) -> bool {
+        self.0 & (1 << op as u16) != 0
+    }
+}
+
+/// What a device asks of the I/Os it gets. The block layer splits what is larger; doors lay out memory accordingly.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceLimits {
+    /// Largest read, write, compare in bytes.
+    pub transfer_max: u64,
+    /// Largest unmap or write zeroes in bytes, done in one step.
+    pub zeroes_max: u64,
+    /// No read or write may cross a multiple of this many bytes; 0: none.
+    pub boundary: u64,
+    /// Alignment of the address and length of each data segment for the fast path, in bytes; a device bounces what is not.
+    pub data_align: u32,
+    /// Preferred granularity and alignment of writes in bytes: smaller ones cost a read-modify-write somewhere below.
+    pub write_granularity: u32,
+    /// Granularity and alignment of unmap that frees something, in bytes.
+    pub unmap_granularity: u32,
+}
+
+impl Default for DeviceLimits {
+    fn default() -> DeviceLimits {
+        DeviceLimits {
+            transfer_max: TRANSFER_MAX as u64,
+            zeroes_max: u64::MAX,
+            boundary: 0,
+            data_align: 1,
+            write_granularity: 0,
+            unmap_granularity: 0,
+        }
+    }
+}
+
+/// The nature of a device, fixed for its life.
+#[derive(Clone, Debug)]
+pub struct Traits {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The driver's name.
+    pub driver: &'static str,
+    /// Its identity: doors derive NGUID, EUI-64 and NAA from it.
+    pub uuid: [u8; 16],
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_size: u32,
+    /// Physical block size in bytes, a multiple of the logical one.
+    pub physical_block_size: u32,
+    /// What it can do.
+    pub ops: OpSet,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Acknowledged writes may be lost with the power until a flush.
+    pub volatile_cache: bool,
+    /// It keeps nothing and leaves read buffers as they are: a door needs no buffer for a read and sends zeros.
+    pub keeps_nothing: bool,
+    /// It looks at the data, so data without an address (a kernel buffer) is not for it.
+    pub needs_bytes: bool,
+    /// Reads and writes run on whichever reactor they arrive; otherwise all I/O goes to the home.
+    pub concurrent: bool,
+    /// Its limits.
+    pub limits: DeviceLimits,
+}
+
+static NEXT_ID: AtomicU32 = AtomicU32::new(1);
+
+/// What every device has: its traits, and the few things that change while it is open.
+#[derive(Debug)]
+pub struct Common {
+    id: u32,
+    traits: Traits,
+    size: AtomicU64,
+    closing: AtomicBool,
+    home: u16,
+}
+
+impl Common {
+    /// A device of `size` bytes whose home is reactor `home`.
+    pub fn new(traits: Traits, size: u64, home: u16) -> Common {
+        debug_assert!(size.is_multiple_of(u64::from(traits.block_size)));
+        Common {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            traits,
+            size: AtomicU64::new(size),
+            closing: AtomicBool::new(false),
+            home,
+        }
+    }
+
+    /// Distinguishes this device from all others of the process, removed ones too.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Its nature.
+    #[inline]
+    pub fn traits(&self) -> &Traits {
+        &self.traits
+    }
+
+    /// Its size in bytes.
+    #[inline]
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Announces a new size; the storage for it is there already (growth) or still there (never shrinks).
+    pub fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+
+    /// Whether the device may become `size` bytes large: not smaller, and whole blocks.
+    ///
+    /// # Errors
+    /// If not, naming both sizes.
+    pub fn check_growth(&self, size: u64) -> Result<(), DeviceError> {
+        let (name, now, block) = (&self.traits.name, self.size(), self.traits.block_size);
+        let reason = if size < now {
+            format!("it has {now} bytes and cannot shrink to {size}")
+        } else if !size.is_multiple_of(u64::from(block)) {
+            format!("{size} bytes are no multiple of its block size {block}")
+        } else {
+            return Ok(());
+        };
+        Err(DeviceError::Refused(format!("volume \"{name}\": {reason}")))
+    }
+
+    /// Whether new I/O is refused with [`crate::reactor::io::IoStatus::Gone`].
+    #[inline]
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new I/O from now on.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// The reactor where what must be serialised runs.
+    pub fn home(&self) -> u16 {
+        self.home
+    }
+}
+
+/// Why a channel could not be opened, or a device not resized.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The kernel said no.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was tried, with the path.
+        what: String,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
+    /// It cannot be, with the reason and remedy.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A block device: shared by all reactors, used through one channel on each.
+pub trait BlockDevice: Send + Sync {
+    /// What every device has.
+    fn common(&self) -> &Common;
+
+    /// Makes the channel of `reactor`; called once per reactor, on it.
+    ///
+    /// # Errors
+    /// What the device below says.
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError>;
+
+    /// Makes the device larger; called on a control thread, may block.
+    ///
+    /// # Errors
+    /// If it cannot, with the reason; nothing has changed then.
+    fn grow(&self, size: u64) -> Result<(), DeviceError> {
+        let _ = size;
+        Err(DeviceError::Refused(format!(
+            "volume \"{}\": a {} volume cannot grow",
+            self.common().traits().name,
+            self.common().traits().driver
+        )))
+    }
+}
+
+/// The instance of a device on one reactor.
+pub trait Channel {
+    /// Takes an I/O that [`super::Handle`] has checked. `Ready`: finished, the status inside. `Pending`: the channel has the handle and
+    /// gives it to [`Reactor::complete`] exactly once, never inside this call. Never refuses for want of room: what does
+    /// not fit waits in the channel's own list.
+    fn submit(&self, io: Io) -> Poll<Io>;
+
+    /// Asks for an early end of the pending I/O of that slot of the reactor's table; it still completes in its own right. Returns
+    /// whether the device will end it. Best effort: most devices cannot.
+    fn abort(&self, io_slot: u32) -> bool {
+        let _ = io_slot;
+        false
+    }
+}

@@ -1,0 +1,6 @@
+//! Leaves: devices that end a stack.
+
+pub mod malloc;
+pub mod null;
+#[cfg(test)]
+mod testing;

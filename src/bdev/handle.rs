@@ -1,0 +1,211 @@
+//! The gate of a device on one reactor: checks, time stamps, counters.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use super::contract::{BlockDevice, Channel, Common, DeviceError};
+use super::forward::Forward;
+use super::split::Split;
+use super::stats::Stats;
+use crate::limits::TRANSFER_MAX;
+use crate::reactor::Reactor;
+use crate::reactor::io::{Frame, Io, IoOp, IoStatus};
+
+/// How often a device that goes looks whether its last user has gone, in nanoseconds.
+const LINGER_NS: u64 = 1_000_000;
+
+/// An opened device on one reactor. Clones share the channel and the counters.
+#[derive(Clone)]
+pub struct Handle {
+    reactor: Rc<Reactor>,
+    device: Arc<dyn BlockDevice>,
+    channel: Rc<dyn Channel>,
+    stats: Rc<Stats>,
+}
+
+/// The opened devices of a reactor, by [`Common::id`].
+#[derive(Default)]
+struct Opened(RefCell<BTreeMap<u32, Handle>>);
+
+fn opened(reactor: &Reactor) -> Rc<Opened> {
+    reactor.service::<Opened>().unwrap_or_else(|| {
+        let opened = Rc::new(Opened::default());
+        reactor.set_service(opened.clone());
+        opened
+    })
+}
+
+impl Handle {
+    /// The device's channel on this reactor, made at the first call.
+    ///
+    /// A device that is not concurrent is reached at its home, and one whose limits ask for it gets I/Os cut to size.
+    ///
+    /// # Errors
+    /// What the device says; a device that is closing is not opened any more.
+    pub fn open(reactor: &Rc<Reactor>, device: &Arc<dyn BlockDevice>) -> Result<Handle, DeviceError> {
+        let all = opened(reactor);
+        let common = device.common();
+        if let Some(handle) = all.0.borrow().get(&common.id()) {
+            return Ok(handle.clone());
+        }
+        if common.is_closing() {
+            return Err(DeviceError::Refused(format!("volume \"{}\" is being removed", common.traits().name)));
+        }
+        let channel: Rc<dyn Channel> = if !common.traits().concurrent && reactor.id() != common.home() {
+            Rc::new(Forward::open(reactor, device)?)
+        } else {
+            Split::guard(reactor, common.traits(), device.open(reactor)?)?
+        };
+        let handle = Handle { reactor: reactor.clone(), channel, device: device.clone(), stats: Rc::default() };
+        all.0.borrow_mut().insert(common.id(), handle.clone());
+        Ok(handle)
+    }
+
+    /// Ends what is in flight on this reactor on a device that was closed, best effort, by a reset of its own.
+    ///
+    /// Returns when nothing is left; at once if the device is not open here.
+    pub async fn drain(reactor: &Rc<Reactor>, id: u32) {
+        let Some(handle) = opened(reactor).0.borrow().get(&id).cloned() else {
+            return;
+        };
+        let mut io = loop {
+            match reactor.create_io() {
+                Some(io) => break io,
+                None => reactor.sleep(LINGER_NS).await,
+            }
+        };
+        io.prepare(IoOp::Reset, 0, 0);
+        let io = reactor.run_io(io, |io| handle.channel.submit(io)).await;
+        reactor.retire_io(io);
+    }
+
+    /// Takes leave of a device that was closed: ends what is in flight on this reactor, waits until nobody has a handle any more, and
+    /// drops the channel.
+    pub async fn forget(reactor: &Rc<Reactor>, id: u32) {
+        // Kept in the table meanwhile: a second caller waits for the same.
+        Handle::drain(reactor, id).await;
+        loop {
+            let idle = match opened(reactor).0.borrow().get(&id) {
+                Some(handle) => Rc::strong_count(&handle.channel) == 1,
+                None => return,
+            };
+            if idle {
+                break;
+            }
+            reactor.sleep(LINGER_NS).await;
+        }
+        let last = opened(reactor).0.borrow_mut().remove(&id);
+        // Dropped while nothing is borrowed: a layer's channel takes the handle of its base with it.
+        drop(last);
+    }
+
+    /// All devices opened on a reactor.
+    pub fn all(reactor: &Reactor) -> Vec<Handle> {
+        opened(reactor).0.borrow().values().cloned().collect()
+    }
+
+    /// What every device has.
+    #[inline]
+    pub fn common(&self) -> &Common {
+        self.device.common()
+    }
+
+    /// This device's counters on this reactor.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The reactor.
+    pub fn reactor(&self) -> &Rc<Reactor> {
+        &self.reactor
+    }
+
+    #[inline]
+    fn check(&self, io: &Io) -> Result<(), IoStatus> {
+        let common = self.device.common();
+        let traits = common.traits();
+        if common.is_closing() && io.op != IoOp::Reset {
+            return Err(IoStatus::Gone);
+        }
+        if !traits.ops.has(io.op) {
+            return Err(IoStatus::Unsupported);
+        }
+        if traits.read_only && io.op.writes() {
+            return Err(IoStatus::ReadOnly);
+        }
+        if io.op.has_range() {
+            if (io.offset | io.len) & u64::from(traits.block_size - 1) != 0 {
+                return Err(IoStatus::Misaligned);
+            }
+            if io.len == 0 {
+                return Err(IoStatus::Empty);
+            }
+            if io.offset.checked_add(io.len).is_none_or(|end| end > common.size()) {
+                return Err(IoStatus::OutOfRange);
+            }
+        }
+        let data = io.data.bytes();
+        let wrong = data != io.op.data_len(io.len) || data > TRANSFER_MAX as u64;
+        if wrong && !(traits.keeps_nothing && data == 0) {
+            return Err(IoStatus::DataLength);
+        }
+        Ok(())
+    }
+
+    /// Submits an I/O whose end the caller collects itself; see [`Handle::execute`] for tasks.
+    #[inline]
+    pub fn submit(&self, mut io: Io) -> Poll<Io> {
+        io.start = self.reactor.clock().stamp();
+        self.stats.taken();
+        match self.check(&io) {
+            Ok(()) => self.channel.submit(io),
+            Err(status) => Poll::Ready(io.with_status(status)),
+        }
+    }
+
+    /// Asks for an early end of a pending I/O; see [`Channel::abort`].
+    pub fn abort(&self, io_slot: u32) -> bool {
+        self.channel.abort(io_slot)
+    }
+
+    /// Counts a completed I/O.
+    #[inline]
+    pub fn record(&self, io: &Io) {
+        self.stats.record(io, self.reactor.clock().stamp());
+    }
+
+    /// Submits an I/O and waits for its end.
+    #[inline]
+    pub async fn execute(&self, io: Io) -> Io {
+        let io = self.reactor.run_io(io, |io| self.submit(io)).await;
+        self.record(&io);
+        io
+    }
+
+    /// A layer passes an I/O on to this, its base, and gets it back with a frame for layer number `layer` that carries `own`.
+    /// `Ready` still carries the frame, to be handled as a completion is.
+    #[inline]
+    pub fn submit_below(&self, mut io: Io, layer: u32, own: u64) -> Poll<Io> {
+        let start = io.start;
+        io.push_frame(Frame { layer, a: start, b: own });
+        self.submit(io)
+    }
+
+    /// The completion of [`Handle::submit_below`]: counts it for the base and restores what was the layer's.
+    #[inline]
+    pub fn completed_below(&self, io: &mut Io, frame: Frame) -> u64 {
+        self.record(io);
+        io.start = frame.a;
+        frame.b
+    }
+
+    /// Reads `len` bytes into `io`'s data; a shorthand for tests and tools.
+    pub fn run(&self, mut io: Io, op: IoOp, offset: u64, len: u64) -> impl Future<Output = Io> + '_ {
+        io.prepare(op, offset, len);
+        self.execute(io)
+    }
+}

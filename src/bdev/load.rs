@@ -1,0 +1,210 @@
+//! A load generator: some number of tasks on one reactor, each keeping one I/O in flight on a volume.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+
+use hdrhistogram::Histogram;
+
+use super::handle::Handle;
+use super::stats::{empty_histogram, percentiles};
+use crate::reactor::Reactor;
+use crate::reactor::io::{Io, IoOp, IoStatus};
+
+/// Something that executes I/Os: an opened device, or a queue of a remote namespace.
+pub trait Volume: 'static {
+    /// Carries out one I/O.
+    fn execute(&self, io: Io) -> impl Future<Output = Io>;
+    /// Size in bytes.
+    fn size(&self) -> u64;
+    /// Whether reads need no buffer.
+    fn keeps_nothing(&self) -> bool;
+}
+
+impl Volume for Handle {
+    fn execute(&self, io: Io) -> impl Future<Output = Io> {
+        Handle::execute(self, io)
+    }
+
+    fn size(&self) -> u64 {
+        self.common().size()
+    }
+
+    fn keeps_nothing(&self) -> bool {
+        self.common().traits().keeps_nothing
+    }
+}
+
+/// The order of offsets and the mix of reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// Reads in order.
+    Read,
+    /// Writes in order.
+    Write,
+    /// Reads of random blocks.
+    RandRead,
+    /// Writes of random blocks.
+    RandWrite,
+    /// Random blocks, 70 of 100 read.
+    RandRw,
+}
+
+/// What to do to a volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    /// Pattern.
+    pub pattern: Pattern,
+    /// Bytes per I/O, a multiple of the volume's block size, at most [`crate::limits::TRANSFER_MAX`].
+    pub block: usize,
+    /// I/Os in flight.
+    pub depth: usize,
+    /// How long, in nanoseconds.
+    pub ns: u64,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// I/Os completed.
+    pub ios: u64,
+    /// Of these, failed.
+    pub errors: u64,
+    /// The first failure.
+    pub first_error: Option<(IoOp, u64, IoStatus)>,
+    /// From the first submission to the last completion, in nanoseconds.
+    pub ns: u64,
+    /// Latencies in nanoseconds.
+    pub latency: Histogram<u64>,
+}
+
+impl Outcome {
+    /// Nothing yet, to be merged into.
+    pub fn empty() -> Outcome {
+        Outcome { ios: 0, errors: 0, first_error: None, ns: 0, latency: empty_histogram() }
+    }
+
+    /// Adds the outcome of a job that ran at the same time.
+    pub fn merge(&mut self, other: &Outcome) {
+        self.ios += other.ios;
+        self.errors += other.errors;
+        self.first_error = self.first_error.or(other.first_error);
+        self.ns = self.ns.max(other.ns);
+        // Same bounds, so adding cannot fail.
+        let _ = self.latency.add(&other.latency);
+    }
+
+    /// I/Os per second.
+    pub fn iops(&self) -> f64 {
+        self.ios as f64 * 1e9 / (self.ns.max(1)) as f64
+    }
+
+    /// Latency percentiles.
+    pub fn latency(&self) -> super::Latency {
+        percentiles(&self.latency)
+    }
+}
+
+struct Running {
+    job: Job,
+    next: Cell<u64>,
+    blocks: u64,
+    deadline: u64,
+    outcome: RefCell<Outcome>,
+    alive: Cell<usize>,
+    stop: Rc<Cell<bool>>,
+}
+
+/// Runs a job to its end, or until `stop` is set. `done` counts I/Os as they complete, for whoever shows progress.
+///
+/// Must be called from a task of `reactor`.
+pub async fn run<V: Volume>(
+    reactor: &Rc<Reactor>,
+    volume: Rc<V>,
+    job: Job,
+    stop: Rc<Cell<bool>>,
+    done: Rc<Cell<u64>>,
+) -> Outcome {
+    let started = reactor.clock().refresh();
+    let running = Rc::new(Running {
+        job,
+        next: Cell::new(0),
+        blocks: (volume.size() / job.block as u64).max(1),
+        deadline: started + job.ns,
+        outcome: RefCell::new(Outcome::empty()),
+        alive: Cell::new(job.depth),
+        stop,
+    });
+    let waiter = reactor.current_task();
+    for _ in 0..job.depth {
+        let (reactor, volume, running, done) = (reactor.clone(), volume.clone(), running.clone(), done.clone());
+        reactor.clone().spawn("load slot", async move {
+            slot(&reactor, &*volume, &running, &done).await;
+            running.alive.set(running.alive.get() - 1);
+            if running.alive.get() == 0 {
+                reactor.wake(waiter);
+            }
+        });
+    }
+    std::future::poll_fn(
+        |_| {
+            if running.alive.get() == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        },
+    )
+    .await;
+    let mut outcome = running.outcome.replace(Outcome::empty());
+    outcome.ns = reactor.clock().refresh() - started;
+    outcome
+}
+
+async fn slot<V: Volume>(reactor: &Rc<Reactor>, volume: &V, running: &Running, done: &Cell<u64>) {
+    let Some(mut io) = reactor.create_io() else {
+        return;
+    };
+    let block = running.job.block;
+    let (entropy, clock) = (reactor.entropy(), reactor.clock());
+    let mut spare = match (volume.keeps_nothing(), running.job.pattern) {
+        (true, _) => None,
+        _ => {
+            let mut buf = reactor.buffer(block).await;
+            for (i, byte) in buf.iter_mut().enumerate() {
+                *byte = (i / 7) as u8 ^ entropy.next() as u8;
+            }
+            Some(buf)
+        }
+    };
+    while clock.now() < running.deadline && !running.stop.get() {
+        let (op, random) = match running.job.pattern {
+            Pattern::Read => (IoOp::Read, false),
+            Pattern::Write => (IoOp::Write, false),
+            Pattern::RandRead => (IoOp::Read, true),
+            Pattern::RandWrite => (IoOp::Write, true),
+            Pattern::RandRw => (if entropy.below(100) < 70 { IoOp::Read } else { IoOp::Write }, true),
+        };
+        let index = if random {
+            entropy.below(running.blocks)
+        } else {
+            let next = running.next.get();
+            running.next.set(if next + 1 == running.blocks { 0 } else { next + 1 });
+            next
+        };
+        io.prepare(op, index * block as u64, block as u64);
+        if let Some(buf) = spare.take() {
+            io.data.push_buf(buf);
+        }
+        io = volume.execute(io).await;
+        if let Some(crate::reactor::io::Segment::Buf(buf)) = io.data.pop() {
+            spare = Some(buf);
+        }
+        let mut outcome = running.outcome.borrow_mut();
+        outcome.ios += 1;
+        done.set(done.get() + 1);
+        if io.status == IoStatus::Success {
+            outcome.latency.saturating_record(clock.now().saturating_sub(io.start).max(1));
+        } else {
+            outcome.errors += 1;
+            outcome.first_error = outcome.first_error.or(Some((op, io.offset, io.status)));
+        }
+    }
+    reactor.retire_io(io);
+}

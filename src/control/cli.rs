@@ -1,0 +1,389 @@
+//! The command line, as plain data. Usage errors exit 2, `--help` and `--version` exit 0.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+
+use super::config::{check_nqn, parse_size};
+use crate::limits::TRANSFER_MAX;
+
+/// What the user asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Serve a configuration, or check it.
+    Serve(ServeOptions),
+    /// Drive one block device.
+    Bench(BenchOptions),
+}
+
+/// `reactor --config FILE [--check]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Validate only: open no device, bind no port, exit 0 or 2.
+    pub check: bool,
+}
+
+/// `reactor bench`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BenchOptions {
+    /// What is driven.
+    pub target: BenchTarget,
+    /// The pattern.
+    pub workload: Workload,
+    /// Bytes of one I/O, a multiple of 512, at most 1 MiB.
+    pub io_size: u32,
+    /// I/Os in flight, of a remote namespace on each queue: 1 to 1024.
+    pub queue_depth: u32,
+    /// How long.
+    pub duration: Duration,
+    /// One JSON object instead of text.
+    pub json: bool,
+}
+
+/// What `reactor bench` drives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BenchTarget {
+    /// A block device of a configuration; no other part of it is started.
+    Bdev {
+        /// The configuration file.
+        config: PathBuf,
+        /// Name of the block device.
+        name: String,
+    },
+    /// A namespace of an NVMe/TCP target.
+    Remote {
+        /// Where it is.
+        address: RemoteNamespace,
+        /// I/O queues, one connection each: 1 to 64.
+        queues: u16,
+        /// Ask for header digests.
+        header_digest: bool,
+        /// Ask for data digests.
+        data_digest: bool,
+    },
+}
+
+/// `nvme-tcp://HOST:PORT/NQN?nsid=N`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteNamespace {
+    /// Name or address, IPv6 without brackets.
+    pub host: String,
+    /// Default 4420, the port of NVMe/TCP I/O controllers.
+    pub port: u16,
+    /// Subsystem.
+    pub nqn: String,
+    /// Namespace, default 1.
+    pub nsid: u32,
+}
+
+/// The pattern of a bench.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Workload {
+    /// Random reads.
+    #[value(name = "randread")]
+    RandomRead,
+    /// Random writes; overwrites the volume.
+    #[value(name = "randwrite")]
+    RandomWrite,
+    /// Sequential reads.
+    Read,
+    /// Sequential writes; overwrites the volume.
+    Write,
+    /// 70 % random reads, 30 % random writes; overwrites the volume.
+    #[value(name = "randrw")]
+    RandomMixed,
+}
+
+/// A polled-mode storage data plane in user space: serves local volumes over NVMe/TCP.
+///
+/// Runs in the foreground until SIGINT or SIGTERM, then drains and exits 0. SIGHUP reads the configuration again. Logs
+/// go to stderr; stdout gets one line per export with the command that connects a host, then `reactor: ready`.
+///
+/// Exit codes: 0 clean, 1 a failure at run time, 2 an error in the command line or the configuration.
+#[derive(Parser)]
+#[command(name = "reactor", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(override_usage = "reactor --config FILE [--check]\n       reactor bench --help")]
+struct Cli {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    /// Validate the configuration and look at its paths; open no device, bind no port
+    #[arg(long)]
+    check: bool,
+    #[command(subcommand)]
+    command: Option<CliCommand>,
+}
+
+#[derive(Subcommand)]
+enum CliCommand {
+    Bench(BenchArgs),
+}
+
+/// Drive one volume of a configuration, or a remote namespace, and show rates and latencies
+///
+/// One reactor drives the block device; no other part of the configuration is started. A write pattern overwrites what
+/// is on the volume. A failed I/O makes the exit code 1.
+#[derive(Args)]
+#[command(
+    override_usage = "reactor bench --config FILE --bdev NAME [OPTIONS]\n       reactor bench --connect URL [OPTIONS]"
+)]
+#[command(after_help = "Examples:
+  reactor bench --config poll.toml --bdev ram0 --rw randread --bs 4k --qd 32 --time 5
+  reactor bench --connect 'nvme-tcp://127.0.0.1:4420/nqn.2026-11.io.reactor:vol0?nsid=1' --queues 2 --json")]
+struct BenchArgs {
+    /// Configuration file that has the volume
+    #[arg(long, value_name = "FILE", requires = "bdev")]
+    config: Option<PathBuf>,
+    /// Name of the volume
+    #[arg(long, value_name = "NAME", requires = "config", required_unless_present = "connect")]
+    bdev: Option<String>,
+    /// Remote namespace instead: nvme-tcp://HOST:PORT/NQN?nsid=1 (port 4420 and nsid 1 may be left out)
+    #[arg(long, value_name = "URL", conflicts_with_all = ["config", "bdev"], value_parser = parse_remote)]
+    connect: Option<RemoteNamespace>,
+    /// Pattern; randrw is 70 % reads
+    #[arg(long, value_name = "PATTERN", value_enum, default_value = "randread")]
+    rw: Workload,
+    /// Bytes of one I/O: 4k, 4KiB, 128k, 1m; a multiple of 512, at most 1 MiB
+    #[arg(long, value_name = "SIZE", default_value = "4k", value_parser = parse_io_size)]
+    bs: u32,
+    /// I/Os in flight; with --connect, on each queue
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    qd: u32,
+    /// Seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    time: u32,
+    /// I/O queues of --connect, one connection each [default: 1]
+    #[arg(long, value_name = "N", conflicts_with_all = ["config", "bdev"], value_parser = clap::value_parser!(u16).range(1..=64))]
+    queues: Option<u16>,
+    /// Ask for header digests (CRC32C) with --connect
+    #[arg(long, conflicts_with_all = ["config", "bdev"])]
+    header_digest: bool,
+    /// Ask for data digests (CRC32C) with --connect
+    #[arg(long, conflicts_with_all = ["config", "bdev"])]
+    data_digest: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reads the command line of this process. Prints and exits where there is nothing to run: 2 after a usage error, 0 after
+/// `--help` and `--version`.
+pub fn parse() -> Command {
+    parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+/// Reads a command line whose first word is the name of the program.
+///
+/// # Errors
+/// A usage error (clap's exit code 2), or the text of `--help` and `--version` (exit code 0).
+pub fn parse_from(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Command, clap::Error> {
+    let cli = Cli::command().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches))?;
+    match cli {
+        Cli { command: Some(CliCommand::Bench(bench)), .. } => bench.into_options().map(Command::Bench),
+        Cli { config: Some(config), check, command: None } => Ok(Command::Serve(ServeOptions { config, check })),
+        Cli { config: None, .. } => Err(missing("--config FILE")),
+    }
+}
+
+fn missing(what: &str) -> clap::Error {
+    Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, format!("{what} is missing"))
+}
+
+impl BenchArgs {
+    fn into_options(self) -> Result<BenchOptions, clap::Error> {
+        let target = match (self.connect, self.config, self.bdev) {
+            (Some(address), ..) => BenchTarget::Remote {
+                address,
+                queues: self.queues.unwrap_or(1),
+                header_digest: self.header_digest,
+                data_digest: self.data_digest,
+            },
+            (None, Some(config), Some(name)) => BenchTarget::Bdev { config, name },
+            (None, ..) => return Err(missing("--config FILE --bdev NAME, or --connect URL,")),
+        };
+        Ok(BenchOptions {
+            target,
+            workload: self.rw,
+            io_size: self.bs,
+            queue_depth: self.qd,
+            duration: Duration::from_secs(self.time.into()),
+            json: self.json,
+        })
+    }
+}
+
+/// `4k` and `1m` as fio has them (powers of 1024), or a size as in the configuration.
+fn parse_io_size(text: &str) -> Result<u32, String> {
+    let unit = match text.trim_start_matches(|c: char| c.is_ascii_digit()) {
+        "k" | "K" => "KiB",
+        "m" | "M" => "MiB",
+        _ => "",
+    };
+    let spelled = if unit.is_empty() { text.to_owned() } else { format!("{}{unit}", &text[..text.len() - 1]) };
+    let size = parse_size(&spelled).map_err(|bad| format!("{}: {}", bad.message, bad.help))?;
+    if size == 0 || !size.is_multiple_of(512) || size > TRANSFER_MAX as u64 {
+        return Err("an I/O is a multiple of 512 bytes, at most 1 MiB".to_owned());
+    }
+    u32::try_from(size).map_err(|error| error.to_string())
+}
+
+/// Reads `nvme-tcp://HOST[:PORT]/NQN[?nsid=N]`.
+fn parse_remote(text: &str) -> Result<RemoteNamespace, String> {
+    let rest = text.strip_prefix("nvme-tcp://").ok_or("write nvme-tcp://HOST:PORT/NQN?nsid=1")?;
+    let (authority, path) = rest.split_once('/').ok_or("the NQN is missing: write nvme-tcp://HOST:PORT/NQN?nsid=1")?;
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']').ok_or("the bracket of the IPv6 address is not closed")?;
+            let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or("write [ADDRESS]:PORT")?) };
+            (host, port)
+        }
+        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+    };
+    if host.is_empty() {
+        return Err("the host is missing: write nvme-tcp://HOST:PORT/NQN?nsid=1".to_owned());
+    }
+    if port.is_some_and(|port| port.contains(':')) {
+        return Err("write an IPv6 address in brackets: nvme-tcp://[::1]:4420/NQN".to_owned());
+    }
+    let port = match port {
+        Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or(format!("\"{port}\" is not a port"))?,
+        None => 4420,
+    };
+    let (nqn, query) = path.split_once('?').unwrap_or((path, "nsid=1"));
+    check_nqn(nqn).map_err(|bad| bad.message)?;
+    let nsid = query.strip_prefix("nsid=").ok_or(format!("\"{query}\" is not understood: write ?nsid=1"))?;
+    let nsid =
+        nsid.parse().ok().filter(|nsid| (1..u32::MAX).contains(nsid)).ok_or(format!("\"{nsid}\" is not an nsid"))?;
+    Ok(RemoteNamespace { host: host.to_owned(), port, nqn: nqn.to_owned(), nsid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NQN: &str = "nqn.2026-11.io.reactor:vol0";
+
+    fn words(line: &str) -> Result<Command, clap::Error> {
+        parse_from(line.split_whitespace().map(str::to_owned))
+    }
+
+    fn bench(line: &str) -> BenchOptions {
+        match words(line) {
+            Ok(Command::Bench(options)) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serving() {
+        let options = |check| Command::Serve(ServeOptions { config: "poll.toml".into(), check });
+        assert_eq!(words("reactor --config poll.toml").unwrap(), options(false));
+        assert_eq!(words("reactor --check --config poll.toml").unwrap(), options(true));
+    }
+
+    #[test]
+    fn bench_of_a_volume_has_defaults() {
+        let expected = BenchOptions {
+            target: BenchTarget::Bdev { config: "poll.toml".into(), name: "ram0".to_owned() },
+            workload: Workload::RandomRead,
+            io_size: 4096,
+            queue_depth: 32,
+            duration: Duration::from_secs(5),
+            json: false,
+        };
+        assert_eq!(bench("reactor bench --config poll.toml --bdev ram0"), expected);
+        let all = "reactor bench --config f --bdev b --rw randrw --bs 128k --qd 1 --time 60 --json";
+        let expected = BenchOptions {
+            target: BenchTarget::Bdev { config: "f".into(), name: "b".to_owned() },
+            workload: Workload::RandomMixed,
+            io_size: 128 << 10,
+            queue_depth: 1,
+            duration: Duration::from_secs(60),
+            json: true,
+        };
+        assert_eq!(bench(all), expected);
+    }
+
+    #[test]
+    fn bench_of_a_remote_namespace() {
+        let line = format!(
+            "reactor bench --connect nvme-tcp://[::1]:4421/{NQN}?nsid=7 --queues 4 --header-digest --data-digest"
+        );
+        let address = RemoteNamespace { host: "::1".to_owned(), port: 4421, nqn: NQN.to_owned(), nsid: 7 };
+        let expected = BenchTarget::Remote { address, queues: 4, header_digest: true, data_digest: true };
+        assert_eq!(bench(&line).target, expected);
+        let address = RemoteNamespace { host: "localhost".to_owned(), port: 4420, nqn: NQN.to_owned(), nsid: 1 };
+        let expected = BenchTarget::Remote { address, queues: 1, header_digest: false, data_digest: false };
+        assert_eq!(bench(&format!("reactor bench --connect nvme-tcp://localhost/{NQN}")).target, expected);
+    }
+
+    #[test]
+    fn io_sizes() {
+        for (text, size) in
+            [("4k", 4096), ("4K", 4096), ("4KiB", 4096), ("128k", 131_072), ("1m", 1 << 20), ("512", 512)]
+        {
+            assert_eq!(parse_io_size(text), Ok(size), "{text}");
+        }
+        for text in ["", "k", "0", "0k", "513", "2m", "4kk", "4kb", "-4k", "4g", "é", "1é"] {
+            assert!(parse_io_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn remote_namespaces_that_are_none() {
+        for text in [
+            "127.0.0.1:4420".to_owned(),
+            "nvme-tcp://127.0.0.1:4420".to_owned(),
+            "nvme-tcp://127.0.0.1:4420/".to_owned(),
+            format!("nvme-tcp://:4420/{NQN}"),
+            format!("nvme-tcp://host:0/{NQN}"),
+            format!("nvme-tcp://host:99999/{NQN}"),
+            format!("nvme-tcp://host:/{NQN}"),
+            format!("nvme-tcp://::1:4420/{NQN}"),
+            format!("nvme-tcp://[::1/{NQN}"),
+            format!("nvme-tcp://[::1]4420/{NQN}"),
+            format!("nvme-tcp://host/{NQN}?nsid=0"),
+            format!("nvme-tcp://host/{NQN}?nsid=4294967295"),
+            format!("nvme-tcp://host/{NQN}?ns=1"),
+        ] {
+            assert!(parse_remote(&text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn usage_errors_exit_2_and_help_exits_0() {
+        for line in [
+            "reactor",
+            "reactor --check",
+            "reactor --config",
+            "reactor serve",
+            "reactor --config a --config b",
+            "reactor --config a bench",
+            "reactor bench",
+            "reactor bench --config a",
+            "reactor bench --bdev b",
+            "reactor bench --config a --bdev b --queues 2",
+            "reactor bench --config a --bdev b --data-digest",
+            "reactor bench --config a --bdev b --rw trim",
+            "reactor bench --config a --bdev b --qd 0",
+            "reactor bench --config a --bdev b --time 0",
+            "reactor bench --config a --bdev b --connect nvme-tcp://h/nqn.2026-11.io.reactor:vol0",
+            "reactor bench --connect nvme-tcp://h/vol0",
+        ] {
+            let error = words(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}: {error}");
+        }
+        for line in ["reactor --help", "reactor --version", "reactor bench --help"] {
+            assert_eq!(words(line).unwrap_err().exit_code(), 0, "{line}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! The configuration file: TOML text in, a validated [`Config`] or messages with places out.
+//!
+//! | step | needs | gives |
+//! |---|---|---|
+//! | [`Source::read`] | the file | text |
+//! | [`parse`] | the text and the cores of the [`Machine`] | [`Parsed`]: the [`Config`], warnings, places |
+//! | [`Parsed::probe`] | a look at the paths of the file volumes | what does not fit there |
+//! | [`diff`] | the running configuration and the new one | what a reload changes, what it must leave |
+//!
+//! [`load`] does the first three. Each step reports every independent error it can find; each error has a place in the
+//! file, and says what to write instead. Nothing is opened or created here.
+
+mod bdev;
+mod diff;
+mod machine;
+mod model;
+mod nvmf;
+mod parse;
+mod probe;
+mod reader;
+mod source;
+mod value;
+
+use std::path::Path;
+
+pub use self::bdev::derived_uuid;
+pub use self::diff::{Change, Diff, diff};
+pub use self::machine::Machine;
+pub use self::model::{
+    BdevConfig, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus,
+    Listener, MemoryConfig, Namespace, NullComplete, NvmfConfig, ReactorConfig, Subsystem, Trigger,
+};
+pub use self::parse::{Parsed, parse};
+pub use self::source::{Diagnostic, Place, Source, Style};
+pub use self::value::{Bad, check_nqn, format_size, parse_size};
+
+/// A configuration that may be started (or, with `running`, reloaded), and its warnings.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Rendered warnings, each ending in a newline.
+    pub warnings: Vec<String>,
+}
+
+/// Reads, parses and probes a configuration file. `running` is the configuration in service on a reload, `None` at start
+/// and for `--check`.
+///
+/// # Errors
+/// Rendered messages, each ending in a newline: a configuration error, so exit code 2 at start.
+pub fn load(path: &Path, machine: &Machine, running: Option<&Config>, style: Style) -> Result<Loaded, Vec<String>> {
+    let source = Source::read(path).map_err(|message| vec![message])?;
+    let render = |list: Vec<Diagnostic>| list.iter().map(|one| one.render(&source, style)).collect::<Vec<_>>();
+    let parsed = parse(&source, machine).map_err(render)?;
+    let misfits = parsed.probe(running);
+    if misfits.is_empty() {
+        Ok(Loaded { config: parsed.config, warnings: render(parsed.warnings) })
+    } else {
+        Err(render(misfits))
+    }
+}

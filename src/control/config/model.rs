@@ -1,0 +1,316 @@
+//! The validated configuration as plain data.
+//!
+//! Everything is resolved here: sizes are bytes, paths are absolute, names exist, defaults are filled in. The one trace
+//! of the text that remains is the [`Place`] of each volume and export, for messages at run time.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use super::source::Place;
+
+/// A whole configuration that passed every check which needs no look at the file system.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The configuration file as the user named it, for messages.
+    pub file: String,
+    /// `[reactor]`.
+    pub reactor: ReactorConfig,
+    /// `[memory]`.
+    pub memory: MemoryConfig,
+    /// Every `[[bdev]]`, a base before the layer that stands on it and otherwise in the order of the file: opening them
+    /// in this order works, closing in reverse too.
+    pub bdevs: Vec<BdevConfig>,
+    /// `[nvmf]`; `None` exports nothing over NVMe/TCP.
+    pub nvmf: Option<NvmfConfig>,
+}
+
+impl Config {
+    /// The volume called `name`.
+    pub fn bdev(&self, name: &str) -> Option<&BdevConfig> {
+        self.bdevs.iter().find(|bdev| bdev.name == name)
+    }
+
+    /// `FILE:LINE` of a place of this configuration, for a message at run time.
+    pub fn at(&self, place: Place) -> String {
+        format!("{}:{}", self.file, place.line)
+    }
+
+    /// Addresses NVMe/TCP listens on, none without `[nvmf]`.
+    pub fn listeners(&self) -> &[Listener] {
+        self.nvmf.as_ref().map_or(&[], |nvmf| nvmf.listen.as_slice())
+    }
+
+    /// NVMe subsystems, none without `[nvmf]`.
+    pub fn subsystems(&self) -> &[Subsystem] {
+        self.nvmf.as_ref().map_or(&[], |nvmf| nvmf.subsystems.as_slice())
+    }
+}
+
+/// `[reactor]`: the threads of the data path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReactorConfig {
+    /// Core ids as the kernel numbers them, one reactor each, ascending, 1 to 64 of them.
+    pub cores: Vec<usize>,
+    /// What a reactor does when it has nothing to do.
+    pub idle: Idle,
+}
+
+/// What a reactor does when it has nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// Spin always: lowest latency, one whole core.
+    Poll,
+    /// Spin for a while, then sleep in the ring.
+    Adaptive,
+}
+
+/// `[memory]`: the DMA arena. RAM volumes are beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryConfig {
+    /// Bytes of the arena, a multiple of 2 MiB, at least 32 MiB.
+    pub size: u64,
+    /// Whether the arena stands on huge pages.
+    pub hugepages: Hugepages,
+}
+
+/// Whether the arena stands on huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hugepages {
+    /// Huge pages or no start.
+    Require,
+    /// Huge pages where the machine has them, else plain pages with one warning.
+    Prefer,
+    /// Plain pages.
+    Off,
+}
+
+/// One `[[bdev]]`: a volume, or a layer that stands on one.
+#[derive(Clone, Debug)]
+pub struct BdevConfig {
+    /// Unique name: letters, digits, `.`, `_` and `-`, at most 63 bytes.
+    pub name: String,
+    /// Identity towards hosts (NVMe namespace UUID and NGUID); see [`super::derived_uuid`] for the default.
+    pub uuid: Uuid,
+    /// Bytes, a positive multiple of `block_size`. A layer has the size of its base.
+    pub size: u64,
+    /// Bytes of a logical block: 512 or 4096. A layer has that of its base.
+    pub block_size: u32,
+    /// Bytes of a physical block: a power of two from `block_size` to 64 KiB. A layer has that of its base.
+    pub physical_block_size: u32,
+    /// What serves it.
+    pub driver: Driver,
+    /// The `[[bdev]]` line.
+    pub place: Place,
+}
+
+/// What serves a volume, with the keys of that driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// `null`: keeps nothing, leaves read buffers as they are.
+    Null {
+        /// When an I/O is answered.
+        complete: NullComplete,
+    },
+    /// `malloc`: RAM, zeros at start, gone at exit.
+    Malloc,
+    /// `file`: a regular file or a block device.
+    File {
+        /// Absolute path.
+        path: PathBuf,
+        /// O_DIRECT where the file system can; `false`: always through the page cache.
+        direct: bool,
+    },
+    /// `inject`: a layer that fails, delays or holds chosen I/Os of its base.
+    Inject {
+        /// Name of the volume below.
+        base: String,
+        /// Rules in the order of the file; the first one that fires decides.
+        rules: Vec<InjectRule>,
+    },
+}
+
+impl Driver {
+    /// The word of the `driver` key.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Null { .. } => "null",
+            Self::Malloc => "malloc",
+            Self::File { .. } => "file",
+            Self::Inject { .. } => "inject",
+        }
+    }
+
+    /// The volume below, for a layer.
+    pub fn base(&self) -> Option<&str> {
+        match self {
+            Self::Inject { base, .. } => Some(base),
+            Self::Null { .. } | Self::Malloc | Self::File { .. } => None,
+        }
+    }
+}
+
+/// When the null device answers an I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NullComplete {
+    /// On the next poll of its reactor, as a real device would.
+    Poll,
+    /// Inside submit.
+    Submit,
+}
+
+/// One rule of the `inject` layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InjectRule {
+    /// Which I/Os the rule counts; `None` counts all.
+    pub op: Option<InjectOp>,
+    /// Which of the counted I/Os it fires on.
+    pub trigger: Trigger,
+    /// What it does to them.
+    pub action: InjectAction,
+}
+
+/// The operation a rule counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InjectOp {
+    /// `read`.
+    Read,
+    /// `write`, with or without FUA.
+    Write,
+    /// `flush`.
+    Flush,
+    /// `unmap`.
+    Unmap,
+    /// `write-zeroes`.
+    WriteZeroes,
+    /// `compare`.
+    Compare,
+    /// `compare-and-write`.
+    CompareAndWrite,
+    /// `reset`.
+    Reset,
+}
+
+/// Which of the I/Os a rule counts it fires on. Counting starts at 1 when the device is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// I/O number `first` and those after it, `count` in all.
+    Nth {
+        /// At least 1.
+        first: u64,
+        /// At least 1, default 1.
+        count: u64,
+    },
+    /// Each I/O whose number is a multiple of `every`.
+    Every {
+        /// At least 1.
+        every: u64,
+        /// Fires at most this often; `None`: for ever.
+        count: Option<u64>,
+    },
+}
+
+/// What a rule does to an I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InjectAction {
+    /// Ends it with this status; the base does not see it.
+    Fail(InjectStatus),
+    /// Passes it on, and its answer back this much later, in milliseconds.
+    Delay {
+        /// 1 to 3,600,000.
+        delay_ms: u32,
+    },
+    /// Keeps it until it is aborted or the device is reset or closed.
+    Hold,
+}
+
+/// The status a failed I/O ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InjectStatus {
+    /// `io-error`: the device failed, no more is known (`IoStatus::DeviceError`).
+    IoError,
+    /// `media-error`: the medium cannot give or keep the block.
+    MediaError,
+    /// `no-space`: a thin or sparse volume is full.
+    NoSpace,
+    /// `write-protected` (`IoStatus::ReadOnly`).
+    WriteProtected,
+    /// `aborted`.
+    Aborted,
+    /// `gone`: the device was removed.
+    Gone,
+}
+
+/// `[nvmf]`: the NVMe/TCP door.
+#[derive(Clone, Debug)]
+pub struct NvmfConfig {
+    /// Never empty.
+    pub listen: Vec<Listener>,
+    /// In the order of the file.
+    pub subsystems: Vec<Subsystem>,
+}
+
+/// One address to listen on.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Its entry in `listen`.
+    pub place: Place,
+}
+
+/// One `[[nvmf.subsystem]]`.
+#[derive(Clone, Debug)]
+pub struct Subsystem {
+    /// NVMe qualified name (NVMe Base 2.0, section 4.5), at most 223 bytes, unique.
+    pub nqn: String,
+    /// Who may connect.
+    pub hosts: HostAccess,
+    /// Ascending by nsid, at most 256.
+    pub namespaces: Vec<Namespace>,
+    /// Its `nqn`.
+    pub place: Place,
+}
+
+/// Who may connect to a subsystem and see it in discovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostAccess {
+    /// `hosts = ["*"]`, the default.
+    Any,
+    /// These host NQNs, sorted, never empty.
+    Only(Vec<String>),
+}
+
+impl HostAccess {
+    /// Whether the host of this NQN may connect. NQNs compare byte by byte.
+    pub fn admits(&self, host_nqn: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(hosts) => hosts.iter().any(|host| host == host_nqn),
+        }
+    }
+}
+
+impl fmt::Display for HostAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any host"),
+            Self::Only(hosts) => f.write_str(&hosts.join(", ")),
+        }
+    }
+}
+
+/// One namespace of a subsystem.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    /// 1 to 256, unique in its subsystem.
+    pub nsid: u32,
+    /// Name of a volume of [`Config::bdevs`], at most once in a subsystem.
+    pub bdev: String,
+    /// Write protected towards hosts.
+    pub read_only: bool,
+    /// Its entry in `namespaces`.
+    pub place: Place,
+}

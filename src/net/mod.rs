@@ -1,0 +1,9 @@
+//! Listeners and streams on a reactor's ring, with owned buffers in both directions.
+
+mod listener;
+mod stream;
+mod tx;
+
+pub use listener::Listener;
+pub use stream::{Stream, StreamError};
+pub use tx::{RESERVE_MAX, Tx};

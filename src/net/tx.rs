@@ -1,0 +1,200 @@
+//! The sending side of a connection: answers of one turn gather in a batch, one send is in flight at a time.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::Poll;
+
+use super::stream::{Stream, StreamError};
+use crate::reactor::{Reactor, TaskId};
+use crate::sys::tx::TxBatch;
+
+/// Gather entries of a batch: a header and a payload each for half as many answers.
+const PARTS: usize = 256;
+/// Header bytes of a batch.
+const HEADS: usize = 16 * 1024;
+
+/// Data buffers of one connection that may be in use at a time, in bytes: eight of the largest transfer.
+pub const RESERVE_MAX: usize = 8 << 20;
+
+/// Spare batches of a reactor: a connection with nothing to send holds none.
+#[derive(Default)]
+struct Spares(RefCell<Vec<Box<TxBatch>>>);
+
+fn spares(reactor: &Reactor) -> Rc<Spares> {
+    reactor.service::<Spares>().unwrap_or_else(|| {
+        let spares = Rc::new(Spares::default());
+        reactor.set_service(spares.clone());
+        spares
+    })
+}
+
+/// See the module's head.
+pub struct Tx {
+    spares: Rc<Spares>,
+    open: RefCell<Option<Box<TxBatch>>>,
+    sending: Cell<bool>,
+    sender: Cell<TaskId>,
+    /// Grows with each batch handed to the kernel.
+    handed: Cell<u64>,
+    waiters: RefCell<VecDeque<TaskId>>,
+    /// Bytes of data buffers in use for this connection, unsent ones included.
+    reserved: Cell<usize>,
+    reserve_waiters: RefCell<VecDeque<TaskId>>,
+    ended: Cell<Option<StreamError>>,
+    finishing: Cell<bool>,
+}
+
+impl Tx {
+    /// A sending side on `reactor`.
+    pub fn new(reactor: &Reactor) -> Tx {
+        Tx {
+            spares: spares(reactor),
+            open: RefCell::new(None),
+            sending: Cell::new(false),
+            sender: Cell::new(TaskId::NONE),
+            handed: Cell::new(0),
+            waiters: RefCell::new(VecDeque::new()),
+            reserved: Cell::new(0),
+            reserve_waiters: RefCell::new(VecDeque::new()),
+            ended: Cell::new(None),
+            finishing: Cell::new(false),
+        }
+    }
+
+    /// Waits until the open batch takes `parts` entries and `heads` header bytes, then appends by `fill`. Returns the number
+    /// that [`Tx::handed`] will have reached when it is with the kernel.
+    ///
+    /// # Errors
+    /// If the stream has ended; nothing was appended.
+    pub async fn push(
+        &self,
+        reactor: &Reactor,
+        parts: usize,
+        heads: usize,
+        fill: impl FnOnce(&mut TxBatch),
+    ) -> Result<u64, StreamError> {
+        debug_assert!(parts <= PARTS && heads <= HEADS, "one answer fits an empty batch");
+        std::future::poll_fn(|_| {
+            if let Some(error) = self.ended.get() {
+                return Poll::Ready(Err(error));
+            }
+            if self.open.borrow().as_ref().is_none_or(|batch| batch.has_room(parts, heads)) {
+                return Poll::Ready(Ok(()));
+            }
+            self.waiters.borrow_mut().push_back(reactor.current_task());
+            Poll::Pending
+        })
+        .await?;
+        let mut open = self.open.borrow_mut();
+        let batch =
+            open.get_or_insert_with(|| self.spares.0.borrow_mut().pop().unwrap_or_else(|| TxBatch::new(PARTS, HEADS)));
+        fill(batch);
+        if !self.sending.get() {
+            reactor.wake(self.sender.get());
+        }
+        Ok(self.handed.get() + 1)
+    }
+
+    /// The number of the last batch given to the kernel: only what is in it or before can the peer have seen.
+    #[inline]
+    pub fn handed(&self) -> u64 {
+        self.handed.get()
+    }
+
+    /// Waits until another batch is given to the kernel, or the stream has ended.
+    pub async fn next_handed(&self, reactor: &Reactor) {
+        let now = self.handed.get();
+        std::future::poll_fn(|_| {
+            if self.handed.get() != now || self.ended.get().is_some() {
+                return Poll::Ready(());
+            }
+            self.waiters.borrow_mut().push_back(reactor.current_task());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Waits until `len` bytes of data buffers may be in use for this connection beside those that are: a peer that does not
+    /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool. Payloads pushed with
+    /// [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
+    pub async fn reserve(&self, reactor: &Reactor, len: usize) {
+        std::future::poll_fn(|_| {
+            let reserved = self.reserved.get();
+            if reserved == 0 || reserved + len <= RESERVE_MAX || self.ended.get().is_some() {
+                self.reserved.set(reserved + len);
+                return Poll::Ready(());
+            }
+            self.reserve_waiters.borrow_mut().push_back(reactor.current_task());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Gives back what [`Tx::reserve`] took for a buffer that is not sent.
+    pub fn unreserve(&self, reactor: &Reactor, len: usize) {
+        self.reserved.set(self.reserved.get().saturating_sub(len));
+        for task in self.reserve_waiters.borrow_mut().drain(..) {
+            reactor.wake(task);
+        }
+    }
+
+    /// Lets [`Tx::run`] end once everything appended so far was sent.
+    pub fn finish(&self, reactor: &Reactor) {
+        self.finishing.set(true);
+        reactor.wake(self.sender.get());
+    }
+
+    /// Whether [`Tx::run`] is over: all was sent, or nothing can be any more.
+    pub fn has_ended(&self) -> bool {
+        self.ended.get().is_some()
+    }
+
+    /// Sends until [`Tx::finish`] or the stream's end: the body of the connection's sending task.
+    pub async fn run(&self, stream: &Stream) {
+        let reactor = stream.reactor();
+        self.sender.set(reactor.current_task());
+        loop {
+            let batch = self.open.borrow_mut().take();
+            let Some(batch) = batch else {
+                if self.finishing.get() {
+                    break;
+                }
+                let mut waited = false;
+                std::future::poll_fn(|_| {
+                    if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                continue;
+            };
+            self.sending.set(true);
+            self.handed.set(self.handed.get() + 1);
+            self.wake_waiters(reactor);
+            let (mut batch, result) = stream.send(batch).await;
+            self.sending.set(false);
+            self.unreserve(reactor, batch.payload());
+            batch.clear();
+            self.spares.0.borrow_mut().push(batch);
+            if let Err(error) = result {
+                self.ended.set(Some(error));
+                break;
+            }
+        }
+        if self.ended.get().is_none() {
+            self.ended.set(Some(StreamError::Closed));
+        }
+        // What was appended after the end goes nowhere.
+        if let Some(mut batch) = self.open.borrow_mut().take() {
+            batch.clear();
+            self.spares.0.borrow_mut().push(batch);
+        }
+        self.wake_waiters(reactor);
+        self.unreserve(reactor, 0);
+    }
+
+    fn wake_waiters(&self, reactor: &Reactor) {
+        for task in self.waiters.borrow_mut().drain(..) {
+            reactor.wake(task);
+        }
+    }
+}

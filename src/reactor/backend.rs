@@ -1,0 +1,96 @@
+//! The one door to the world: a closed set of operations with owned buffers, token in, completion out.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hugepages::ChunkInfo;
+
+use crate::sys::descriptor::Descriptor;
+use crate::sys::op::{Completion, FileId, Op, OpToken, Owner};
+use crate::sys::uring::{RingStats, Uring};
+
+/// Who carries out the operations of a reactor.
+pub enum Backend {
+    /// The kernel, over one io_uring.
+    Uring(Box<Uring>),
+    /// Nobody any more: the reactor has shut down.
+    Closed,
+}
+
+macro_rules! each {
+    ($self:expr, $b:ident => $do:expr, closed => $closed:expr) => {
+        match $self {
+            Backend::Uring($b) => $do,
+            Backend::Closed => $closed,
+        }
+    };
+}
+
+impl Backend {
+    /// Starts an operation; its completion goes to `owner`.
+    pub(super) fn submit(&mut self, op: Op, owner: Owner) -> OpToken {
+        each!(self, b => b.submit(op, owner), closed => panic!("an operation after the reactor's end"))
+    }
+
+    /// Collects completions, at most a batch.
+    #[inline]
+    pub(super) fn reap(&mut self, out: &mut Vec<Completion>) {
+        each!(self, b => b.reap(out), closed => ());
+    }
+
+    /// Hands over what was submitted. Returns whether there was anything to do.
+    #[inline]
+    pub(super) fn flush(&mut self) -> bool {
+        each!(self, b => b.flush(), closed => false)
+    }
+
+    /// Sleeps until a completion or for `timeout`.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>) {
+        each!(self, b => b.wait(timeout), closed => ());
+    }
+
+    /// Whether completions can be reaped now.
+    pub(super) fn has_completions(&mut self) -> bool {
+        each!(self, b => b.has_completions(), closed => false)
+    }
+
+    /// Takes a file or socket of the same world.
+    pub(super) fn add_file(&mut self, fd: Descriptor) -> FileId {
+        match (self, fd) {
+            (Backend::Uring(b), Descriptor::Kernel(fd)) => b.add_file(fd),
+            (Backend::Closed, _) => panic!("a file after the reactor's end"),
+            (_, fd) => panic!("{fd:?} belongs to another world"),
+        }
+    }
+
+    /// Makes a stream socket.
+    pub(super) fn add_socket(&mut self, to: SocketAddr) -> io::Result<FileId> {
+        each!(self, b => b.add_socket(to), closed => panic!("a socket after the reactor's end"))
+    }
+
+    /// Prepares a connected socket and says its addresses: the peer's, then its own.
+    pub(super) fn establish_socket(&mut self, file: FileId) -> io::Result<(SocketAddr, SocketAddr)> {
+        each!(self, b => b.establish(file), closed => panic!("a socket after the reactor's end"))
+    }
+
+    /// Closes a file or socket.
+    pub(super) fn remove_file(&mut self, file: FileId) {
+        each!(self, b => b.remove_file(file), closed => ());
+    }
+
+    /// Makes a chunk of DMA memory known.
+    pub(super) fn register_chunk(&mut self, chunk: &ChunkInfo) {
+        each!(self, b => b.register_chunk(chunk), closed => ());
+    }
+
+    /// What makes this backend slower than it could be.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        each!(self, b => b.take_notes(), closed => Vec::new())
+    }
+
+    /// Counters.
+    pub(super) fn stats(&self) -> RingStats {
+        each!(self, b => b.stats(), closed => RingStats::default())
+    }
+}

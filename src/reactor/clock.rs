@@ -1,0 +1,100 @@
+//! Time and chance, each through one door, so that the simulator can own both.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use crate::limits::STAMPS_PER_READING;
+use crate::sys::tsc::Tsc;
+
+/// Where time comes from.
+#[derive(Clone, Debug)]
+pub enum TimeSource {
+    /// The processor's counter, in nanoseconds of CLOCK_MONOTONIC.
+    Tsc(Tsc),
+    /// A simulated time that the simulator advances.
+    Sim(Rc<Cell<u64>>),
+}
+
+/// A reactor's clock: one reading serves many stamps.
+#[derive(Debug)]
+pub struct Clock {
+    source: TimeSource,
+    now: Cell<u64>,
+    stamps: Cell<u32>,
+}
+
+impl Clock {
+    pub(super) fn new(source: TimeSource) -> Clock {
+        let clock = Clock { source, now: Cell::new(0), stamps: Cell::new(0) };
+        clock.refresh();
+        clock
+    }
+
+    /// Reads the source.
+    #[inline]
+    pub fn refresh(&self) -> u64 {
+        let now = match &self.source {
+            TimeSource::Tsc(tsc) => tsc.now_ns(),
+            TimeSource::Sim(now) => now.get(),
+        };
+        self.now.set(now);
+        self.stamps.set(0);
+        now
+    }
+
+    /// The last reading, in nanoseconds.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    /// A latency stamp: the last reading, or a fresh one every [`STAMPS_PER_READING`] stamps.
+    #[inline]
+    pub fn stamp(&self) -> u64 {
+        let stamps = self.stamps.get() + 1;
+        if stamps >= STAMPS_PER_READING {
+            return self.refresh();
+        }
+        self.stamps.set(stamps);
+        self.now.get()
+    }
+}
+
+/// A reactor's source of chance (xorshift64*): seeded by the kernel in life, by the seed in a simulation.
+#[derive(Debug)]
+pub struct Entropy(Cell<u64>);
+
+impl Entropy {
+    /// Any seed will do.
+    pub fn new(seed: u64) -> Entropy {
+        Entropy(Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1))
+    }
+
+    /// A seed from the kernel.
+    ///
+    /// # Errors
+    /// If /dev/urandom cannot be read.
+    pub fn seed_from_kernel() -> std::io::Result<u64> {
+        use std::io::Read;
+        let mut bytes = [0; 8];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// The next number.
+    #[inline]
+    pub fn next(&self) -> u64 {
+        let mut x = self.0.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.0.set(x);
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `bound`, which is not 0.
+    #[inline]
+    pub fn below(&self, bound: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+    }
+}

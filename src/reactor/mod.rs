@@ -1,0 +1,604 @@
+//! One reactor: a thread's worth of event loop, storage I/Os, tasks and sockets. Read [`Reactor::turn`] first.
+//!
+//! A reactor shares nothing: what it owns is touched by its thread alone, and cores talk only through [`mailbox`] rings.
+//! It reaches the world through one [`backend::Backend`], one [`clock::Clock`] and one [`clock::Entropy`], and nothing hangs on a
+//! thread-local, so a simulator can turn many reactors on one thread.
+
+pub mod backend;
+pub mod clock;
+pub mod futures;
+pub mod io;
+pub mod mailbox;
+pub mod start;
+mod stats;
+mod task;
+mod timer;
+
+use std::any::{Any, TypeId};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use hugepages::{Chunk, ChunkInfo, Pool};
+
+use crate::limits::{READY_BUDGET, SLEEP_NS_MAX, SPIN_NS, TASKS_PER_TURN};
+use crate::sys::descriptor::Descriptor;
+use crate::sys::op::{Completion, FileId, Op, OpToken, Owner};
+use backend::Backend;
+use clock::{Clock, Entropy, TimeSource};
+use futures::OpWaits;
+use io::{Frame, Io, IoCell, IoTable, IoToken};
+use mailbox::{Mailbox, Message, Parcel};
+use stats::Stalls;
+pub use stats::{ReactorStats, Stall};
+pub use task::TaskId;
+use task::Tasks;
+use timer::Timers;
+
+/// Who receives the completions of operations, and parcels from other reactors.
+pub trait Sink {
+    /// One operation ended. `tag` is what its [`Owner`] said.
+    fn completed(&self, tag: u64, completion: Completion);
+
+    /// A parcel from another reactor arrived. Only sinks that gave out their number for parcels get any.
+    fn parcel(&self, parcel: Box<Parcel>) {
+        drop(parcel);
+    }
+}
+
+/// A layer that left a [`Frame`] on an I/O it passed on.
+pub trait Layer {
+    /// The I/O came back with its frame. `Ready`: goes on up the stack; `Pending`: the layer keeps it and gives it to
+    /// [`Reactor::complete`] later, exactly once.
+    fn completed(&self, io: Io, frame: Frame) -> Poll<Io>;
+}
+
+/// What a poller found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It did something.
+    Busy,
+    /// Nothing to do, and whatever comes next rings: the reactor may sleep.
+    Idle,
+    /// Nothing yet, and only polling will show it: the reactor must not sleep.
+    Waiting,
+}
+
+/// Something to be looked at in every turn: a queue in memory that a device fills.
+///
+/// A poll collects, the reactor completes: it moves finished Ios to [`Reactor::complete`] and enters no channel.
+pub trait Poller {
+    /// Looks once; returns quickly.
+    fn poll(&self) -> Activity;
+}
+
+/// What a turn did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Something: turn again at once.
+    Busy,
+    /// Nothing, and nothing comes without ringing before this time of the clock, in nanoseconds.
+    SleepUntil(u64),
+    /// Nothing, but a poller waits for memory to change.
+    Polling,
+}
+
+/// What a reactor does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Idle {
+    /// Spin, always: the lowest latency, a whole core.
+    Poll,
+    /// Spin for [`crate::limits::SPIN_NS`], then sleep in the ring until an I/O, a message or a timer.
+    #[default]
+    Adaptive,
+}
+
+struct Named<T: ?Sized> {
+    name: &'static str,
+    it: Rc<T>,
+}
+
+/// See the module's head.
+pub struct Reactor {
+    me: Weak<Reactor>,
+    clock: Clock,
+    entropy: Entropy,
+    pool: Pool,
+    mailbox: Mailbox,
+    table: IoTable,
+    completions: RefCell<VecDeque<Io>>,
+    layers: RefCell<Vec<Option<Rc<dyn Layer>>>>,
+    sinks: RefCell<Vec<Option<Named<dyn Sink>>>>,
+    pollers: RefCell<Vec<Named<dyn Poller>>>,
+    tasks: Tasks,
+    timers: Timers,
+    op_waits: Rc<OpWaits>,
+    calls: futures::Calls,
+    buffer_waiters: RefCell<VecDeque<TaskId>>,
+    freed_seen: Cell<u64>,
+    services: RefCell<BTreeMap<TypeId, Rc<dyn Any>>>,
+    budget: Cell<u32>,
+    reaped: RefCell<Vec<Completion>>,
+    chunks: RefCell<VecDeque<ChunkInfo>>,
+    stats: stats::Counters,
+    stalls: Stalls,
+    backend: RefCell<Backend>,
+}
+
+/// Tag of the doorbell's own sink.
+const DOORBELL: u32 = 0;
+/// The sink of [`Reactor::op`].
+const OPS: u32 = 1;
+
+impl Reactor {
+    /// A reactor on its own thread's backend. `mailbox` comes from [`mailbox::Mailbox::connect`] by way of [`start`].
+    fn new(mailbox: Mailbox, backend: Backend, time: TimeSource, seed: u64, pool: Pool) -> Rc<Reactor> {
+        let clock = Clock::new(time);
+        let timers = Timers::new(clock.now());
+        let op_waits = Rc::new(OpWaits::default());
+        let reactor = Rc::new_cyclic(|me| Reactor {
+            me: me.clone(),
+            clock,
+            entropy: Entropy::new(seed),
+            pool,
+            mailbox,
+            table: IoTable::new(),
+            completions: RefCell::new(VecDeque::with_capacity(4096)),
+            layers: RefCell::new(Vec::new()),
+            // The doorbell needs no sink: its completion is noticed by `turn` itself.
+            sinks: RefCell::new(vec![None]),
+            pollers: RefCell::new(Vec::new()),
+            tasks: Tasks::new(),
+            timers,
+            op_waits: op_waits.clone(),
+            calls: futures::Calls::default(),
+            buffer_waiters: RefCell::new(VecDeque::new()),
+            freed_seen: Cell::new(0),
+            services: RefCell::new(BTreeMap::new()),
+            budget: Cell::new(READY_BUDGET),
+            reaped: RefCell::new(Vec::with_capacity(crate::sys::limits::REAP_BATCH * 2)),
+            chunks: RefCell::new(VecDeque::new()),
+            stats: stats::Counters::default(),
+            stalls: Stalls::default(),
+            backend: RefCell::new(backend),
+        });
+        let ops = reactor.add_sink("operations", Rc::new(futures::OpSink::new(reactor.me.clone(), op_waits)));
+        debug_assert_eq!(ops, OPS);
+        reactor.ring_in();
+        reactor
+    }
+
+    fn ring_in(&self) {
+        self.submit_op(Op::Doorbell, Owner { sink: DOORBELL, tag: 0 });
+    }
+
+    /// Does one round: completions of operations, messages, timers, pollers, completed Ios, tasks, and at last one call that
+    /// hands everything started to the backend.
+    pub fn turn(&self) -> Turn {
+        let started = self.clock.refresh();
+        self.stats.turn_started(started, self.mailbox.own());
+        self.stalls.begin(started);
+        self.pool.collect();
+        let mut busy = self.dispatch_completions();
+        busy |= self.deliver_mail();
+        busy |= self.timers.expire(started, |task| self.tasks.wake(task));
+        let mut waiting = false;
+        for poller in self.pollers.borrow().iter() {
+            match self.stalls.watch(&self.clock, poller.name, || poller.it.poll()) {
+                Activity::Busy => busy = true,
+                Activity::Idle => {}
+                Activity::Waiting => waiting = true,
+            }
+        }
+        busy |= self.unwind_completions();
+        self.wake_buffer_waiters();
+        busy |= self.run_tasks();
+        busy |= self.mailbox.flush();
+        busy |= self.backend.borrow_mut().flush();
+        self.stats.turn_ended(busy);
+        if busy || self.tasks.ready_len() > 0 || !self.completions.borrow().is_empty() {
+            Turn::Busy
+        } else if waiting {
+            Turn::Polling
+        } else {
+            self.register_a_chunk();
+            Turn::SleepUntil(self.timers.next_deadline())
+        }
+    }
+
+    fn dispatch_completions(&self) -> bool {
+        let mut reaped = self.reaped.take();
+        self.backend.borrow_mut().reap(&mut reaped);
+        let any = !reaped.is_empty();
+        for completion in reaped.drain(..) {
+            let Owner { sink, tag } = completion.owner;
+            if sink == DOORBELL {
+                self.ring_in();
+                continue;
+            }
+            let Some((name, sink)) = self.sink(sink) else {
+                continue;
+            };
+            self.stalls.watch_batched(&self.clock, name, || sink.completed(tag, completion));
+        }
+        self.reaped.replace(reaped);
+        any
+    }
+
+    fn deliver_mail(&self) -> bool {
+        let mut any = false;
+        // Bounded: a flood of messages must not keep sockets waiting.
+        for _ in 0..crate::limits::MAILBOX_LEN {
+            let Some(message) = self.mailbox.receive() else {
+                break;
+            };
+            any = true;
+            match message {
+                Message::Call(call) => {
+                    let this = self.handle();
+                    self.stalls.watch(&self.clock, "message", || call(&this));
+                }
+                Message::Parcel(to, parcel) => {
+                    if let Some((name, sink)) = self.sink(to) {
+                        self.stalls.watch_batched(&self.clock, name, || sink.parcel(parcel));
+                    }
+                }
+            }
+        }
+        any
+    }
+
+    #[inline]
+    fn unwind_completions(&self) -> bool {
+        let count = self.completions.borrow().len();
+        for _ in 0..count {
+            let Some(io) = self.completions.borrow_mut().pop_front() else {
+                break;
+            };
+            self.unwind(io);
+        }
+        count > 0
+    }
+
+    /// Takes a completed I/O up its stack, frame by frame, to the task that waits for it.
+    #[inline]
+    fn unwind(&self, mut io: Io) {
+        while let Some(frame) = io.pop_frame() {
+            let layers = self.layers.borrow();
+            let layer = layers[frame.layer as usize].as_ref().expect("a layer stays until its I/Os have ended");
+            let done = layer.completed(io, frame);
+            drop(layers);
+            match done {
+                Poll::Ready(back) => io = back,
+                Poll::Pending => return,
+            }
+        }
+        if let Some(task) = self.table.land(io) {
+            self.tasks.wake(task);
+        }
+    }
+
+    fn run_tasks(&self) -> bool {
+        let mut polled = 0;
+        while polled < TASKS_PER_TURN {
+            self.budget.set(READY_BUDGET);
+            match self.stalls.watch_task(&self.clock, || self.tasks.poll_one()) {
+                Some(_) => polled += 1,
+                None => break,
+            }
+        }
+        polled > 0
+    }
+
+    fn wake_buffer_waiters(&self) {
+        let freed = self.pool.freed();
+        if freed != self.freed_seen.get() {
+            self.freed_seen.set(freed);
+            for task in self.buffer_waiters.borrow_mut().drain(..) {
+                self.tasks.wake(task);
+            }
+        }
+    }
+
+    /// Registers one chunk that arrived while serving: at most one a turn, and only in an idle one, since it takes a millisecond.
+    fn register_a_chunk(&self) {
+        let chunk = self.chunks.borrow_mut().pop_front();
+        if let Some(chunk) = chunk {
+            self.backend.borrow_mut().register_chunk(&chunk);
+        }
+    }
+
+    /// Turns until [`Reactor::stop`] or [`Remote::stop`] is called.
+    pub fn run(&self, idle: Idle) {
+        let mut idle_since = None;
+        while !self.mailbox.own().is_stopping() {
+            match (self.turn(), idle) {
+                (Turn::Busy, _) => idle_since = None,
+                (Turn::Polling, _) | (Turn::SleepUntil(_), Idle::Poll) => std::hint::spin_loop(),
+                (Turn::SleepUntil(until), Idle::Adaptive) => {
+                    let now = self.clock.now();
+                    if now - *idle_since.get_or_insert(now) >= SPIN_NS {
+                        self.sleep_in_backend(until);
+                        idle_since = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Turns until `body` has ended, and returns what it gave: for tools and tests that own their thread.
+    pub fn run_until<R: 'static>(&self, body: impl Future<Output = R> + 'static) -> R {
+        let result = Rc::new(Cell::new(None));
+        let there = result.clone();
+        self.spawn("run_until", async move { there.set(Some(body.await)) });
+        loop {
+            self.turn();
+            if let Some(result) = result.take() {
+                return result;
+            }
+        }
+    }
+
+    /// Sleeps until something rings or the clock reaches `until`; returns at once if something came in between.
+    fn sleep_in_backend(&self, until: u64) {
+        if !self.mailbox.fall_asleep() {
+            return;
+        }
+        let mut backend = self.backend.borrow_mut();
+        if !backend.has_completions() && self.chunks.borrow().is_empty() {
+            let now = self.clock.refresh();
+            let ns = until.saturating_sub(now).min(SLEEP_NS_MAX);
+            if ns > 0 {
+                backend.wait(Some(Duration::from_nanos(ns)));
+                self.stats.slept(self.clock.refresh() - now);
+            }
+        }
+        drop(backend);
+        self.mailbox.wake_up();
+    }
+
+    // --- what devices, doors and tasks use ---
+
+    /// A counted handle on this reactor, for tasks and devices that live on it.
+    pub fn handle(&self) -> Rc<Reactor> {
+        self.me.upgrade().expect("a method of a living reactor")
+    }
+
+    /// This reactor's number, from 0.
+    pub fn id(&self) -> u16 {
+        self.mailbox.own().id()
+    }
+
+    /// How many reactors the process has.
+    pub fn reactors(&self) -> u16 {
+        self.mailbox.peers() as u16
+    }
+
+    /// The clock.
+    #[inline]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The source of chance.
+    pub fn entropy(&self) -> &Entropy {
+        &self.entropy
+    }
+
+    /// The pool of this reactor's DMA buffers.
+    #[inline]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Adds a chunk of DMA memory to the pool and registers it when there is time.
+    pub fn add_chunk(&self, chunk: Chunk, info: ChunkInfo) {
+        self.pool.add(chunk);
+        self.chunks.borrow_mut().push_back(info);
+    }
+
+    /// An I/O for a command slot or a layer's helper; `None` beyond [`crate::limits::IOS_PER_REACTOR`].
+    pub fn create_io(&self) -> Option<Io> {
+        self.table.create()
+    }
+
+    /// Returns an I/O for good; its buffers go home.
+    pub fn retire_io(&self, io: Io) {
+        self.table.retire(io);
+    }
+
+    /// Trades the handle for a token, for a device that gives the I/O to the kernel or to hardware.
+    #[inline]
+    pub fn park(&self, io: Io) -> IoToken {
+        self.table.park(io)
+    }
+
+    /// Gets the handle back with the completion; `None` and a count for a token that is stale.
+    #[inline]
+    pub fn unpark(&self, token: IoToken) -> Option<Io> {
+        self.table.unpark(token)
+    }
+
+    /// Looks at a parked I/O, whose device it belongs to.
+    pub fn with_parked<R>(&self, token: IoToken, f: impl FnOnce(&mut IoCell) -> R) -> Option<R> {
+        self.table.with_parked(token, f)
+    }
+
+    /// Queues a finished I/O; it goes up its stack in the next completion phase, never inside the caller.
+    #[inline]
+    pub fn complete(&self, io: Io) {
+        self.completions.borrow_mut().push_back(io);
+    }
+
+    /// Starts an operation of the backend.
+    #[inline]
+    pub fn submit_op(&self, op: Op, owner: Owner) -> OpToken {
+        self.backend.borrow_mut().submit(op, owner)
+    }
+
+    /// Takes a descriptor into the backend's table.
+    pub fn add_file(&self, fd: impl Into<Descriptor>) -> FileId {
+        self.backend.borrow_mut().add_file(fd.into())
+    }
+
+    /// An unconnected stream socket that can reach `to`, in the backend's table.
+    ///
+    /// # Errors
+    /// What socket(2) says.
+    pub fn add_socket(&self, to: SocketAddr) -> std::io::Result<FileId> {
+        self.backend.borrow_mut().add_socket(to)
+    }
+
+    /// Prepares a connected socket of the backend for small answers and says the addresses of both ends: the peer's, then
+    /// its own.
+    ///
+    /// # Errors
+    /// If the peer has gone already.
+    pub fn establish_socket(&self, file: FileId) -> std::io::Result<(SocketAddr, SocketAddr)> {
+        self.backend.borrow_mut().establish_socket(file)
+    }
+
+    /// Closes a file or socket of the backend.
+    pub fn remove_file(&self, file: FileId) {
+        self.backend.borrow_mut().remove_file(file);
+    }
+
+    /// Registers a receiver of completions; its number goes into [`Owner`].
+    pub fn add_sink(&self, name: &'static str, sink: Rc<dyn Sink>) -> u32 {
+        let mut sinks = self.sinks.borrow_mut();
+        let free = sinks.iter().skip(1).position(Option::is_none).map(|i| i + 1);
+        let named = Some(Named { name, it: sink });
+        match free {
+            Some(index) => {
+                sinks[index] = named;
+                index as u32
+            }
+            None => {
+                sinks.push(named);
+                sinks.len() as u32 - 1
+            }
+        }
+    }
+
+    /// Forgets a sink: it must have nothing in flight, since its number is given out again.
+    pub fn remove_sink(&self, sink: u32) {
+        let removed = self.sinks.borrow_mut().get_mut(sink as usize).and_then(Option::take);
+        // Dropped while nothing is borrowed: it may own handles of other devices.
+        drop(removed);
+    }
+
+    fn sink(&self, index: u32) -> Option<(&'static str, Rc<dyn Sink>)> {
+        self.sinks.borrow().get(index as usize)?.as_ref().map(|s| (s.name, s.it.clone()))
+    }
+
+    /// Registers a layer; its number goes into [`Frame`].
+    pub fn add_layer(&self, layer: Rc<dyn Layer>) -> u32 {
+        let mut layers = self.layers.borrow_mut();
+        let index = layers.iter().position(Option::is_none).unwrap_or_else(|| {
+            layers.push(None);
+            layers.len() - 1
+        });
+        layers[index] = Some(layer);
+        index as u32
+    }
+
+    /// Forgets a layer: none of its I/Os may be in flight, since its number is given out again.
+    pub fn remove_layer(&self, layer: u32) {
+        let removed = self.layers.borrow_mut().get_mut(layer as usize).and_then(Option::take);
+        // Dropped while nothing is borrowed: it may own handles of other devices.
+        drop(removed);
+    }
+
+    /// Adds something to look at in every turn.
+    pub fn add_poller(&self, name: &'static str, poller: Rc<dyn Poller>) {
+        self.pollers.borrow_mut().push(Named { name, it: poller });
+    }
+
+    /// Starts a task.
+    pub fn spawn(&self, name: &'static str, body: impl Future<Output = ()> + 'static) -> TaskId {
+        self.tasks.spawn(name, Box::pin(body))
+    }
+
+    /// Has a task polled in this turn or the next.
+    #[inline]
+    pub fn wake(&self, task: TaskId) {
+        self.tasks.wake(task);
+    }
+
+    /// The task being polled.
+    #[inline]
+    pub fn current_task(&self) -> TaskId {
+        self.tasks.current()
+    }
+
+    /// Tasks that have not ended.
+    pub fn tasks_alive(&self) -> usize {
+        self.tasks.alive()
+    }
+
+    /// One per type: what a door or device keeps on each reactor, found by messages.
+    pub fn service<T: 'static>(&self) -> Option<Rc<T>> {
+        self.services.borrow().get(&TypeId::of::<T>()).cloned()?.downcast().ok()
+    }
+
+    /// Sets the service of its type.
+    pub fn set_service<T: 'static>(&self, service: Rc<T>) {
+        self.services.borrow_mut().insert(TypeId::of::<T>(), service);
+    }
+
+    /// A handle on this reactor that other threads may use.
+    pub fn remote(&self) -> mailbox::Remote {
+        self.mailbox.own().clone()
+    }
+
+    /// Sends a message to a reactor, this one included; it runs in a later turn.
+    pub fn send(&self, to: u16, message: Message) {
+        self.mailbox.send(to, message);
+    }
+
+    /// Asks this reactor's thread to end after this turn.
+    pub fn stop(&self) {
+        self.mailbox.own().stop();
+    }
+
+    /// What keeps this reactor slower than it could be, a sentence each; handed out once.
+    pub fn take_notes(&self) -> Vec<String> {
+        self.backend.borrow_mut().take_notes()
+    }
+
+    /// What ran too long since the last call.
+    pub fn take_stalls(&self) -> Vec<Stall> {
+        self.stalls.take()
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> ReactorStats {
+        self.stats.snapshot(self.backend.borrow().stats(), self.table.stale())
+    }
+
+    /// Ends everything: tasks, layers, sinks, then the backend, which waits for what is in flight. Returns the number of DMA
+    /// buffers that are still out: a leak.
+    pub fn shut_down(&self) -> usize {
+        self.table.close();
+        self.tasks.clear();
+        self.completions.borrow_mut().clear();
+        // Dropped while nothing is borrowed: devices that go take leave of layers and sinks.
+        let services = std::mem::take(&mut *self.services.borrow_mut());
+        drop(services);
+        let backend = self.backend.replace(Backend::Closed);
+        drop(backend);
+        self.pollers.borrow_mut().clear();
+        let layers = std::mem::take(&mut *self.layers.borrow_mut());
+        drop(layers);
+        let sinks = std::mem::take(&mut *self.sinks.borrow_mut());
+        drop(sinks);
+        self.op_waits.clear();
+        self.mailbox.own().close();
+        self.pool.collect();
+        self.pool.leaked()
+    }
+}

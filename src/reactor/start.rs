@@ -1,0 +1,205 @@
+//! Starting reactors: one pinned thread per core, or one on the calling thread for tools and tests.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use hugepages::{Arena, ArenaError, Chunk, ChunkInfo, Pool};
+
+use super::backend::Backend;
+use super::clock::{Entropy, TimeSource};
+use super::mailbox::{Mailbox, Remote};
+use super::{Idle, Reactor};
+use crate::limits::ARENA_AT_START;
+use crate::sys::affinity;
+use crate::sys::tsc::Tsc;
+use crate::sys::uring::{SetupError, Uring};
+
+/// Why reactors could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The ring.
+    #[error("{0}")]
+    Ring(#[from] SetupError),
+    /// The DMA memory.
+    #[error("{0}")]
+    Arena(#[from] ArenaError),
+    /// Pinning a thread.
+    #[error("reactor {id} cannot be pinned to core {core}: {error}")]
+    Pin {
+        /// Reactor.
+        id: u16,
+        /// Core.
+        core: usize,
+        /// Why.
+        error: io::Error,
+    },
+    /// Threads, descriptors, entropy.
+    #[error("a reactor cannot be started: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The reactors of a process.
+#[derive(Debug)]
+pub struct Reactors {
+    remotes: Vec<Remote>,
+    threads: Vec<JoinHandle<usize>>,
+    arena: Arena,
+    fed: usize,
+}
+
+impl Reactors {
+    /// Starts one reactor on each of `cores`, with the first [`ARENA_AT_START`] bytes of the arena spread over them.
+    ///
+    /// # Errors
+    /// If a ring, memory or a core is refused; then nothing is left running.
+    pub fn start(cores: &[usize], idle: Idle, arena: Arena) -> Result<Reactors, StartError> {
+        let remotes = (0..cores.len() as u16).map(Remote::new).collect::<io::Result<Vec<_>>>()?;
+        let mut reactors = Reactors { remotes, threads: Vec::new(), arena, fed: 0 };
+        let mut shares: Vec<Vec<(Chunk, ChunkInfo)>> = cores.iter().map(|_| Vec::new()).collect();
+        let mut bytes = 0;
+        // Each reactor needs a chunk to begin with; small arenas have fewer bytes than the start asks for.
+        while bytes < ARENA_AT_START || shares.iter().any(Vec::is_empty) {
+            let grown = grow(&reactors.arena)?;
+            if grown.is_empty() {
+                break;
+            }
+            for (chunk, info) in grown {
+                bytes += info.len();
+                let share = reactors.fed % shares.len();
+                shares[share].push((chunk, info));
+                reactors.fed += 1;
+            }
+        }
+        let tsc = Tsc::calibrate();
+        let (report, reports) = mpsc::channel();
+        for ((mailbox, chunks), (id, core)) in
+            Mailbox::connect(&reactors.remotes).into_iter().zip(shares).zip(cores.iter().copied().enumerate())
+        {
+            let report = report.clone();
+            let parts = Parts { id: id as u16, mailbox, chunks, tsc };
+            reactors.threads.push(std::thread::Builder::new().name(format!("reactor-{id}")).spawn(move || {
+                let made = affinity::pin(core)
+                    .map_err(|error| StartError::Pin { id: id as u16, core, error })
+                    .and_then(|()| parts.build());
+                let reactor = match made {
+                    Ok(reactor) => reactor,
+                    Err(error) => {
+                        let _ = report.send(Err(error));
+                        return 0;
+                    }
+                };
+                let _ = report.send(Ok(()));
+                drop(report);
+                reactor.run(idle);
+                reactor.shut_down()
+            })?);
+        }
+        drop(report);
+        // An error here drops `reactors`, which stops those that did start.
+        reports.iter().collect::<Result<Vec<()>, StartError>>()?;
+        Ok(reactors)
+    }
+
+    /// Handles, in the order of the cores.
+    pub fn remotes(&self) -> &[Remote] {
+        &self.remotes
+    }
+
+    /// Maps the rest of the arena and spreads it over the reactors; blocks this control thread, not the reactors.
+    ///
+    /// # Errors
+    /// If memory could not be mapped: the reactors go on with what they have.
+    pub fn feed(&mut self) -> Result<(), ArenaError> {
+        loop {
+            let grown = grow(&self.arena)?;
+            if grown.is_empty() {
+                return Ok(());
+            }
+            for (chunk, info) in grown {
+                let remote = &self.remotes[self.fed % self.remotes.len()];
+                self.fed += 1;
+                remote.send(Box::new(move |reactor| reactor.add_chunk(chunk, info)));
+            }
+        }
+    }
+
+    /// Stops all reactors and waits for their threads. Returns the number of DMA buffers that never came home.
+    pub fn stop(mut self) -> usize {
+        self.join()
+    }
+
+    fn join(&mut self) -> usize {
+        for remote in &self.remotes {
+            remote.stop();
+        }
+        self.threads.drain(..).map(|t| t.join().unwrap_or(0)).sum()
+    }
+}
+
+impl Drop for Reactors {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+/// The next chunks of the arena, in steps of one chunk where pages are small.
+fn grow(arena: &Arena) -> Result<Vec<(Chunk, ChunkInfo)>, ArenaError> {
+    Ok(arena
+        .grow(1)?
+        .into_iter()
+        .map(|chunk| {
+            let info = chunk.info();
+            (chunk, info)
+        })
+        .collect())
+}
+
+struct Parts {
+    id: u16,
+    mailbox: Mailbox,
+    chunks: Vec<(Chunk, ChunkInfo)>,
+    tsc: Tsc,
+}
+
+impl Parts {
+    fn build(self) -> Result<Rc<Reactor>, StartError> {
+        let pool = Pool::new(self.id);
+        let mut infos = Vec::new();
+        for (chunk, info) in self.chunks {
+            pool.add(chunk);
+            infos.push(info);
+        }
+        let mut ring = Uring::new(&pool, self.mailbox.own().doorbell())?;
+        for info in &infos {
+            ring.register_chunk(info);
+        }
+        let seed = Entropy::seed_from_kernel()?;
+        Ok(Reactor::new(self.mailbox, Backend::Uring(Box::new(ring)), TimeSource::Tsc(self.tsc), seed, pool))
+    }
+}
+
+/// One reactor on the calling thread, unpinned, with `memory` bytes of plain DMA memory: for tools and tests, with
+/// [`Reactor::run_until`]. The caller ends it with [`Reactor::shut_down`].
+///
+/// # Errors
+/// As [`Reactors::start`].
+pub fn solo(memory: usize) -> Result<Rc<Reactor>, StartError> {
+    let arena = Arena::new(hugepages::ArenaOptions {
+        size: memory,
+        hugepages: hugepages::HugepagePolicy::Off,
+        numa_node: None,
+    })?;
+    let mut chunks = Vec::new();
+    loop {
+        let grown = grow(&arena)?;
+        if grown.is_empty() {
+            break;
+        }
+        chunks.extend(grown);
+    }
+    let remotes = [Remote::new(0)?];
+    let mailbox = Mailbox::connect(&remotes).pop().expect("one reactor");
+    Parts { id: 0, mailbox, chunks, tsc: Tsc::calibrate() }.build()
+}

@@ -1,0 +1,176 @@
+//! Counters of a reactor, and the detector of what runs too long.
+
+use std::cell::{Cell, RefCell};
+
+use super::clock::Clock;
+use super::mailbox::Remote;
+use crate::limits::{STALL_NS, STAMPS_PER_READING};
+use crate::sys::uring::RingStats;
+
+/// A snapshot of a reactor's counters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReactorStats {
+    /// Turns that did something.
+    pub busy_turns: u64,
+    /// Turns that found nothing.
+    pub idle_turns: u64,
+    /// Time in turns that did something, in nanoseconds.
+    pub busy_ns: u64,
+    /// Time asleep in the backend, in nanoseconds.
+    pub asleep_ns: u64,
+    /// Times it fell asleep.
+    pub sleeps: u64,
+    /// The backend's counters.
+    pub ring: RingStats,
+    /// Completions that named no I/O.
+    pub stale_ios: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    busy_turns: Cell<u64>,
+    idle_turns: Cell<u64>,
+    busy_ns: Cell<u64>,
+    asleep_ns: Cell<u64>,
+    sleeps: Cell<u64>,
+    started: Cell<u64>,
+    was_busy: Cell<bool>,
+}
+
+impl Counters {
+    /// The time since the last turn's start belongs to that turn.
+    #[inline]
+    pub(super) fn turn_started(&self, now: u64, own: &Remote) {
+        if self.was_busy.get() {
+            self.busy_ns.set(self.busy_ns.get() + now.saturating_sub(self.started.get()));
+        }
+        self.started.set(now);
+        own.count_turn();
+    }
+
+    #[inline]
+    pub(super) fn turn_ended(&self, busy: bool) {
+        self.was_busy.set(busy);
+        let turns = if busy { &self.busy_turns } else { &self.idle_turns };
+        turns.set(turns.get() + 1);
+    }
+
+    pub(super) fn slept(&self, ns: u64) {
+        self.asleep_ns.set(self.asleep_ns.get() + ns);
+        self.sleeps.set(self.sleeps.get() + 1);
+    }
+
+    pub(super) fn snapshot(&self, ring: RingStats, stale_ios: u64) -> ReactorStats {
+        ReactorStats {
+            busy_turns: self.busy_turns.get(),
+            idle_turns: self.idle_turns.get(),
+            busy_ns: self.busy_ns.get(),
+            asleep_ns: self.asleep_ns.get(),
+            sleeps: self.sleeps.get(),
+            ring,
+            stale_ios,
+        }
+    }
+}
+
+/// Something ran for longer than [`STALL_NS`] without returning to the loop.
+#[derive(Clone, Debug)]
+pub struct Stall {
+    /// What ran: the poller, sink or tasks by name; several if they shared one reading of the clock.
+    pub who: String,
+    /// How long, in nanoseconds.
+    pub ns: u64,
+}
+
+/// Measures what the loop calls. Pollers and messages are measured one by one; completions and tasks, of which there are millions
+/// a second, share a reading of the clock among sixteen.
+#[derive(Debug, Default)]
+pub(super) struct Stalls {
+    found: RefCell<Vec<Stall>>,
+    batch: RefCell<Batch>,
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    names: Vec<&'static str>,
+    count: u32,
+    since: u64,
+}
+
+impl Stalls {
+    pub(super) fn watch<R>(&self, clock: &Clock, name: &'static str, f: impl FnOnce() -> R) -> R {
+        let before = clock.refresh();
+        let result = f();
+        let after = clock.refresh();
+        self.batch.borrow_mut().since = after;
+        self.judge(after - before, || name.to_owned());
+        result
+    }
+
+    /// A turn begins: what came before it, sleep included, is nobody's.
+    #[inline]
+    pub(super) fn begin(&self, now: u64) {
+        self.batch.borrow_mut().since = now;
+    }
+
+    #[inline]
+    pub(super) fn watch_batched<R>(&self, clock: &Clock, name: &'static str, f: impl FnOnce() -> R) -> R {
+        let result = f();
+        self.ran(clock, name);
+        result
+    }
+
+    #[inline]
+    pub(super) fn watch_task(&self, clock: &Clock, f: impl FnOnce() -> Option<&'static str>) -> Option<&'static str> {
+        let result = f();
+        if let Some(name) = result {
+            self.ran(clock, name);
+        } else {
+            self.end_batch(clock);
+        }
+        result
+    }
+
+    #[inline]
+    fn ran(&self, clock: &Clock, name: &'static str) {
+        let mut batch = self.batch.borrow_mut();
+        if batch.count == 0 {
+            batch.names.clear();
+        }
+        if batch.names.last().is_none_or(|last| !std::ptr::eq(*last, name)) {
+            batch.names.push(name);
+        }
+        batch.count += 1;
+        if batch.count == STAMPS_PER_READING {
+            drop(batch);
+            self.end_batch(clock);
+        }
+    }
+
+    fn end_batch(&self, clock: &Clock) {
+        let now = clock.refresh();
+        let mut batch = self.batch.borrow_mut();
+        let elapsed = now.saturating_sub(std::mem::replace(&mut batch.since, now));
+        if std::mem::take(&mut batch.count) > 0 && elapsed > STALL_NS {
+            let mut names = batch.names.clone();
+            drop(batch);
+            names.sort_unstable();
+            names.dedup();
+            self.judge(elapsed, || names.join(", "));
+        }
+    }
+
+    #[inline]
+    fn judge(&self, ns: u64, who: impl FnOnce() -> String) {
+        if ns > STALL_NS {
+            let mut found = self.found.borrow_mut();
+            if found.len() < 64 {
+                found.push(Stall { who: who(), ns });
+            }
+        }
+    }
+
+    pub(super) fn take(&self) -> Vec<Stall> {
+        self.found.take()
+    }
+}

@@ -1,0 +1,14 @@
+//! The boundary to the machine: everything that talks to the kernel or the processor directly.
+//!
+//! Unsafe code is allowed in the modules that say so here and nowhere else above the `hugepages` crate.
+//! A safe function of this layer that gives memory to the kernel takes owned buffers by value, keeps them in its own
+//! table until the completion, and hands them back with it: it never takes a slice.
+
+pub mod affinity;
+pub mod descriptor;
+pub mod limits;
+pub mod op;
+pub mod socket;
+pub mod tsc;
+pub mod tx;
+pub mod uring;

@@ -1,0 +1,141 @@
+//! The closed set of operations a reactor asks of the world, with owned buffers in and out.
+//!
+//! Both backends, the kernel's ring and the simulator, execute exactly these.
+
+use std::net::SocketAddr;
+
+use hugepages::Buf;
+
+use super::descriptor::Descriptor;
+use super::tx::TxBatch;
+
+/// A file or socket in a backend's table: index and generation, so that a handle kept past its removal is caught.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// Names one operation in flight, for [`Op::Cancel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpToken(pub(crate) u64);
+
+/// Who gets the completion: a registered sink of the reactor, and a tag that only the sink reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Index of the sink in its reactor.
+    pub sink: u32,
+    /// Opaque to the backend.
+    pub tag: u64,
+}
+
+/// One operation. Buffers travel with it and come back in [`Payload`].
+#[derive(Debug)]
+pub enum Op {
+    /// Accept one connection; the completion carries [`Payload::Fd`].
+    Accept {
+        /// A listening socket.
+        listener: FileId,
+    },
+    /// Connect a socket; completes with 0 or a negative errno.
+    Connect {
+        /// An unconnected stream socket.
+        file: FileId,
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// Receive at most one buffer's worth into a buffer that the backend picks when bytes arrive, so that an idle
+    /// connection holds none. Completes with the bytes in [`Payload::Buf`]; `-ENOBUFS` if none was free.
+    Recv {
+        /// A connected socket.
+        file: FileId,
+    },
+    /// Receive straight into `buf[from..]`; completes when it is full, at end of stream or on error.
+    RecvInto {
+        /// A connected socket.
+        file: FileId,
+        /// The placed buffer.
+        buf: Buf,
+        /// First byte to fill.
+        from: u32,
+    },
+    /// Send the unsent rest of a batch; the result is the number of bytes taken, possibly fewer.
+    Send {
+        /// A connected socket.
+        file: FileId,
+        /// What to send.
+        batch: Box<TxBatch>,
+    },
+    /// Read `buf.len()` bytes at `offset`.
+    Read {
+        /// A file or block device.
+        file: FileId,
+        /// Bytes from the start.
+        offset: u64,
+        /// Filled from the front; the result tells how far.
+        buf: Buf,
+    },
+    /// Write all of `buf` at `offset`.
+    Write {
+        /// A file or block device.
+        file: FileId,
+        /// Bytes from the start.
+        offset: u64,
+        /// The bytes.
+        buf: Buf,
+        /// Durable before the completion (RWF_DSYNC).
+        durable: bool,
+    },
+    /// Make everything written and acknowledged before durable (fdatasync).
+    Sync {
+        /// A file or block device.
+        file: FileId,
+    },
+    /// fallocate(2) with the given mode.
+    Allocate {
+        /// A file or block device.
+        file: FileId,
+        /// FALLOC_FL_*.
+        mode: i32,
+        /// Bytes from the start.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Shut down both directions of a socket: queued bytes and a FIN still go out.
+    Shutdown {
+        /// A connected socket.
+        file: FileId,
+    },
+    /// Ask an operation in flight to end early. It still completes in its own right; best effort.
+    Cancel {
+        /// Which.
+        target: OpToken,
+    },
+    /// Completes when another thread rings this reactor's doorbell.
+    Doorbell,
+}
+
+/// What an operation owned, handed back.
+#[derive(Debug)]
+pub enum Payload {
+    /// Nothing.
+    None,
+    /// The buffer of a receive, read or write.
+    Buf(Buf),
+    /// The batch of a send, advanced by what was sent.
+    Batch(Box<TxBatch>),
+    /// An accepted connection.
+    Fd(Descriptor),
+}
+
+/// The end of one operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// Whose it is.
+    pub owner: Owner,
+    /// Bytes or 0, or a negative errno.
+    pub result: i32,
+    /// What the operation owned.
+    pub payload: Payload,
+}

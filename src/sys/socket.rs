@@ -1,0 +1,130 @@
+//! Sockets as plain descriptors, before they belong to a ring.
+#![expect(unsafe_code, reason = "socket options that the standard library does not set")]
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A listening socket with SO_REUSEADDR, so that a restart binds at once, and a deep accept queue, so that a burst of
+/// connections is not dropped.
+///
+/// # Errors
+/// What bind(2) or listen(2) says.
+pub fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    let listener = TcpListener::bind(address)?;
+    let bound = listener.local_addr()?;
+    // SAFETY: a listening socket we own; a second listen(2) only changes the length of its queue.
+    if unsafe { libc::listen(listener.as_raw_fd(), 4096) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((listener.into(), bound))
+}
+
+/// An unconnected stream socket of the address's family.
+///
+/// # Errors
+/// What socket(2) says.
+pub fn stream(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no pointers; the result is checked.
+    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends small answers at once instead of waiting for more.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn no_delay(fd: &OwnedFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: `on` is valid for reads of the size given.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NODELAY,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The address of the other end.
+///
+/// # Errors
+/// What getpeername(2) says: ENOTCONN if the peer has gone already.
+pub fn peer(fd: &OwnedFd) -> io::Result<SocketAddr> {
+    std::net::TcpStream::from(fd.try_clone()?).peer_addr()
+}
+
+/// The address of this end.
+///
+/// # Errors
+/// What getsockname(2) says.
+pub fn local(fd: &OwnedFd) -> io::Result<SocketAddr> {
+    std::net::TcpStream::from(fd.try_clone()?).local_addr()
+}
+
+/// What another thread rings to wake a sleeping reactor.
+#[derive(Debug)]
+pub enum Doorbell {
+    /// For a ring of the kernel.
+    Eventfd(Eventfd),
+    /// For a simulated backend, which looks at the flag and lowers it.
+    Simulated(Arc<AtomicBool>),
+}
+
+impl Doorbell {
+    /// Rings it: once is as good as several times.
+    pub fn ring(&self) {
+        match self {
+            Doorbell::Eventfd(eventfd) => eventfd.ring(),
+            Doorbell::Simulated(rung) => rung.store(true, Ordering::Release),
+        }
+    }
+
+    /// A second descriptor of the same doorbell, for the ring that reads it.
+    ///
+    /// # Errors
+    /// What dup(2) says; a simulated doorbell has no descriptor.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        match self {
+            Doorbell::Eventfd(eventfd) => eventfd.0.try_clone(),
+            Doorbell::Simulated(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+/// A counter of the kernel that a read waits for.
+#[derive(Debug)]
+pub struct Eventfd(OwnedFd);
+
+impl Eventfd {
+    /// A new one, not rung.
+    ///
+    /// # Errors
+    /// What eventfd(2) says.
+    pub fn new() -> io::Result<Eventfd> {
+        // SAFETY: no pointers; the result is checked.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a fresh descriptor that nobody else knows.
+        Ok(Eventfd(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Adds one. A counter at its maximum is rung already, so the result does not matter.
+    pub fn ring(&self) {
+        let one: u64 = 1;
+        // SAFETY: eight readable bytes, as eventfd(2) asks.
+        let _ = unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+}

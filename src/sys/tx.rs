@@ -1,0 +1,212 @@
+//! A batch of bytes on its way into a socket: protocol headers, payload buffers and zeros, sent by one gather call.
+
+use hugepages::Buf;
+
+use super::limits::{TX_IOV_MAX, ZERO_AREA_LEN};
+
+/// Zeros to send for volumes that keep nothing: never written, so the kernel keeps mapping its one zero page.
+static ZEROES: [u8; ZERO_AREA_LEN] = [0; ZERO_AREA_LEN];
+
+#[derive(Debug)]
+enum Part {
+    /// A range of `heads`.
+    Head { at: usize, len: usize },
+    /// A payload, owned until the batch was sent.
+    Buf(Buf),
+    /// That many bytes of `ZEROES`.
+    Zeroes { len: usize },
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        match self {
+            Part::Head { len, .. } | Part::Zeroes { len } => *len,
+            Part::Buf(buf) => buf.len(),
+        }
+    }
+}
+
+/// Bytes to send in order. Its capacity is fixed when it is made: pushing never allocates.
+///
+/// Payload buffers belong to the batch until [`TxBatch::clear`], which the connection calls when all was sent: the kernel
+/// may read them until then.
+pub struct TxBatch {
+    heads: Box<[u8]>,
+    heads_used: usize,
+    parts: Vec<Part>,
+    total: usize,
+    sent: usize,
+    payload: usize,
+    pub(super) iov: Vec<libc::iovec>,
+    pub(super) message: libc::msghdr,
+}
+
+impl std::fmt::Debug for TxBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TxBatch({} of {} bytes, {} parts)", self.sent, self.total, self.parts.len())
+    }
+}
+
+impl TxBatch {
+    /// A batch with room for `parts` gather entries and `heads` bytes of headers.
+    pub fn new(parts: usize, heads: usize) -> Box<TxBatch> {
+        Box::new(TxBatch {
+            heads: vec![0; heads].into_boxed_slice(),
+            heads_used: 0,
+            parts: Vec::with_capacity(parts),
+            total: 0,
+            sent: 0,
+            payload: 0,
+            iov: Vec::with_capacity(parts.min(TX_IOV_MAX)),
+            message: libc::msghdr {
+                msg_name: std::ptr::null_mut(),
+                msg_namelen: 0,
+                msg_iov: std::ptr::null_mut(),
+                msg_iovlen: 0,
+                msg_control: std::ptr::null_mut(),
+                msg_controllen: 0,
+                msg_flags: 0,
+            },
+        })
+    }
+
+    /// Whether `parts` more entries with `heads` more header bytes fit.
+    pub fn has_room(&self, parts: usize, heads: usize) -> bool {
+        self.parts.len() + parts <= self.parts.capacity() && self.heads_used + heads <= self.heads.len()
+    }
+
+    /// Appends header bytes: `fill` writes them in place, at most what [`TxBatch::has_room`] was asked for, and returns how
+    /// many. Neighbours share one gather entry.
+    #[inline]
+    pub fn push_head(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) {
+        let at = self.heads_used;
+        let len = fill(&mut self.heads[at..]);
+        self.heads_used += len;
+        self.total += len;
+        match self.parts.last_mut() {
+            Some(Part::Head { at: first, len: so_far }) if *first + *so_far == at => *so_far += len,
+            _ => self.push(Part::Head { at, len }),
+        }
+    }
+
+    /// Appends a payload; it is dropped when the batch was sent.
+    pub fn push_buf(&mut self, buf: Buf) {
+        if buf.is_empty() {
+            return;
+        }
+        self.total += buf.len();
+        self.payload += buf.len();
+        self.push(Part::Buf(buf));
+    }
+
+    /// Appends `len` zeros from the shared area, at most [`ZERO_AREA_LEN`].
+    pub fn push_zeroes(&mut self, len: usize) {
+        assert!(len <= ZERO_AREA_LEN, "zeros beyond the shared area");
+        if len > 0 {
+            self.total += len;
+            self.push(Part::Zeroes { len });
+        }
+    }
+
+    fn push(&mut self, part: Part) {
+        assert!(self.parts.len() < self.parts.capacity(), "has_room was not asked");
+        self.parts.push(part);
+    }
+
+    /// Bytes not yet sent.
+    pub fn remaining(&self) -> usize {
+        self.total - self.sent
+    }
+
+    /// Bytes of buffers in the batch.
+    pub fn payload(&self) -> usize {
+        self.payload
+    }
+
+    /// Bytes in the batch, sent ones included.
+    pub fn len(&self) -> usize {
+        self.total
+    }
+
+    /// Whether nothing was pushed.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    /// Notes that `bytes` more went out.
+    pub fn advance(&mut self, bytes: usize) {
+        self.sent += bytes;
+        assert!(self.sent <= self.total, "sent more than there was");
+    }
+
+    /// Drops all payloads and starts over.
+    pub fn clear(&mut self) {
+        self.parts.clear();
+        self.heads_used = 0;
+        self.total = 0;
+        self.sent = 0;
+        self.payload = 0;
+    }
+
+    /// The unsent bytes as slices, at most [`TX_IOV_MAX`].
+    pub fn unsent(&self) -> impl Iterator<Item = &[u8]> {
+        let mut skip = self.sent;
+        self.parts
+            .iter()
+            .filter_map(move |part| {
+                let len = part.len();
+                if skip >= len {
+                    skip -= len;
+                    return None;
+                }
+                let from = std::mem::take(&mut skip);
+                Some(match part {
+                    Part::Head { at, len } => &self.heads[at + from..at + len],
+                    Part::Buf(buf) => &buf[from..],
+                    Part::Zeroes { len } => &ZEROES[from..*len],
+                })
+            })
+            .take(TX_IOV_MAX)
+    }
+
+    /// Describes the unsent rest for sendmsg(2). The addresses stay valid while the box lives and nothing is pushed,
+    /// advanced or cleared.
+    pub(super) fn describe(&mut self) {
+        let mut iov = std::mem::take(&mut self.iov);
+        iov.clear();
+        iov.extend(self.unsent().map(|s| libc::iovec { iov_base: s.as_ptr().cast_mut().cast(), iov_len: s.len() }));
+        self.iov = iov;
+        self.message.msg_iov = self.iov.as_mut_ptr();
+        self.message.msg_iovlen = self.iov.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_heads_share_an_entry_and_a_partial_send_resumes_in_the_middle() {
+        let mut batch = TxBatch::new(4, 64);
+        let head = |batch: &mut TxBatch, text: &[u8]| {
+            batch.push_head(|b| {
+                b[..text.len()].copy_from_slice(text);
+                text.len()
+            });
+        };
+        head(&mut batch, b"abc");
+        head(&mut batch, b"def");
+        batch.push_zeroes(4);
+        head(&mut batch, b"gh");
+        let all = |b: &TxBatch| b.unsent().flatten().copied().collect::<Vec<u8>>();
+        assert_eq!(batch.unsent().count(), 3);
+        assert_eq!(all(&batch), b"abcdef\0\0\0\0gh");
+        for sent in 1..=12 {
+            batch.advance(1);
+            assert_eq!(all(&batch), b"abcdef\0\0\0\0gh"[sent..]);
+        }
+        assert_eq!(batch.remaining(), 0);
+        batch.clear();
+        assert!(batch.is_empty() && batch.unsent().next().is_none());
+    }
+}

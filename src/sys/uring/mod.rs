@@ -1,0 +1,430 @@
+//! One io_uring per reactor: sockets, files and the doorbell.
+//!
+//! Everything the kernel may touch is owned by the table of operations in flight from submission to completion:
+//! buffers by value, the message header inside its boxed batch, addresses and counters in boxes of their own.
+#![expect(unsafe_code, reason = "submission entries hold addresses")]
+
+mod files;
+mod rx;
+mod setup;
+mod table;
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use hugepages::{ChunkInfo, Pool};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
+
+use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_WORKERS, RX_BUFFER_LEN};
+use super::op::{Completion, FileId, Op, OpToken, Owner, Payload};
+use super::socket::{self, Doorbell};
+use files::Files;
+use rx::RxRing;
+pub use setup::{SetupError, probe};
+use table::{Held, Refusable, Table};
+
+/// RWF_DSYNC: this write is durable before it completes.
+const RWF_DSYNC: i32 = 0x2;
+
+/// What a ring did, for the counters of its reactor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RingStats {
+    /// Calls into the kernel.
+    pub enters: u64,
+    /// Operations submitted.
+    pub submitted: u64,
+    /// Operations completed.
+    pub completed: u64,
+    /// Completions that had to wait in the kernel's side list: a defect in `limits`.
+    pub overflows: u64,
+    /// Completions of operations nobody knows: a defect.
+    pub stale: u64,
+}
+
+/// A ring and all that is in flight on it.
+pub struct Uring {
+    ring: ManuallyDrop<IoUring>,
+    table: ManuallyDrop<Table>,
+    files: Files,
+    rx: ManuallyDrop<RxRing>,
+    doorbell: OwnedFd,
+    registered_chunks: Vec<bool>,
+    fixed_buffers: bool,
+    refused: Vec<OpToken>,
+    notes: Vec<String>,
+    stats: RingStats,
+}
+
+impl Uring {
+    /// A ring for the calling thread, which alone may use it.
+    ///
+    /// # Errors
+    /// If io_uring is refused, with the setting or filter to look at.
+    pub fn new(pool: &Pool, doorbell: &Doorbell) -> Result<Uring, SetupError> {
+        let (ring, mut notes) = setup::ring()?;
+        let fixed_files = ring.submitter().register_files_sparse(RING_FILES).is_ok();
+        let fixed_buffers = match ring.submitter().register_buffers_sparse(RING_BUFFERS) {
+            Ok(()) => true,
+            Err(error) => {
+                notes.push(format!("no table of registered buffers ({error}): plain reads and writes are used"));
+                false
+            }
+        };
+        let mut workers = RING_WORKERS;
+        if let Err(error) = ring.submitter().register_iowq_max_workers(&mut workers) {
+            notes.push(format!("the kernel's worker threads are not bounded ({error})"));
+        }
+        let rx = RxRing::new(&ring, pool)?;
+        let doorbell = doorbell.descriptor().map_err(SetupError::Doorbell)?;
+        Ok(Uring {
+            ring: ManuallyDrop::new(ring),
+            table: ManuallyDrop::new(Table::default()),
+            files: Files::new(fixed_files),
+            rx: ManuallyDrop::new(rx),
+            doorbell,
+            registered_chunks: Vec::new(),
+            fixed_buffers,
+            refused: Vec::new(),
+            notes,
+            stats: RingStats::default(),
+        })
+    }
+
+    /// What this kernel or this user's limits make slower, a sentence each; handed out once.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> RingStats {
+        self.stats
+    }
+
+    /// Takes a descriptor into the table of this ring.
+    pub fn add_file(&mut self, fd: OwnedFd) -> FileId {
+        self.files.add(&self.ring, fd)
+    }
+
+    /// Closes a descriptor. Operations in flight keep the open file alive in the kernel until they complete.
+    pub fn remove_file(&mut self, file: FileId) {
+        if !self.files.remove(&self.ring, file) {
+            self.stats.stale += 1;
+        }
+    }
+
+    /// An unconnected stream socket that can reach `to`, in the table of this ring.
+    ///
+    /// # Errors
+    /// What socket(2) says.
+    pub fn add_socket(&mut self, to: SocketAddr) -> io::Result<FileId> {
+        Ok(self.files.add(&self.ring, socket::stream(to)?))
+    }
+
+    /// Prepares a connected socket for small answers and says the addresses of both ends: the peer's, then its own.
+    ///
+    /// # Errors
+    /// ENOTCONN if the peer has gone already, EBADF for a stale handle.
+    pub fn establish(&self, file: FileId) -> io::Result<(SocketAddr, SocketAddr)> {
+        let fd = self.files.descriptor(file).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+        socket::no_delay(fd)?;
+        Ok((socket::peer(fd)?, socket::local(fd)?))
+    }
+
+    /// Registers a chunk of the arena, so that file I/O on its buffers skips the kernel's page look-up.
+    /// Where that is refused (RLIMIT_MEMLOCK) plain operations are used, and one note names the remedy.
+    pub fn register_chunk(&mut self, chunk: &ChunkInfo) {
+        let index = usize::from(chunk.index());
+        if !self.fixed_buffers || index >= RING_BUFFERS as usize {
+            return;
+        }
+        let iov =
+            [libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(chunk.address()), iov_len: chunk.len() }];
+        // SAFETY: a chunk of the arena is never unmapped while a pool that may hold it lives, and the receive ring holds this
+        // reactor's pool until the ring below it is closed.
+        match unsafe { self.ring.submitter().register_buffers_update(index as u32, &iov, None) } {
+            Ok(()) => {
+                if self.registered_chunks.len() <= index {
+                    self.registered_chunks.resize(index + 1, false);
+                }
+                self.registered_chunks[index] = true;
+            }
+            Err(error) => {
+                self.fixed_buffers = false;
+                self.notes.push(format!(
+                    "DMA memory is not registered with the kernel ({error}): file I/O takes the slower plain operations; raise the \
+                     locked-memory limit (LimitMEMLOCK=infinity for a service, ulimit -l for a shell) or grant CAP_IPC_LOCK"
+                ));
+            }
+        }
+    }
+
+    /// Hands an operation to the kernel with the next [`Uring::flush`] (or now, if the submission queue is full).
+    /// A stale [`FileId`] completes with `-EBADF`.
+    pub fn submit(&mut self, op: Op, owner: Owner) -> OpToken {
+        self.stats.submitted += 1;
+        let (token, entry) = match op {
+            Op::Recv { file } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, Refusable::Nothing);
+                };
+                let (token, _) = self.table.insert(owner, Held::Picked);
+                let entry =
+                    opcode::Recv::new(fd, std::ptr::null_mut(), RX_BUFFER_LEN as u32).buf_group(rx::GROUP).build();
+                (token, entry.flags(flags | squeue::Flags::BUFFER_SELECT))
+            }
+            Op::Send { file, mut batch } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, Refusable::Batch(batch));
+                };
+                batch.describe();
+                let (token, held) = self.table.insert(owner, Held::Batch(batch));
+                let Held::Batch(batch) = held else { unreachable!("just inserted") };
+                let entry = opcode::SendMsg::new(fd, &raw const batch.message).flags(libc::MSG_NOSIGNAL as u32).build();
+                (token, entry.flags(flags))
+            }
+            Op::RecvInto { file, buf, from } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, Refusable::Buf(buf));
+                };
+                let (token, held) = self.table.insert(owner, Held::Buf(buf));
+                let Held::Buf(buf) = held else { unreachable!("just inserted") };
+                let rest = &mut buf[from as usize..];
+                let entry =
+                    opcode::Recv::new(fd, rest.as_mut_ptr(), rest.len() as u32).flags(libc::MSG_WAITALL).build();
+                (token, entry.flags(flags))
+            }
+            Op::Read { file, offset, buf } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, Refusable::Buf(buf));
+                };
+                let fixed = self.fixed_index(buf.chunk());
+                let (token, held) = self.table.insert(owner, Held::Buf(buf));
+                let Held::Buf(buf) = held else { unreachable!("just inserted") };
+                let (at, len) = (buf.as_mut_ptr(), buf.len() as u32);
+                let entry = match fixed {
+                    Some(index) => opcode::ReadFixed::new(fd, at, len, index).offset(offset).build(),
+                    None => opcode::Read::new(fd, at, len).offset(offset).build(),
+                };
+                (token, entry.flags(flags))
+            }
+            Op::Write { file, offset, buf, durable } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, Refusable::Buf(buf));
+                };
+                let fixed = self.fixed_index(buf.chunk());
+                let (token, held) = self.table.insert(owner, Held::Buf(buf));
+                let Held::Buf(buf) = held else { unreachable!("just inserted") };
+                let (at, len) = (buf.as_ptr(), buf.len() as u32);
+                let rw_flags = if durable { RWF_DSYNC } else { 0 };
+                let entry = match fixed {
+                    Some(index) => {
+                        opcode::WriteFixed::new(fd, at, len, index).offset(offset).rw_flags(rw_flags).build()
+                    }
+                    None => opcode::Write::new(fd, at, len).offset(offset).rw_flags(rw_flags).build(),
+                };
+                (token, entry.flags(flags))
+            }
+            Op::Sync { file } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, Refusable::Nothing);
+                };
+                let (token, _) = self.table.insert(owner, Held::Nothing);
+                (token, opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build().flags(flags))
+            }
+            Op::Allocate { file, mode, offset, len } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, Refusable::Nothing);
+                };
+                let (token, _) = self.table.insert(owner, Held::Nothing);
+                (token, opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build().flags(flags))
+            }
+            Op::Accept { listener } => {
+                let Some((fd, flags)) = self.files.target(listener) else {
+                    return self.refuse(owner, Refusable::Nothing);
+                };
+                let (token, _) = self.table.insert(owner, Held::Accept);
+                let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
+                    .flags(libc::SOCK_CLOEXEC)
+                    .build();
+                (token, entry.flags(flags))
+            }
+            Op::Connect { file, to } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, Refusable::Nothing);
+                };
+                let (address, len) = table::sockaddr(to);
+                let (token, held) = self.table.insert(owner, Held::Address(address));
+                let Held::Address(address) = held else { unreachable!("just inserted") };
+                (token, opcode::Connect::new(fd, (&raw const **address).cast(), len).build().flags(flags))
+            }
+            Op::Shutdown { file } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, Refusable::Nothing);
+                };
+                let (token, _) = self.table.insert(owner, Held::Nothing);
+                (token, opcode::Shutdown::new(fd, libc::SHUT_RDWR).build().flags(flags))
+            }
+            Op::Cancel { target } => {
+                let (token, _) = self.table.insert(owner, Held::Nothing);
+                (token, opcode::AsyncCancel::new(target.0).build())
+            }
+            Op::Doorbell => {
+                let fd = types::Fd(self.doorbell.as_raw_fd());
+                let (token, held) = self.table.insert(owner, Held::Doorbell(Box::new(0)));
+                let Held::Doorbell(counter) = held else { unreachable!("just inserted") };
+                (token, opcode::Read::new(fd, (&raw mut **counter).cast(), 8).build())
+            }
+        };
+        self.push(&entry.user_data(token.0));
+        token
+    }
+
+    fn refuse(&mut self, owner: Owner, what: Refusable) -> OpToken {
+        let (token, _) = self.table.insert(owner, Held::Refused(libc::EBADF, what));
+        self.refused.push(token);
+        token
+    }
+
+    #[inline]
+    fn fixed_index(&self, chunk: u16) -> Option<u16> {
+        self.registered_chunks.get(usize::from(chunk)).copied().unwrap_or(false).then_some(chunk)
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: the addresses in the entry point into what the table of operations just took: arena buffers, or boxes that are
+        // neither moved out nor dropped before the completion with this token was reaped (or the ring closed, see Drop).
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
+            self.enter();
+        }
+    }
+
+    /// One call into the kernel: submits what is queued and runs the completions that wait for this thread.
+    fn enter(&mut self) {
+        self.stats.enters += 1;
+        let queued = self.ring.submission().len() as u32;
+        // SAFETY: no signal mask is passed; the entries queued are vouched for by `push`.
+        let result =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, EnterFlags::GETEVENTS.bits(), None) };
+        // EINTR, EAGAIN and EBUSY leave the entries queued for the next call.
+        if let Err(error) = result {
+            let code = error.raw_os_error();
+            assert!(matches!(code, Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)), "io_uring_enter failed: {error}");
+        }
+    }
+
+    /// Refills the receive ring with what the pool has, submits what is queued and lets the kernel post completions; no call
+    /// where there is nothing to do.
+    #[inline]
+    pub fn flush(&mut self) -> bool {
+        self.rx.refill();
+        let queue = self.ring.submission();
+        if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            return false;
+        }
+        drop(queue);
+        self.enter();
+        true
+    }
+
+    /// Submits what is queued, then sleeps until a completion arrives or `timeout` passed.
+    pub fn wait(&mut self, timeout: Option<Duration>) {
+        if !self.refused.is_empty() {
+            return;
+        }
+        self.stats.enters += 1;
+        let spec = timeout.map(|t| types::Timespec::new().sec(t.as_secs()).nsec(t.subsec_nanos()));
+        let mut args = types::SubmitArgs::new();
+        if let Some(spec) = &spec {
+            args = args.timespec(spec);
+        }
+        if let Err(error) = self.ring.submitter().submit_with_args(1, &args) {
+            let code = error.raw_os_error();
+            assert!(
+                matches!(code, Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)),
+                "io_uring_enter failed: {error}"
+            );
+        }
+    }
+
+    /// Whether completions are ready to be reaped without a call.
+    pub fn has_completions(&mut self) -> bool {
+        !self.refused.is_empty() || !self.ring.completion().is_empty()
+    }
+
+    /// Moves completions to `out`, at most a batch.
+    #[inline]
+    pub fn reap(&mut self, out: &mut Vec<Completion>) {
+        while let Some(token) = self.refused.pop() {
+            self.finish(token, 0, 0, out);
+        }
+        for _ in 0..REAP_BATCH {
+            let Some(cqe) = self.ring.completion().next() else {
+                break;
+            };
+            let (token, result, flags) = (OpToken(cqe.user_data()), cqe.result(), cqe.flags());
+            self.finish(token, result, flags, out);
+        }
+        let overflow = u64::from(self.ring.completion().overflow());
+        self.stats.overflows = overflow;
+    }
+
+    fn finish(&mut self, token: OpToken, result: i32, flags: u32, out: &mut Vec<Completion>) {
+        let Some((owner, held)) = self.table.remove(token) else {
+            self.stats.stale += 1;
+            return;
+        };
+        self.stats.completed += 1;
+        let mut result = result;
+        let payload = match held {
+            Held::Nothing | Held::Address(_) | Held::Doorbell(_) => Payload::None,
+            Held::Buf(buf) => Payload::Buf(buf),
+            Held::Batch(batch) => Payload::Batch(batch),
+            Held::Picked => match cqueue::buffer_select(flags) {
+                Some(id) => self.rx.take(id, result.max(0) as usize).map_or(Payload::None, Payload::Buf),
+                None => Payload::None,
+            },
+            // SAFETY: a successful accept returns a fresh descriptor that nobody else knows.
+            Held::Accept if result >= 0 => Payload::Fd(unsafe { OwnedFd::from_raw_fd(result) }.into()),
+            Held::Accept => Payload::None,
+            Held::Refused(errno, what) => {
+                result = -errno;
+                match what {
+                    Refusable::Nothing => Payload::None,
+                    Refusable::Buf(buf) => Payload::Buf(buf),
+                    Refusable::Batch(batch) => Payload::Batch(batch),
+                }
+            }
+        };
+        out.push(Completion { owner, result, payload });
+    }
+}
+
+impl Drop for Uring {
+    /// Ends all operations before their memory goes. What the kernel does not give back within two seconds is leaked: that
+    /// memory may still be written.
+    fn drop(&mut self) {
+        let mut out = Vec::new();
+        let deadline = super::tsc::monotonic_ns() + 2_000_000_000;
+        while self.table.len() > 0 && super::tsc::monotonic_ns() < deadline {
+            let all = types::CancelBuilder::any();
+            // NotFound only says that nothing could be cancelled any more: the completions are on their way.
+            let _ = self.ring.submitter().register_sync_cancel(Some(types::Timespec::new().nsec(10_000_000)), all);
+            self.wait(Some(Duration::from_millis(10)));
+            self.reap(&mut out);
+            out.clear();
+        }
+        let clean = self.table.len() == 0;
+        // SAFETY: each field is dropped once, here, and not used again. The ring goes first.
+        unsafe { ManuallyDrop::drop(&mut self.ring) };
+        if clean {
+            // SAFETY: as above; nothing is in flight, and closing the ring took its buffer group along.
+            unsafe {
+                ManuallyDrop::drop(&mut self.table);
+                ManuallyDrop::drop(&mut self.rx);
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Operations in flight: what the kernel may still touch, owned until the completion.
+
+use std::net::SocketAddr;
+
+use hugepages::Buf;
+use zerocopy::IntoBytes;
+
+use crate::sys::op::{OpToken, Owner};
+use crate::sys::tx::TxBatch;
+
+/// What an operation owns while the kernel works on it.
+#[derive(Debug)]
+pub(super) enum Held {
+    Nothing,
+    /// A receive that picks a buffer of the ring when bytes arrive.
+    Picked,
+    Buf(Buf),
+    Batch(Box<TxBatch>),
+    /// An accept: the result is a descriptor.
+    Accept,
+    /// A connect: the address.
+    Address(Box<[u8; 28]>),
+    /// A read of the doorbell's counter.
+    Doorbell(Box<u64>),
+    /// Never reached the kernel: completes with this errno at the next reap.
+    Refused(i32, Refusable),
+}
+
+/// What a refused operation gives back.
+#[derive(Debug)]
+pub(super) enum Refusable {
+    Nothing,
+    Buf(Buf),
+    Batch(Box<TxBatch>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    generation: u32,
+    owner: Owner,
+    held: Option<Held>,
+}
+
+/// A slab of entries; a token is slot and generation, so a stale completion finds nothing.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    used: usize,
+}
+
+impl Table {
+    /// Takes what the operation owns and returns the token that the kernel carries, and the entry's address-stable content.
+    pub(super) fn insert(&mut self, owner: Owner, held: Held) -> (OpToken, &mut Held) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(Entry { generation: 0, owner, held: None });
+            self.entries.len() as u32 - 1
+        });
+        let entry = &mut self.entries[slot as usize];
+        entry.generation = entry.generation.wrapping_add(1);
+        entry.owner = owner;
+        self.used += 1;
+        let token = OpToken(u64::from(entry.generation) << 32 | u64::from(slot));
+        (token, entry.held.insert(held))
+    }
+
+    /// Ends an operation. `None`: nobody knows this token.
+    pub(super) fn remove(&mut self, token: OpToken) -> Option<(Owner, Held)> {
+        let (slot, generation) = (token.0 as u32, (token.0 >> 32) as u32);
+        let entry = self.entries.get_mut(slot as usize)?;
+        if entry.generation != generation {
+            return None;
+        }
+        let held = entry.held.take()?;
+        self.free.push(slot);
+        self.used -= 1;
+        Some((entry.owner, held))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.used
+    }
+}
+
+/// The kernel's form of a socket address: sockaddr_in or sockaddr_in6, the family in host order, the rest in network
+/// order, laid out in 28 bytes.
+pub(super) fn sockaddr(to: SocketAddr) -> (Box<[u8; 28]>, libc::socklen_t) {
+    let mut bytes = Box::new([0u8; 28]);
+    bytes[2..4].copy_from_slice(&to.port().to_be_bytes());
+    let len = match to {
+        SocketAddr::V4(a) => {
+            bytes[0..2].copy_from_slice((libc::AF_INET as u16).as_bytes());
+            bytes[4..8].copy_from_slice(&a.ip().octets());
+            16
+        }
+        SocketAddr::V6(a) => {
+            bytes[0..2].copy_from_slice((libc::AF_INET6 as u16).as_bytes());
+            bytes[4..8].copy_from_slice(&a.flowinfo().to_be_bytes());
+            bytes[8..24].copy_from_slice(&a.ip().octets());
+            bytes[24..28].copy_from_slice(a.scope_id().as_bytes());
+            28
+        }
+    };
+    (bytes, len)
+}

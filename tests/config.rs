@@ -1,0 +1,691 @@
+//! The configuration as data: what a text becomes, what a reload makes of two of them, and that no text does harm.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use reactor::control::config::{
+    Change, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus, Machine,
+    NullComplete, Parsed, Source, Style, Subsystem, Trigger, derived_uuid, diff, load, parse,
+};
+
+const EXAMPLE: &str = include_str!("../poll.toml");
+
+fn machine() -> Machine {
+    Machine { online: vec![0, 1, 2, 3], allowed: vec![0, 1, 2] }
+}
+
+fn parsed_in(folder: &Path, text: &str) -> Parsed {
+    let source = Source::new("poll.toml", folder, text);
+    parse(&source, &machine()).unwrap_or_else(|errors| {
+        let said: String = errors.iter().map(|error| error.render(&source, Style::Plain)).collect();
+        panic!("{said}")
+    })
+}
+
+fn config(text: &str) -> Config {
+    parsed_in(Path::new("/srv"), text).config
+}
+
+#[test]
+fn the_example_is_what_it_says() {
+    let parsed = parsed_in(Path::new("/srv"), EXAMPLE);
+    assert_eq!(parsed.warnings, []);
+    let config = parsed.config;
+    assert_eq!((config.reactor.cores.as_slice(), config.reactor.idle), ([0].as_slice(), Idle::Adaptive));
+    assert_eq!((config.memory.size, config.memory.hugepages), (256 << 20, Hugepages::Prefer));
+    let [ram, disk] = config.bdevs.as_slice() else { panic!("{:?}", config.bdevs) };
+    assert_eq!((ram.name.as_str(), &ram.driver), ("ram0", &Driver::Malloc));
+    assert_eq!((ram.size, ram.block_size, ram.physical_block_size), (1 << 30, 512, 512));
+    let file = Driver::File { path: PathBuf::from("/srv/disk0.img"), direct: true };
+    assert_eq!((disk.name.as_str(), &disk.driver, disk.size), ("disk0", &file, 1 << 30));
+    let addresses: Vec<String> = config.listeners().iter().map(|listener| listener.address.to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:4420"]);
+    let exports: Vec<_> = config
+        .subsystems()
+        .iter()
+        .map(|subsystem| {
+            let namespace = &subsystem.namespaces[0];
+            assert_eq!((subsystem.namespaces.len(), &subsystem.hosts), (1, &HostAccess::Any));
+            (subsystem.nqn.as_str(), namespace.nsid, namespace.bdev.as_str(), namespace.read_only)
+        })
+        .collect();
+    let expected =
+        [("nqn.2026-11.io.reactor:vol0", 1, "ram0", false), ("nqn.2026-11.io.reactor:vol1", 1, "disk0", false)];
+    assert_eq!(exports, expected);
+    let line = EXAMPLE.lines().position(|line| line == "name = \"disk0\"").unwrap();
+    assert_eq!(config.at(disk.place), format!("poll.toml:{line}"), "the [[bdev]] line is the one before the name");
+}
+
+/// What the example has in comments is correct too.
+#[test]
+fn the_commented_parts_of_the_example_are_valid() {
+    let start = EXAMPLE.find("# [[bdev]]").unwrap();
+    let commented: String = EXAMPLE[start..]
+        .lines()
+        .take_while(|line| !line.starts_with("# op:"))
+        .filter(|line| !line.contains("A layer that fails"))
+        .map(|line| format!("{}\n", line.trim_start_matches("# ")))
+        .collect();
+    let config = config(&format!("{EXAMPLE}\n{commented}"));
+    let names: Vec<&str> = config.bdevs.iter().map(|bdev| bdev.name.as_str()).collect();
+    assert_eq!(names, ["ram0", "disk0", "null0", "faulty0"]);
+    let expected = [
+        InjectRule {
+            op: Some(InjectOp::Read),
+            trigger: Trigger::Nth { first: 10, count: 1 },
+            action: InjectAction::Fail(InjectStatus::MediaError),
+        },
+        InjectRule {
+            op: Some(InjectOp::Write),
+            trigger: Trigger::Every { every: 100, count: None },
+            action: InjectAction::Delay { delay_ms: 50 },
+        },
+        InjectRule { op: None, trigger: Trigger::Nth { first: 5000, count: 1 }, action: InjectAction::Hold },
+    ];
+    assert_eq!(config.bdevs[3].driver, Driver::Inject { base: "ram0".to_owned(), rules: expected.to_vec() });
+}
+
+#[test]
+fn an_empty_file_has_the_defaults() {
+    let parsed = parsed_in(Path::new("/srv"), "");
+    assert_eq!(parsed.warnings.len(), 1);
+    let config = parsed.config;
+    assert_eq!((config.reactor.cores.as_slice(), config.reactor.idle), ([0].as_slice(), Idle::Adaptive));
+    assert_eq!((config.memory.size, config.memory.hugepages), (256 << 20, Hugepages::Prefer));
+    assert!(config.bdevs.is_empty() && config.nvmf.is_none());
+}
+
+#[test]
+fn keys_have_their_effect() {
+    let config = config(
+        r#"
+        reactor = { cores = "2,0-1", idle = "poll" }
+        memory = { size = 67108864, hugepages = "require" }
+        [[bdev]]
+        name = "a"
+        driver = "file"
+        path = "/dev/disk"
+        size = "8 KiB"
+        block_size = 4096
+        physical_block_size = 8192
+        direct = false
+        uuid = "f81d4fae-7dec-11d0-a765-00a0c91e6bf6"
+        [[bdev]]
+        name = "n"
+        driver = "null"
+        size = 0x200
+        complete = "submit"
+        [nvmf]
+        listen = ["[::1]:0", "[::1]:0", "10.0.0.1:4420"]
+        [[nvmf.subsystem]]
+        nqn = "nqn.2026-11.io.reactor:vol0"
+        hosts = ["nqn.2026-11.io.reactor:b", "nqn.2026-11.io.reactor:a"]
+        [[nvmf.subsystem.namespaces]]
+        nsid = 256
+        bdev = "a"
+        read_only = true
+        [[nvmf.subsystem.namespaces]]
+        bdev = "n"
+        "#,
+    );
+    assert_eq!((config.reactor.cores.as_slice(), config.reactor.idle), ([0, 1, 2].as_slice(), Idle::Poll));
+    assert_eq!((config.memory.size, config.memory.hugepages), (64 << 20, Hugepages::Require));
+    let a = config.bdev("a").unwrap();
+    assert_eq!(a.driver, Driver::File { path: PathBuf::from("/dev/disk"), direct: false });
+    assert_eq!((a.size, a.block_size, a.physical_block_size), (8192, 4096, 8192));
+    assert_eq!(a.uuid.to_string(), "f81d4fae-7dec-11d0-a765-00a0c91e6bf6");
+    let n = config.bdev("n").unwrap();
+    assert_eq!((&n.driver, n.size), (&Driver::Null { complete: NullComplete::Submit }, 512));
+    assert_eq!(config.listeners().len(), 3);
+    let subsystem = &config.subsystems()[0];
+    assert!(subsystem.hosts.admits("nqn.2026-11.io.reactor:a") && !subsystem.hosts.admits("nqn.2026-11.io.reactor:c"));
+    let namespaces: Vec<_> =
+        subsystem.namespaces.iter().map(|one| (one.nsid, one.bdev.as_str(), one.read_only)).collect();
+    assert_eq!(namespaces, [(2, "n", false), (256, "a", true)], "the default nsid is the position in the list");
+}
+
+#[test]
+fn a_process_has_at_most_64_reactors() {
+    let machine = Machine { online: (0..80).collect(), allowed: (0..80).collect() };
+    let said = |text: &str| {
+        parse(&Source::new("poll.toml", "/srv", text), &machine).map(|parsed| parsed.config.reactor.cores.len())
+    };
+    assert_eq!(said("reactor = { cores = \"0-63\" }"), Ok(64));
+    let errors = said("reactor = { cores = \"0-64\" }").unwrap_err();
+    assert_eq!(errors[0].message(), "65 cores are more than the 64 reactors of one process");
+    assert_eq!(errors[0].help(), "write cores = \"0-63\"");
+}
+
+/// Hosts know a volume by it: it may never change.
+#[test]
+fn derived_uuids_are_version_5_and_stable() {
+    assert_eq!(derived_uuid("ram0").to_string(), "5e98c149-6648-5f41-8ae8-446a5ef417d7");
+    assert_eq!(derived_uuid("disk0").to_string(), "0088330b-fe5a-5c0e-a00a-aeb59248936d");
+}
+
+#[test]
+fn bases_come_before_their_layers_and_give_them_their_size() {
+    let config = config(
+        r#"
+        [[bdev]]
+        name = "top"
+        driver = "inject"
+        base = "middle"
+        [[bdev]]
+        name = "middle"
+        driver = "inject"
+        base = "leaf"
+        [[bdev]]
+        name = "other"
+        driver = "malloc"
+        size = 512
+        [[bdev]]
+        name = "leaf"
+        driver = "malloc"
+        size = "1MiB"
+        block_size = 4096
+        "#,
+    );
+    let shape: Vec<_> = config.bdevs.iter().map(|bdev| (bdev.name.as_str(), bdev.size, bdev.block_size)).collect();
+    let expected = [("other", 512, 512), ("leaf", 1 << 20, 4096), ("middle", 1 << 20, 4096), ("top", 1 << 20, 4096)];
+    assert_eq!(shape, expected);
+}
+
+#[test]
+fn loading_reads_parses_and_looks_at_paths() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("poll.toml");
+    fs::write(&file, EXAMPLE).unwrap();
+    let loaded = load(&file, &machine(), None, Style::Plain).unwrap();
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    let path = folder.path().join("disk0.img");
+    assert!(matches!(&loaded.config.bdevs[1].driver, Driver::File { path: found, .. } if *found == path));
+    assert!(!path.exists(), "nothing is created");
+    fs::File::create(&path).unwrap().set_len(1 << 30).unwrap();
+    load(&file, &machine(), None, Style::Plain).unwrap();
+    fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let errors = load(&file, &machine(), None, Style::Plain).unwrap_err();
+    assert!(errors[0].contains("\"disk0.img\" has 1MiB, not 1GiB"), "{errors:?}");
+    fs::write(&file, "[memory\n").unwrap();
+    assert_eq!(load(&file, &machine(), None, Style::Plain).unwrap_err().len(), 1);
+}
+
+/// At start another size is an error; on a reload a volume in service may grow, and one that is new may not.
+#[test]
+fn a_reload_lets_a_file_grow() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |size: &str, name: &str| {
+        format!("[[bdev]]\nname = \"{name}\"\ndriver = \"file\"\npath = \"f\"\nsize = \"{size}\"\n")
+    };
+    fs::File::create(folder.path().join("f")).unwrap().set_len(1 << 20).unwrap();
+    let running = parsed_in(folder.path(), &text("1MiB", "a")).config;
+    let said = |text: &str, running: Option<&Config>| -> Vec<String> {
+        let list = parsed_in(folder.path(), text).probe(running);
+        list.iter().map(|one| one.message().to_owned()).collect()
+    };
+    assert_eq!(said(&text("2MiB", "a"), None), ["\"f\" has 1MiB, not 2MiB"]);
+    assert_eq!(said(&text("2MiB", "b"), Some(&running)), ["\"f\" has 1MiB, not 2MiB"]);
+    assert_eq!(said(&text("2MiB", "a"), Some(&running)), [""; 0]);
+    assert_eq!(said(&text("512KiB", "a"), Some(&running)), [""; 0], "diff refuses to shrink it and leaves it");
+    fs::File::create(folder.path().join("f")).unwrap().set_len(4 << 20).unwrap();
+    assert_eq!(said(&text("2MiB", "a"), Some(&running)), ["\"f\" has 4MiB, not 2MiB"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_created_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    if fs::write(folder.path().join("probe"), []).is_ok() {
+        eprintln!("this user may write anywhere: not tested");
+        return;
+    }
+    let text = "[[bdev]]\nname = \"a\"\ndriver = \"file\"\npath = \"a.img\"\nsize = 512\n";
+    let said = parsed_in(folder.path(), text).probe(None);
+    assert_eq!(said.len(), 1);
+    assert_eq!(said[0].message(), "\"a.img\" cannot be created: Permission denied");
+    assert!(said[0].help().ends_with("writable for this user"));
+}
+
+/// The size of a device comes from sysfs; any device node of this machine will do.
+#[test]
+fn a_block_device_has_to_have_the_size() {
+    let Some((name, sectors)) = fs::read_dir("/sys/class/block").into_iter().flatten().flatten().find_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let sectors: u64 = fs::read_to_string(entry.path().join("size")).ok()?.trim().parse().ok()?;
+        Path::new("/dev").join(&name).exists().then_some((name, sectors))
+    }) else {
+        eprintln!("this machine shows no block device: not tested");
+        return;
+    };
+    let text =
+        |size: u64| format!("[[bdev]]\nname = \"a\"\ndriver = \"file\"\npath = \"/dev/{name}\"\nsize = {size}\n");
+    let wrong = parsed_in(Path::new("/"), &text((sectors + 1) * 512)).probe(None);
+    assert_eq!(wrong.len(), 1, "{name}");
+    assert!(wrong[0].message().starts_with(&format!("\"/dev/{name}\" has ")), "{wrong:?}");
+    if sectors > 0 {
+        assert_eq!(parsed_in(Path::new("/"), &text(sectors * 512)).probe(None), []);
+    }
+}
+
+fn changes(old: &str, new: &str) -> Vec<String> {
+    diff(&config(old), &config(new)).changes.iter().map(ToString::to_string).collect()
+}
+
+const BASE: &str = r#"
+[[bdev]]
+name = "ram0"
+driver = "malloc"
+size = "1MiB"
+[[bdev]]
+name = "disk0"
+driver = "file"
+path = "disk0.img"
+size = "1MiB"
+[[bdev]]
+name = "slow0"
+driver = "inject"
+base = "ram0"
+[nvmf]
+listen = ["127.0.0.1:4420"]
+[[nvmf.subsystem]]
+nqn = "nqn.2026-11.io.reactor:vol0"
+namespaces = [{ nsid = 1, bdev = "ram0" }, { nsid = 2, bdev = "disk0" }]
+"#;
+
+#[test]
+fn the_same_text_changes_nothing_and_neither_do_other_lines() {
+    assert_eq!(changes(BASE, BASE), [""; 0]);
+    assert_eq!(changes(BASE, &format!("# a comment\n\n{BASE}")), [""; 0]);
+}
+
+#[test]
+fn a_larger_volume_grows_with_the_layers_on_it() {
+    let new = BASE.replacen("1MiB", "2MiB", 1);
+    assert_eq!(
+        changes(BASE, &new),
+        ["bdev \"ram0\" grows from 1MiB to 2MiB", "bdev \"slow0\" grows from 1MiB to 2MiB"]
+    );
+    let shrunk = diff(&config(&new), &config(BASE));
+    let said: Vec<String> = shrunk.changes.iter().map(ToString::to_string).collect();
+    assert_eq!(said, ["poll.toml:2: bdev \"ram0\" keeps its size of 2MiB: a volume cannot shrink"]);
+    let sizes: Vec<u64> = shrunk.running.bdevs.iter().map(|bdev| bdev.size).collect();
+    assert_eq!(sizes, [2 << 20, 1 << 20, 2 << 20]);
+}
+
+#[test]
+fn what_cannot_change_is_named_and_left() {
+    let new = format!(
+        "reactor = {{ cores = [1], idle = \"poll\" }}\nmemory = {{ size = \"64MiB\", hugepages = \"off\" }}\n{BASE}"
+    )
+    .replace("driver = \"malloc\"\nsize = \"1MiB\"", "driver = \"null\"\nsize = \"4MiB\"\nblock_size = 4096")
+    .replace("\"disk0.img\"", "\"disk1.img\"\ndirect = false")
+    .replace("base = \"ram0\"", "base = \"disk0\"\nuuid = \"f81d4fae-7dec-11d0-a765-00a0c91e6bf6\"");
+    let result = diff(&config(BASE), &config(&new));
+    let said: Vec<String> = result.changes.iter().map(ToString::to_string).collect();
+    let expected = [
+        "poll.toml: reactor.cores stays 0 until a restart",
+        "poll.toml: reactor.idle stays as it is until a restart",
+        "poll.toml: memory.size stays 256MiB until a restart",
+        "poll.toml: memory.hugepages stays as it is until a restart",
+        "poll.toml:4: bdev \"ram0\" stays as it is: driver, block_size and physical_block_size cannot change while it is open",
+        "poll.toml:9: bdev \"disk0\" stays as it is: path and direct cannot change while it is open",
+        "poll.toml:15: bdev \"slow0\" stays as it is: uuid and base cannot change while it is open",
+    ];
+    assert_eq!(said, expected);
+    assert_eq!(result.running.reactor.cores, [0]);
+    assert_eq!(result.running.memory.size, 256 << 20);
+    for bdev in &result.running.bdevs {
+        let before = config(BASE);
+        let before = before.bdev(&bdev.name).unwrap();
+        assert_eq!((&bdev.driver, bdev.uuid, bdev.size), (&before.driver, before.uuid, before.size));
+    }
+    assert_eq!(diff(&result.running, &config(BASE)).changes, [], "what runs is what ran");
+}
+
+#[test]
+fn exports_leave_before_volumes_and_come_after_them() {
+    let new = r#"
+[[bdev]]
+name = "slow1"
+driver = "inject"
+base = "ram1"
+[[bdev]]
+name = "ram1"
+driver = "malloc"
+size = "1MiB"
+[[bdev]]
+name = "disk0"
+driver = "file"
+path = "disk0.img"
+size = "1MiB"
+[nvmf]
+listen = ["127.0.0.1:4421", "[::1]:4420"]
+[[nvmf.subsystem]]
+nqn = "nqn.2026-11.io.reactor:vol0"
+hosts = ["nqn.2026-11.io.reactor:host"]
+namespaces = [{ nsid = 1, bdev = "slow1" }, { nsid = 2, bdev = "disk0", read_only = true }]
+[[nvmf.subsystem]]
+nqn = "nqn.2026-11.io.reactor:vol1"
+namespaces = [{ bdev = "ram1" }]
+"#;
+    let there = [
+        "127.0.0.1:4420 no longer listens",
+        "namespace 1 of \"nqn.2026-11.io.reactor:vol0\" is removed",
+        "namespace 2 of \"nqn.2026-11.io.reactor:vol0\" is removed",
+        "\"nqn.2026-11.io.reactor:vol0\" now admits nqn.2026-11.io.reactor:host",
+        "bdev \"slow0\" is removed",
+        "bdev \"ram0\" is removed",
+        "bdev \"ram1\" is added",
+        "bdev \"slow1\" is added",
+        "subsystem \"nqn.2026-11.io.reactor:vol1\" is added",
+        "namespace 1 of \"nqn.2026-11.io.reactor:vol0\" is added: bdev \"slow1\"",
+        "namespace 2 of \"nqn.2026-11.io.reactor:vol0\" is added: bdev \"disk0\", read only",
+        "127.0.0.1:4421 listens",
+        "[::1]:4420 listens",
+    ];
+    assert_eq!(changes(BASE, new), there);
+    let back = changes(new, BASE);
+    assert!(back.contains(&"subsystem \"nqn.2026-11.io.reactor:vol1\" is removed".to_owned()), "{back:?}");
+    assert!(back.contains(&"\"nqn.2026-11.io.reactor:vol0\" now admits any host".to_owned()), "{back:?}");
+    let alone = BASE.split("[nvmf]").next().unwrap();
+    assert_eq!(
+        changes(BASE, alone),
+        ["127.0.0.1:4420 no longer listens", "subsystem \"nqn.2026-11.io.reactor:vol0\" is removed"]
+    );
+}
+
+/// `a` keeps its file because its path cannot change, so nothing else may open that file, nor show what stands on it.
+#[test]
+fn a_new_volume_does_not_get_the_file_of_one_that_stays() {
+    let file = |name: &str, path: &str| {
+        format!("[[bdev]]\nname = \"{name}\"\ndriver = \"file\"\npath = \"{path}\"\nsize = 512\n")
+    };
+    let export = "[nvmf]\nlisten = [\"127.0.0.1:4420\"]\n[[nvmf.subsystem]]\nnqn = \"nqn.2026-11.io.reactor:v\"\n";
+    let layer = "[[bdev]]\nname = \"c\"\ndriver = \"inject\"\nbase = \"b\"\n";
+    let old = format!("{}{export}", file("a", "x"));
+    let new = format!(
+        "{}{}{layer}{export}namespaces = [{{ bdev = \"b\" }}, {{ bdev = \"a\" }}, {{ bdev = \"c\" }}]\n",
+        file("a", "y"),
+        file("b", "x")
+    );
+    let result = diff(&config(&old), &config(&new));
+    let said: Vec<String> = result.changes.iter().map(ToString::to_string).collect();
+    let expected = [
+        "poll.toml:1: bdev \"a\" stays as it is: path cannot change while it is open",
+        "poll.toml:6: bdev \"b\" is not added: bdev \"a\" keeps what it needs",
+        "poll.toml:11: bdev \"c\" is not added: bdev \"b\" below it is not added",
+        "namespace 2 of \"nqn.2026-11.io.reactor:v\" is added: bdev \"a\"",
+    ];
+    assert_eq!(said, expected);
+    assert_eq!(result.running.bdevs.len(), 1);
+}
+
+#[test]
+fn a_layer_that_stays_keeps_its_base_open() {
+    let new = BASE
+        .replacen("[[bdev]]\nname = \"ram0\"\ndriver = \"malloc\"\nsize = \"1MiB\"\n", "", 1)
+        .replace("base = \"ram0\"", "base = \"disk0\"")
+        .replace("{ nsid = 1, bdev = \"ram0\" }, ", "");
+    let result = diff(&config(BASE), &config(&new));
+    let said: Vec<String> = result.changes.iter().map(ToString::to_string).collect();
+    let expected = [
+        "poll.toml:7: bdev \"slow0\" stays as it is: base cannot change while it is open",
+        "poll.toml: bdev \"ram0\" stays open: bdev \"slow0\" stands on it",
+        "namespace 1 of \"nqn.2026-11.io.reactor:vol0\" is removed",
+    ];
+    assert_eq!(said, expected);
+    let names: Vec<&str> = result.running.bdevs.iter().map(|bdev| bdev.name.as_str()).collect();
+    assert_eq!(names, ["disk0", "ram0", "slow0"]);
+}
+
+/// One way to spoil a text.
+#[derive(Clone, Debug)]
+enum Spoil {
+    Insert(prop::sample::Index, String),
+    Remove(prop::sample::Index, usize),
+    SwapLines(prop::sample::Index, prop::sample::Index),
+    RepeatLine(prop::sample::Index),
+}
+
+fn spoil() -> impl Strategy<Value = Spoil> {
+    let piece = prop_oneof![
+        "\\PC{0,3}",
+        "[\\x00-\\x7f]{1,2}",
+        prop::sample::select(vec![
+            "[",
+            "]",
+            "[[",
+            "{",
+            "}",
+            "\"",
+            "\"\"\"",
+            "'",
+            "=",
+            ",",
+            "\n",
+            "\r",
+            "\t",
+            "#",
+            ".",
+            "-1",
+            "0",
+            "1e9",
+            "99999999999999999999",
+            "true",
+            "[[bdev]]\n",
+            "[bdev]\n",
+            "[nvmf]\n",
+            "base = \"ram0\"\n",
+            "driver = \"inject\"\n",
+            "size = 1\n",
+            "[control]\n",
+        ])
+        .prop_map(str::to_owned),
+    ];
+    prop_oneof![
+        (any::<prop::sample::Index>(), piece).prop_map(|(at, text)| Spoil::Insert(at, text)),
+        (any::<prop::sample::Index>(), 1_usize..12).prop_map(|(at, count)| Spoil::Remove(at, count)),
+        (any::<prop::sample::Index>(), any::<prop::sample::Index>()).prop_map(|(a, b)| Spoil::SwapLines(a, b)),
+        any::<prop::sample::Index>().prop_map(Spoil::RepeatLine),
+    ]
+}
+
+fn spoiled(text: &str, ways: &[Spoil]) -> String {
+    ways.iter().fold(text.to_owned(), |text, way| {
+        let mut chars: Vec<char> = text.chars().collect();
+        let mut lines: Vec<&str> = text.lines().collect();
+        match way {
+            Spoil::Insert(at, piece) => {
+                let at = at.index(chars.len() + 1);
+                chars.splice(at..at, piece.chars());
+                chars.into_iter().collect()
+            }
+            Spoil::Remove(at, count) => {
+                let at = at.index(chars.len() + 1);
+                chars.drain(at..(at + count).min(chars.len()));
+                chars.into_iter().collect()
+            }
+            Spoil::SwapLines(..) | Spoil::RepeatLine(_) if lines.is_empty() => text,
+            Spoil::SwapLines(a, b) => {
+                let (a, b) = (a.index(lines.len()), b.index(lines.len()));
+                lines.swap(a, b);
+                lines.join("\n")
+            }
+            Spoil::RepeatLine(at) => {
+                let at = at.index(lines.len());
+                lines.insert(at, lines[at]);
+                lines.join("\n")
+            }
+        }
+    })
+}
+
+/// The example without its comments, with all that it has in comments: spoiling prose teaches nothing.
+fn dense_example() -> String {
+    let all = EXAMPLE.replace("\n# uuid = \"...\"", "").replace("\n# ", "\n");
+    let keep = |line: &&str| line.trim_start().starts_with(['[', '{', ']']) || line.contains(" = ");
+    all.lines().filter(keep).map(|line| format!("{}\n", line.split(" #").next().unwrap().trim_end())).collect()
+}
+
+#[test]
+fn the_dense_example_is_valid() {
+    assert_eq!(config(&dense_example()).bdevs.len(), 4);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_does_harm(ways in prop::collection::vec(spoil(), 1..6), dense in any::<bool>()) {
+        let text = spoiled(&if dense { dense_example() } else { EXAMPLE.to_owned() }, &ways);
+        let source = Source::new("poll.toml", "/nonexistent", text.as_str());
+        let list = match parse(&source, &machine()) {
+            Ok(parsed) => {
+                prop_assert_eq!(diff(&parsed.config, &parsed.config).changes, Vec::<Change>::new());
+                [parsed.probe(None), parsed.warnings].concat()
+            }
+            Err(errors) => {
+                prop_assert!(!errors.is_empty());
+                errors
+            }
+        };
+        for one in list {
+            let place = one.place(&source);
+            let lines: Vec<&str> = text.split('\n').collect();
+            let line = lines.get(place.line as usize - 1);
+            prop_assert!(line.is_some_and(|line| place.column as usize <= line.chars().count() + 1), "{:?} {:?}", place, text);
+            prop_assert!(!one.message().is_empty() && !one.help().is_empty());
+            let rendered = one.render(&source, Style::Plain);
+            let start = format!("poll.toml:{}:{}: ", place.line, place.column);
+            prop_assert!(rendered.starts_with(&start) && rendered.contains('^') && rendered.contains(" help: "), "{}", rendered);
+            prop_assert_eq!(rendered.lines().count(), 4);
+        }
+    }
+
+    #[test]
+    fn a_reload_can_be_carried_out_step_by_step(old in choices(), new in choices()) {
+        let (old, new) = (config(&written(&old)), config(&written(&new)));
+        let result = diff(&old, &new);
+        let mut world = World::of(&old);
+        for change in &result.changes {
+            world.carry_out(change, &result.running);
+        }
+        prop_assert_eq!(&world, &World::of(&result.running));
+        for bdev in &new.bdevs {
+            let refused = result.changes.iter().any(|change| matches!(change, Change::Refused { .. }));
+            let same = result.running.bdev(&bdev.name).is_some_and(|running| {
+                (&running.driver, running.uuid, running.size) == (&bdev.driver, bdev.uuid, bdev.size)
+            });
+            prop_assert!(same || refused, "{:?} is left out without a word", bdev);
+        }
+        let again = diff(&result.running, &new);
+        prop_assert!(again.changes.iter().all(|change| matches!(change, Change::Refused { .. })), "{:?}", again.changes);
+    }
+}
+
+/// One of four volumes: driver, what it stands on, MiB, and whether each of two subsystems has it.
+type Choice = (u8, usize, u8, [bool; 2]);
+
+fn choices() -> impl Strategy<Value = Vec<Option<Choice>>> {
+    let choice = (0_u8..4, 0_usize..4, 1_u8..4, any::<[bool; 2]>());
+    prop::collection::vec(prop::option::weighted(0.8, choice), 4)
+}
+
+/// A valid text: what cannot be had becomes RAM.
+fn written(choices: &[Option<Choice>]) -> String {
+    let (mut text, mut paths, mut names) = (String::new(), Vec::new(), Vec::new());
+    let mut namespaces = [String::new(), String::new()];
+    for (index, choice) in choices.iter().enumerate() {
+        let Some((driver, below, size, exports)) = *choice else {
+            continue;
+        };
+        let rest = match driver {
+            0 if names.contains(&below) => format!("driver = \"inject\"\nbase = \"v{below}\"\n"),
+            1 if !paths.contains(&below) => {
+                paths.push(below);
+                format!("driver = \"file\"\npath = \"f{below}\"\nsize = \"{size}MiB\"\n")
+            }
+            2 => format!("driver = \"null\"\nsize = \"{size}MiB\"\n"),
+            _ => format!("driver = \"malloc\"\nsize = \"{size}MiB\"\n"),
+        };
+        text += &format!("[[bdev]]\nname = \"v{index}\"\n{rest}");
+        names.push(index);
+        for (list, _) in namespaces.iter_mut().zip(exports).filter(|(_, export)| *export) {
+            *list += &format!("{{ bdev = \"v{index}\" }},");
+        }
+    }
+    text += "[nvmf]\nlisten = [\"127.0.0.1:4420\"]\n";
+    for (index, list) in namespaces.iter().enumerate().filter(|(_, list)| !list.is_empty()) {
+        text += &format!("[[nvmf.subsystem]]\nnqn = \"nqn.2026-11.io.reactor:{index}\"\nnamespaces = [{list}]\n");
+    }
+    text
+}
+
+/// What is open while a reload is carried out; asserts that no step breaks what stands.
+#[derive(Debug, PartialEq)]
+struct World {
+    /// Name, base and bytes.
+    bdevs: BTreeMap<String, (Option<String>, u64)>,
+    /// Volume of each namespace of each subsystem.
+    subsystems: BTreeMap<String, BTreeMap<u32, String>>,
+}
+
+impl World {
+    fn of(config: &Config) -> Self {
+        let base = |driver: &Driver| driver.base().map(str::to_owned);
+        let namespaces = |subsystem: &Subsystem| {
+            subsystem.namespaces.iter().map(|one| (one.nsid, one.bdev.clone())).collect::<BTreeMap<_, _>>()
+        };
+        Self {
+            bdevs: config.bdevs.iter().map(|bdev| (bdev.name.clone(), (base(&bdev.driver), bdev.size))).collect(),
+            subsystems: config.subsystems().iter().map(|one| (one.nqn.clone(), namespaces(one))).collect(),
+        }
+    }
+
+    fn carry_out(&mut self, change: &Change, running: &Config) {
+        let target = Self::of(running);
+        match change {
+            Change::BdevAdded { name } => {
+                let bdev = target.bdevs[name].clone();
+                assert!(bdev.0.iter().all(|base| self.bdevs.contains_key(base)), "{change}: no base");
+                assert!(self.bdevs.insert(name.clone(), bdev).is_none(), "{change}: is there");
+            }
+            Change::BdevGrown { name, from, to } => {
+                let bdev = self.bdevs.get_mut(name).expect("is there");
+                assert!(bdev.1 == *from && from < to, "{change}: {bdev:?}");
+                bdev.1 = *to;
+            }
+            Change::BdevRemoved { name } => {
+                assert!(self.bdevs.remove(name).is_some(), "{change}: is not there");
+                assert!(self.bdevs.values().all(|(base, _)| base.as_ref() != Some(name)), "{change}: has a layer");
+                assert!(
+                    self.subsystems.values().all(|one| one.values().all(|bdev| bdev != name)),
+                    "{change}: is exported"
+                );
+            }
+            Change::SubsystemRemoved { nqn } => {
+                assert!(self.subsystems.remove(nqn).is_some(), "{change}")
+            }
+            Change::SubsystemAdded { nqn } => {
+                let subsystem = target.subsystems[nqn].clone();
+                assert!(subsystem.values().all(|bdev| self.bdevs.contains_key(bdev)), "{change}: no volume");
+                assert!(self.subsystems.insert(nqn.clone(), subsystem).is_none(), "{change}: is there");
+            }
+            Change::NamespaceRemoved { nqn, nsid } => {
+                assert!(self.subsystems.get_mut(nqn).is_some_and(|one| one.remove(nsid).is_some()), "{change}");
+            }
+            Change::NamespaceAdded { nqn, nsid, bdev, .. } => {
+                assert!(self.bdevs.contains_key(bdev), "{change}: no volume");
+                let subsystem = self.subsystems.get_mut(nqn).expect("is there");
+                assert!(subsystem.insert(*nsid, bdev.clone()).is_none(), "{change}: is there");
+            }
+            Change::Refused { .. } => {}
+            Change::ListenerAdded { .. } | Change::ListenerRemoved { .. } | Change::HostsChanged { .. } => {
+                panic!("{change}: nothing asked for it")
+            }
+        }
+    }
+}

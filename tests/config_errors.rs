@@ -1,0 +1,64 @@
+//! Every message of the configuration, whole, as a user sees it: `config_errors.txt` has pairs of a text and what is said
+//! about it, on a machine with cores 0-3 of which 0-1 are allowed, in a folder that has `small.img` (1 MiB), `again.img`
+//! (a link to it), `odd.img` (1,000 bytes), `empty.img`, `dangling.img` and the directory `folder`.
+//!
+//! `UPDATE=1 cargo test --test config_errors` writes what is said now; read the difference before you commit it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reactor::control::config::{Machine, Source, Style, parse};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config_errors.txt")
+}
+
+/// A folder of paths to point at.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::File::create(at("small.img")).unwrap().set_len(1 << 20).unwrap();
+    fs::hard_link(at("small.img"), at("again.img")).unwrap();
+    fs::write(at("odd.img"), [0; 1000]).unwrap();
+    fs::write(at("empty.img"), []).unwrap();
+    std::os::unix::fs::symlink("nowhere.img", at("dangling.img")).unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    folder
+}
+
+fn said(text: &str, folder: &Path) -> String {
+    let machine = Machine { online: vec![0, 1, 2, 3], allowed: vec![0, 1] };
+    let source = Source::new("poll.toml", folder, text);
+    let list = match parse(&source, &machine) {
+        Ok(parsed) => [parsed.probe(None), parsed.warnings].concat(),
+        Err(errors) => errors,
+    };
+    let rendered: String = list.iter().map(|one| one.render(&source, Style::Plain)).collect();
+    rendered.replace(folder.to_str().unwrap(), "FOLDER")
+}
+
+#[test]
+fn messages_are_as_written_down() {
+    let file = fs::read_to_string(golden()).unwrap();
+    let folder = folder();
+    let (mut now, mut wrong, mut count) = (String::new(), String::new(), 0);
+    for case in file.split("=== ").skip(1) {
+        let (title, case) = case.split_once('\n').unwrap();
+        let (text, expected) = case.split_once("---\n").unwrap();
+        let got = said(text, folder.path());
+        let expected = expected.trim_end_matches('\n');
+        if got.trim_end_matches('\n') != expected {
+            writeln!(wrong, "{title}\n--- expected\n{expected}\n--- got\n{got}").unwrap();
+        }
+        assert!(!got.is_empty(), "{title}: nothing is said");
+        write!(now, "=== {title}\n{text}---\n{got}\n").unwrap();
+        count += 1;
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(golden(), now).unwrap();
+        return;
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(count >= 60, "{count} cases");
+}
