@@ -147,6 +147,18 @@ fn keys_have_their_effect() {
     assert_eq!(namespaces, [(2, "n", false), (256, "a", true)], "the default nsid is the position in the list");
 }
 
+#[test]
+fn a_process_has_at_most_64_reactors() {
+    let machine = Machine { online: (0..80).collect(), allowed: (0..80).collect() };
+    let said = |text: &str| {
+        parse(&Source::new("poll.toml", "/srv", text), &machine).map(|parsed| parsed.config.reactor.cores.len())
+    };
+    assert_eq!(said("reactor = { cores = \"0-63\" }"), Ok(64));
+    let errors = said("reactor = { cores = \"0-64\" }").unwrap_err();
+    assert_eq!(errors[0].message(), "65 cores are more than the 64 reactors of one process");
+    assert_eq!(errors[0].help(), "write cores = \"0-63\"");
+}
+
 /// Hosts know a volume by it: it may never change.
 #[test]
 fn derived_uuids_are_version_5_and_stable() {

@@ -1,13 +1,9 @@
 //! The arena: DMA memory in chunks, on hugepages where the machine has them.
-#![expect(
-    unsafe_code,
-    reason = "maps memory and keeps it mapped while anything refers to it"
-)]
+#![expect(unsafe_code, reason = "maps memory and keeps it mapped while anything refers to it")]
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 mod chunk;
 mod mapping;
@@ -17,6 +13,7 @@ pub(crate) use chunk::{ChunkInner, Shared, orphan, send_home, share};
 pub(crate) use mapping::{bind, has_numa, node_exists, reserve};
 
 use crate::block::{BLOCK_MIN, CHUNK_MAX, CHUNKS_MAX, MAX_BUF};
+use crate::sync::Arc;
 use mapping::{HUGE_1G, HUGE_2M, Mapping, PLAIN_PAGE};
 
 #[expect(
@@ -69,9 +66,7 @@ pub enum ArenaError {
         source: io::Error,
     },
     /// The machine has no such NUMA node.
-    #[error(
-        "this machine has no NUMA node {node}; `ls -d /sys/devices/system/node/node*` lists them"
-    )]
+    #[error("this machine has no NUMA node {node}; `ls -d /sys/devices/system/node/node*` lists them")]
     NumaNode {
         /// The node asked for.
         node: u32,
@@ -113,9 +108,7 @@ fn place(node: Option<u32>) -> String {
 fn populate_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EINVAL) => "the kernel is older than 5.14 and has no MADV_POPULATE_WRITE",
-        _ => {
-            "not enough free memory there, or the cgroup's limit is reached (memory.max, hugetlb.*.max)"
-        }
+        _ => "not enough free memory there, or the cgroup's limit is reached (memory.max, hugetlb.*.max)",
     }
 }
 
@@ -161,11 +154,7 @@ impl Arena {
     /// # Errors
     /// A size out of range, a node that is not there, hugepages required and not free, no address space.
     pub fn new(options: ArenaOptions) -> Result<Self, ArenaError> {
-        let ArenaOptions {
-            size,
-            hugepages,
-            numa_node,
-        } = options;
+        let ArenaOptions { size, hugepages, numa_node } = options;
         // Half the numbers, so that chunks of unequal sizes (growth in small steps) fit too.
         if size == 0 || size.div_ceil(CHUNK_MAX) > CHUNKS_MAX / 2 {
             return Err(ArenaError::Size { size });
@@ -183,10 +172,7 @@ impl Arena {
             };
             let shortage = Shortage::look(size, numa_node);
             if hugepages == HugepagePolicy::Require {
-                return Err(ArenaError::Hugepages {
-                    shortage: shortage.required(),
-                    source: refused,
-                });
+                return Err(ArenaError::Hugepages { shortage: shortage.required(), source: refused });
             }
             warning = Some(shortage.preferred());
         }
@@ -208,9 +194,7 @@ impl Arena {
     /// Reserves the whole size in the largest hugepages that are free.
     fn huge(size: usize, numa_node: Option<u32>) -> io::Result<Mapping> {
         // The reservation counts pages of all nodes, so a node's own free pages are looked at first.
-        let on_node = |len: usize, page: usize| {
-            numa_node.is_none_or(|node| free_pages(page, Some(node)) >= len / page)
-        };
+        let on_node = |len: usize, page: usize| numa_node.is_none_or(|node| free_pages(page, Some(node)) >= len / page);
         if size.is_multiple_of(HUGE_1G)
             && on_node(size, HUGE_1G)
             && let Ok(mapping) = Mapping::shared(size, HUGE_1G, false)
@@ -255,21 +239,11 @@ impl Arena {
     /// # Errors
     /// If the memory cannot be had; nothing has changed then, and a later call may succeed.
     pub fn grow(&self, bytes: usize) -> Result<Vec<Chunk>, ArenaError> {
-        let Inner {
-            mapping,
-            numa_node,
-            populated,
-            chunks,
-            ..
-        } = &*self.inner;
+        let Inner { mapping, numa_node, populated, chunks, .. } = &*self.inner;
         let mut populated = lock(populated);
         let start = *populated;
         let room = mapping.len() - start;
-        let step = if self.is_huge() {
-            mapping.page_size()
-        } else {
-            MAX_BUF
-        };
+        let step = if self.is_huge() { mapping.page_size() } else { MAX_BUF };
         let bytes = bytes.min(room).next_multiple_of(step).min(room);
         if bytes == 0 {
             return Ok(Vec::new());
@@ -277,21 +251,14 @@ impl Arena {
         let first = lock(chunks).len();
         let largest = self.chunk_max();
         if first + bytes.div_ceil(largest) > CHUNKS_MAX {
-            return Err(ArenaError::Size {
-                size: mapping.len(),
-            });
+            return Err(ArenaError::Size { size: mapping.len() });
         }
         self.populate(start, bytes, *numa_node)?;
         let mut made = Vec::new();
         let mut offset = start;
         while offset < start + bytes {
             let len = largest.min(start + bytes - offset);
-            made.push(Chunk::new(
-                mapping,
-                (first + made.len()) as u16,
-                offset,
-                len,
-            ));
+            made.push(Chunk::new(mapping, (first + made.len()) as u16, offset, len));
             offset += len;
         }
         *populated = offset;
@@ -299,28 +266,16 @@ impl Arena {
         Ok(made)
     }
 
-    fn populate(
-        &self,
-        start: usize,
-        bytes: usize,
-        numa_node: Option<u32>,
-    ) -> Result<(), ArenaError> {
+    fn populate(&self, start: usize, bytes: usize, numa_node: Option<u32>) -> Result<(), ArenaError> {
         let mapping = &self.inner.mapping;
         if let Some(node) = numa_node
             && has_numa()
         {
-            mapping
-                .bind(start, bytes, node)
-                .map_err(|source| ArenaError::Bind { node, source })?;
+            mapping.bind(start, bytes, node).map_err(|source| ArenaError::Bind { node, source })?;
         }
         mapping.populate(start, bytes).map_err(|source| {
             mapping.release(start, bytes);
-            ArenaError::Populate {
-                bytes,
-                page_size: mapping.page_size(),
-                node: numa_node,
-                source,
-            }
+            ArenaError::Populate { bytes, page_size: mapping.page_size(), node: numa_node, source }
         })
     }
 
@@ -360,37 +315,26 @@ impl Arena {
 
 /// A panic while the lock was held leaves counts that are still true, so poison is passed over.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Where the kernel counts pages of one size, of a node or of the machine.
 fn pages_folder(page_size: usize, node: Option<u32>) -> PathBuf {
     let folder = format!("hugepages-{}kB", page_size >> 10);
     match node {
-        Some(node) => PathBuf::from(format!(
-            "/sys/devices/system/node/node{node}/hugepages/{folder}"
-        )),
+        Some(node) => PathBuf::from(format!("/sys/devices/system/node/node{node}/hugepages/{folder}")),
         None => PathBuf::from(format!("/sys/kernel/mm/hugepages/{folder}")),
     }
 }
 
 fn pages(page_size: usize, node: Option<u32>, counter: &str) -> usize {
     let path = pages_folder(page_size, node).join(counter);
-    fs::read_to_string(path)
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(0)
+    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Free pages that nobody has reserved. (Reservations are not counted per node.)
 fn free_pages(page_size: usize, node: Option<u32>) -> usize {
-    let reserved = if node.is_none() {
-        pages(page_size, None, "resv_hugepages")
-    } else {
-        0
-    };
+    let reserved = if node.is_none() { pages(page_size, None, "resv_hugepages") } else { 0 };
     pages(page_size, node, "free_hugepages").saturating_sub(reserved)
 }
 
@@ -412,38 +356,69 @@ impl Shortage {
             Some(_) => pages_folder(HUGE_2M, node).join("nr_hugepages"),
             None => PathBuf::from("/proc/sys/vm/nr_hugepages"),
         };
-        Self {
-            node,
-            needed,
-            free,
-            command: format!("echo {total} > {}", file.display()),
-        }
+        Self { node, needed, free, command: format!("echo {total} > {}", file.display()) }
     }
 
     fn counts(&self) -> String {
-        format!(
-            "needs {} hugepages of 2 MiB{}, {} are free",
-            self.needed,
-            place(self.node),
-            self.free
-        )
+        format!("needs {} hugepages of 2 MiB{}, {} are free", self.needed, place(self.node), self.free)
     }
 
     fn required(&self) -> String {
-        format!(
-            "the arena {}: run `{}` as root, or set hugepages = \"prefer\"",
-            self.counts(),
-            self.command
-        )
+        format!("the arena {}: run `{}` as root, or set hugepages = \"prefer\"", self.counts(), self.command)
     }
 
     fn preferred(&self) -> String {
-        format!(
-            "using plain pages: the arena {}; `{}` as root reserves them",
-            self.counts(),
-            self.command
-        )
+        format!("using plain pages: the arena {}; `{}` as root reserves them", self.counts(), self.command)
     }
 }
 
 const _: () = assert!(PLAIN_PAGE == BLOCK_MIN && usize::BITS == 64);
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn protect(arena: &Arena, offset: usize, len: usize, protection: i32) {
+        let start = arena.inner.mapping.base().as_ptr().wrapping_add(offset);
+        // SAFETY: a part of the arena that no chunk covers yet.
+        let protected = unsafe { libc::mprotect(start.cast(), len, protection) };
+        assert_eq!(protected, 0);
+    }
+
+    /// A page that cannot be written is refused by the system call, not by a signal; growth is as before and can be retried.
+    #[test]
+    fn a_page_that_cannot_be_had_is_an_error() {
+        let options = ArenaOptions {
+            size: 8 << 20,
+            hugepages: HugepagePolicy::Off,
+            numa_node: None,
+        };
+        let arena = Arena::new(options).expect("plain pages");
+        arena.grow(1 << 20).expect("memory");
+        protect(&arena, 3 << 20, PLAIN_PAGE, libc::PROT_NONE);
+        let error = arena.grow(7 << 20).expect_err("a page cannot be populated");
+        assert!(
+            matches!(
+                error,
+                ArenaError::Populate {
+                    bytes: 0x70_0000,
+                    page_size: PLAIN_PAGE,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert_eq!(
+            (arena.stats().populated, arena.chunks().count()),
+            (1 << 20, 1)
+        );
+        protect(
+            &arena,
+            3 << 20,
+            PLAIN_PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+        );
+        assert_eq!(arena.grow(7 << 20).expect("memory").len(), 1);
+        assert_eq!(arena.stats().populated, 8 << 20);
+    }
+}

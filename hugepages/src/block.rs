@@ -127,6 +127,7 @@ impl Table {
 pub(crate) struct Ledger {
     tables: Vec<Table>,
     heads: [u32; CLASSES],
+    out: [usize; CLASSES],
     /// One bit per class whose list is not empty.
     filled: u32,
 }
@@ -136,6 +137,7 @@ impl Ledger {
         Self {
             tables: Vec::new(),
             heads: [NIL; CLASSES],
+            out: [0; CLASSES],
             filled: 0,
         }
     }
@@ -170,6 +172,7 @@ impl Ledger {
             self.insert(BlockNumber(number.0 + (1 << have)), have);
         }
         *self.state(number) = OUT | order;
+        self.out[usize::from(order)] += 1;
         Some(Extent { number, order })
     }
 
@@ -185,6 +188,7 @@ impl Ledger {
             "a block given back that is not out"
         );
         *self.state(number) = 0;
+        self.out[usize::from(order)] -= 1;
         while order < TOP {
             let buddy = BlockNumber(number.0 ^ (1 << order));
             let state = &self.tables[buddy.slot()].state;
@@ -208,8 +212,13 @@ impl Ledger {
         }
     }
 
-    /// Blocks of one chunk that are out.
-    pub(crate) fn out(&self, slot: usize) -> usize {
+    /// Blocks of one class that are out: taken and not given back.
+    pub(crate) fn out(&self, class: usize) -> usize {
+        self.out[class]
+    }
+
+    /// Blocks of one chunk that are out; walks the chunk.
+    pub(crate) fn out_of_chunk(&self, slot: usize) -> usize {
         self.tables[slot]
             .state
             .iter()

@@ -19,10 +19,7 @@ impl Iova {
 
     /// Release, paired with the Acquire of `get`: who sees the address also sees that the mapping was made.
     pub(crate) fn set(&self, iova: u64) {
-        assert_ne!(
-            iova, UNMAPPED,
-            "an IOVA must leave room for the chunk behind it"
-        );
+        assert_ne!(iova, UNMAPPED, "an IOVA must leave room for the chunk behind it");
         self.0.store(iova, Ordering::Release);
     }
 

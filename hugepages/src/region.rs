@@ -5,10 +5,7 @@
 //!                 |<-- len: readable and writable, no memory until written -->|   |
 //!                                                                 grow ------>
 //! ```
-#![expect(
-    unsafe_code,
-    reason = "maps memory and copies to and from it while other cores do the same"
-)]
+#![expect(unsafe_code, reason = "maps memory and copies to and from it while other cores do the same")]
 
 use std::io;
 use std::ptr::NonNull;
@@ -19,10 +16,7 @@ mod copy;
 
 use crate::arena::{bind, has_numa, node_exists, reserve};
 
-#[expect(
-    clippy::disallowed_types,
-    reason = "growth is for control threads; reactors never take it"
-)]
+#[expect(clippy::disallowed_types, reason = "growth is for control threads; reactors never take it")]
 type Mutex<T> = std::sync::Mutex<T>;
 
 /// Regions start at a multiple of the 2 MiB hugepage and reserve whole ones.
@@ -58,9 +52,7 @@ pub enum RegionError {
         source: io::Error,
     },
     /// The memory could not be enabled.
-    #[error(
-        "cannot enable {len} bytes of memory (vm.overcommit_memory = 2 limits it to vm.overcommit_ratio)"
-    )]
+    #[error("cannot enable {len} bytes of memory (vm.overcommit_memory = 2 limits it to vm.overcommit_ratio)")]
     Enable {
         /// Bytes asked for.
         len: usize,
@@ -68,9 +60,7 @@ pub enum RegionError {
         source: io::Error,
     },
     /// The machine has no such NUMA node.
-    #[error(
-        "this machine has no NUMA node {node}; `ls -d /sys/devices/system/node/node*` lists them"
-    )]
+    #[error("this machine has no NUMA node {node}; `ls -d /sys/devices/system/node/node*` lists them")]
     NumaNode {
         /// The node asked for.
         node: u32,
@@ -84,9 +74,7 @@ pub enum RegionError {
         source: io::Error,
     },
     /// Growth beyond the reserved address space.
-    #[error(
-        "cannot grow to {len} bytes: {reserved} bytes of address space were reserved when the region was made"
-    )]
+    #[error("cannot grow to {len} bytes: {reserved} bytes of address space were reserved when the region was made")]
     Reserved {
         /// The length asked for.
         len: usize,
@@ -166,9 +154,7 @@ impl Region {
         };
         inner.enable(0, len)?;
         inner.len.store(len, Ordering::Release);
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Bytes.
@@ -194,19 +180,13 @@ impl Region {
     /// A shorter length, or more than was reserved. The length is unchanged then.
     pub fn grow(&self, new_len: usize) -> Result<(), RegionError> {
         let inner = &*self.inner;
-        let _one = inner
-            .growth
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one = inner.growth.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = self.len();
         if new_len < now {
             return Err(RegionError::Shrink { len: new_len, now });
         }
         if new_len > inner.room {
-            return Err(RegionError::Reserved {
-                len: new_len,
-                reserved: inner.room,
-            });
+            return Err(RegionError::Reserved { len: new_len, reserved: inner.room });
         }
         inner.enable(now, new_len)?;
         inner.len.store(new_len, Ordering::Release);
@@ -287,10 +267,7 @@ impl Region {
             let found = &mut piece[..expected.len()];
             self.read(offset + start, found);
             if found != expected {
-                let differs = found
-                    .iter()
-                    .zip(expected)
-                    .position(|(found, expected)| found != expected);
+                let differs = found.iter().zip(expected).position(|(found, expected)| found != expected);
                 return Err(start + differs.unwrap_or(0));
             }
         }
@@ -309,10 +286,7 @@ impl Region {
     #[inline]
     fn at(&self, offset: usize, len: usize) -> *mut u8 {
         let now = self.len();
-        assert!(
-            offset <= now && len <= now - offset,
-            "{len} bytes at {offset} of a region of {now}"
-        );
+        assert!(offset <= now && len <= now - offset, "{len} bytes at {offset} of a region of {now}");
         // SAFETY: inside the mapping by the assertion.
         unsafe { self.inner.base.add(offset) }.as_ptr()
     }
@@ -340,43 +314,22 @@ impl Inner {
             unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
         }
         // SAFETY: pages of this mapping that nobody uses yet: the length does not cover them.
-        let enabled = unsafe {
-            libc::mprotect(
-                start.as_ptr().cast(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-            )
-        };
-        if enabled == 0 {
-            Ok(())
-        } else {
-            Err(RegionError::Enable {
-                len,
-                source: io::Error::last_os_error(),
-            })
-        }
+        let enabled = unsafe { libc::mprotect(start.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) };
+        if enabled == 0 { Ok(()) } else { Err(RegionError::Enable { len, source: io::Error::last_os_error() }) }
     }
 }
 
 /// Reserves address space for a region of `len` bytes, alignment included: `want`, or the default, or what there is.
 fn reserve_for(len: usize, want: usize) -> Result<(NonNull<u8>, usize), RegionError> {
     let whole = |len: usize| {
-        let padded = len
-            .checked_next_multiple_of(ALIGNMENT)
-            .and_then(|len| len.checked_add(ALIGNMENT));
+        let padded = len.checked_next_multiple_of(ALIGNMENT).and_then(|len| len.checked_add(ALIGNMENT));
         padded
             .filter(|padded| isize::try_from(*padded).is_ok())
-            .ok_or_else(|| RegionError::Reserve {
-                len,
-                source: io::Error::from_raw_os_error(libc::ENOMEM),
-            })
+            .ok_or_else(|| RegionError::Reserve { len, source: io::Error::from_raw_os_error(libc::ENOMEM) })
     };
     let least = whole(len.max(want))?;
-    let mut size = if want == 0 {
-        whole(len.saturating_mul(RESERVE_FACTOR).max(RESERVE_MIN)).unwrap_or(least)
-    } else {
-        least
-    };
+    let mut size =
+        if want == 0 { whole(len.saturating_mul(RESERVE_FACTOR).max(RESERVE_MIN)).unwrap_or(least) } else { least };
     loop {
         match reserve(size) {
             Ok(start) => return Ok((start, size)),

@@ -134,6 +134,22 @@ impl Common {
         self.size.store(size, Ordering::Release);
     }
 
+    /// Whether the device may become `size` bytes large: not smaller, and whole blocks.
+    ///
+    /// # Errors
+    /// If not, naming both sizes.
+    pub fn check_growth(&self, size: u64) -> Result<(), DeviceError> {
+        let (name, now, block) = (&self.traits.name, self.size(), self.traits.block_size);
+        let reason = if size < now {
+            format!("it has {now} bytes and cannot shrink to {size}")
+        } else if !size.is_multiple_of(u64::from(block)) {
+            format!("{size} bytes are no multiple of its block size {block}")
+        } else {
+            return Ok(());
+        };
+        Err(DeviceError::Refused(format!("volume \"{name}\": {reason}")))
+    }
+
     /// Whether new I/O is refused with [`crate::reactor::io::IoStatus::Gone`].
     #[inline]
     pub fn is_closing(&self) -> bool {
@@ -198,4 +214,11 @@ pub trait Channel {
     /// gives it to [`Reactor::complete`] exactly once, never inside this call. Never refuses for want of room: what does
     /// not fit waits in the channel's own list.
     fn submit(&self, io: Io) -> Poll<Io>;
+
+    /// Asks for an early end of the pending I/O of that slot of the reactor's table; it still completes in its own right. Returns
+    /// whether the device will end it. Best effort: most devices cannot.
+    fn abort(&self, io_slot: u32) -> bool {
+        let _ = io_slot;
+        false
+    }
 }

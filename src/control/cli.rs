@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use super::config::{check_nqn, parse_size};
+use crate::limits::TRANSFER_MAX;
 
 /// What the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub struct BenchOptions {
     pub target: BenchTarget,
     /// The pattern.
     pub workload: Workload,
-    /// Bytes of one I/O, a multiple of 512, at most 16 MiB.
+    /// Bytes of one I/O, a multiple of 512, at most 1 MiB.
     pub io_size: u32,
     /// I/Os in flight, of a remote namespace on each queue: 1 to 1024.
     pub queue_depth: u32,
@@ -97,9 +98,6 @@ pub enum Workload {
     RandomMixed,
 }
 
-/// Largest I/O of a bench.
-const IO_SIZE_MAX: u64 = 16 << 20;
-
 /// A polled-mode storage data plane in user space: serves local volumes over NVMe/TCP.
 ///
 /// Runs in the foreground until SIGINT or SIGTERM, then drains and exits 0. SIGHUP reads the configuration again. Logs
@@ -149,7 +147,7 @@ struct BenchArgs {
     /// Pattern; randrw is 70 % reads
     #[arg(long, value_name = "PATTERN", value_enum, default_value = "randread")]
     rw: Workload,
-    /// Bytes of one I/O: 4k, 4KiB, 128k, 1m; a multiple of 512, at most 16 MiB
+    /// Bytes of one I/O: 4k, 4KiB, 128k, 1m; a multiple of 512, at most 1 MiB
     #[arg(long, value_name = "SIZE", default_value = "4k", value_parser = parse_io_size)]
     bs: u32,
     /// I/Os in flight; with --connect, on each queue
@@ -227,8 +225,8 @@ fn parse_io_size(text: &str) -> Result<u32, String> {
     };
     let spelled = if unit.is_empty() { text.to_owned() } else { format!("{}{unit}", &text[..text.len() - 1]) };
     let size = parse_size(&spelled).map_err(|bad| format!("{}: {}", bad.message, bad.help))?;
-    if size == 0 || !size.is_multiple_of(512) || size > IO_SIZE_MAX {
-        return Err("an I/O is a multiple of 512 bytes, at most 16 MiB".to_owned());
+    if size == 0 || !size.is_multiple_of(512) || size > TRANSFER_MAX as u64 {
+        return Err("an I/O is a multiple of 512 bytes, at most 1 MiB".to_owned());
     }
     u32::try_from(size).map_err(|error| error.to_string())
 }
@@ -335,7 +333,7 @@ mod tests {
         {
             assert_eq!(parse_io_size(text), Ok(size), "{text}");
         }
-        for text in ["", "k", "0", "0k", "513", "17m", "4kk", "4kb", "-4k", "4g", "é", "1é"] {
+        for text in ["", "k", "0", "0k", "513", "2m", "4kk", "4kb", "-4k", "4g", "é", "1é"] {
             assert!(parse_io_size(text).is_err(), "{text}");
         }
     }

@@ -11,4 +11,5 @@
 
 pub mod host;
 pub mod spec;
+pub mod target;
 pub mod tcp;

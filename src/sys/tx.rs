@@ -36,6 +36,7 @@ pub struct TxBatch {
     parts: Vec<Part>,
     total: usize,
     sent: usize,
+    payload: usize,
     pub(super) iov: Vec<libc::iovec>,
     pub(super) message: libc::msghdr,
 }
@@ -55,6 +56,7 @@ impl TxBatch {
             parts: Vec::with_capacity(parts),
             total: 0,
             sent: 0,
+            payload: 0,
             iov: Vec::with_capacity(parts.min(TX_IOV_MAX)),
             message: libc::msghdr {
                 msg_name: std::ptr::null_mut(),
@@ -93,6 +95,7 @@ impl TxBatch {
             return;
         }
         self.total += buf.len();
+        self.payload += buf.len();
         self.push(Part::Buf(buf));
     }
 
@@ -113,6 +116,11 @@ impl TxBatch {
     /// Bytes not yet sent.
     pub fn remaining(&self) -> usize {
         self.total - self.sent
+    }
+
+    /// Bytes of buffers in the batch.
+    pub fn payload(&self) -> usize {
+        self.payload
     }
 
     /// Bytes in the batch, sent ones included.
@@ -147,6 +155,7 @@ impl TxBatch {
         self.heads_used = 0;
         self.total = 0;
         self.sent = 0;
+        self.payload = 0;
     }
 
     /// The unsent bytes as slices, at most [`TX_IOV_MAX`].

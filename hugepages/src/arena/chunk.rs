@@ -2,12 +2,12 @@
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use super::mapping::Mapping;
 use crate::block::{BLOCK_MIN, BlockNumber, Home, Table, push};
 use crate::iova::Iova;
-use crate::sync::{AtomicIsize, AtomicU32, Ordering};
+use crate::sync::{Arc, AtomicIsize, AtomicU32, Ordering};
 
 /// What several cores may touch of a block; indexed by the 4 KiB page where the block starts.
 #[derive(Debug)]
@@ -109,9 +109,7 @@ pub(crate) fn orphan(chunk: Arc<ChunkInner>, out: usize) {
     let out = isize::try_from(out).unwrap_or(isize::MAX);
     let chunk = Arc::into_raw(chunk);
     // SAFETY: the reference just given up keeps the chunk alive until somebody counts to zero.
-    let before = unsafe { &*chunk }
-        .remaining
-        .fetch_add(out, Ordering::AcqRel);
+    let before = unsafe { &*chunk }.remaining.fetch_add(out, Ordering::AcqRel);
     // Blocks may have landed between the closing and this: then `before` is negative and this call may be the last.
     if before + out == 0 {
         // SAFETY: the reference given up above; nobody else counted to zero.
@@ -143,17 +141,11 @@ pub struct Chunk {
 impl Chunk {
     /// Bytes offset..offset+len of the arena; the caller (the arena) hands out each range once.
     pub(super) fn new(mapping: &Arc<Mapping>, index: u16, offset: usize, len: usize) -> Self {
-        assert!(
-            offset <= mapping.len() && len <= mapping.len() - offset,
-            "chunk outside the arena"
-        );
+        assert!(offset <= mapping.len() && len <= mapping.len() - offset, "chunk outside the arena");
         let pages = len / BLOCK_MIN;
         // SAFETY: `offset` is inside the mapping by the assertion above.
         let base = unsafe { mapping.base().add(offset) };
-        let shared = || Shared {
-            parts: AtomicU32::new(0),
-            next: AtomicU32::new(0),
-        };
+        let shared = || Shared { parts: AtomicU32::new(0), next: AtomicU32::new(0) };
         Self {
             inner: Arc::new(ChunkInner {
                 mapping: Arc::clone(mapping),
@@ -172,17 +164,12 @@ impl Chunk {
 
     /// What others need to know of this chunk.
     pub fn info(&self) -> ChunkInfo {
-        ChunkInfo {
-            inner: Arc::clone(&self.inner),
-        }
+        ChunkInfo { inner: Arc::clone(&self.inner) }
     }
 
     /// Settles who is home. Called once, by the pool that takes the chunk.
     pub(crate) fn settle(self, home: &Arc<Home>, slot: u16) -> (Arc<ChunkInner>, Table) {
-        let link = HomeLink {
-            home: Arc::clone(home),
-            slot,
-        };
+        let link = HomeLink { home: Arc::clone(home), slot };
         let settled = self.inner.home.set(link);
         assert!(settled.is_ok(), "a chunk enters one pool");
         (self.inner, self.table)

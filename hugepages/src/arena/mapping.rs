@@ -24,11 +24,7 @@ enum Backing {
     /// Ordinary heap memory: `start` as the allocator returned it.
     Heap { start: NonNull<u8>, layout: Layout },
     /// Address space reserved at `start` for `reserved` bytes, the memfd mapped inside it.
-    Shared {
-        start: NonNull<u8>,
-        reserved: usize,
-        memfd: OwnedFd,
-    },
+    Shared { start: NonNull<u8>, reserved: usize, memfd: OwnedFd },
 }
 
 /// The address space of one arena, unmapped when its last chunk is gone.
@@ -54,18 +50,11 @@ impl Mapping {
         };
         // SAFETY: the layout has a non-zero size, since MAX_BUF is added.
         let start = unsafe { alloc::alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
-            alloc::handle_alloc_error(layout)
-        };
+        let Some(start) = NonNull::new(start) else { alloc::handle_alloc_error(layout) };
         let skip = start.as_ptr().align_offset(crate::MAX_BUF);
         // SAFETY: `skip` is below MAX_BUF, which was added to the allocation.
         let base = unsafe { start.add(skip) };
-        Self {
-            base,
-            len,
-            page_size: PLAIN_PAGE,
-            backing: Backing::Heap { start, layout },
-        }
+        Self { base, len, page_size: PLAIN_PAGE, backing: Backing::Heap { start, layout } }
     }
 
     /// Maps a new memfd of `len` bytes (a multiple of `page_size`). On hugetlb this reserves all pages, so that nobody
@@ -73,24 +62,13 @@ impl Mapping {
     pub(super) fn shared(len: usize, page_size: usize, transparent: bool) -> io::Result<Self> {
         let memfd = memfd(len, page_size)?;
         let alignment = ALIGNMENT.max(page_size);
-        let reserved = len
-            .checked_add(alignment)
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let reserved = len.checked_add(alignment).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         let start = reserve(reserved)?;
         let skip = start.as_ptr().align_offset(alignment);
         // SAFETY: `skip` is below `alignment`, which was added to the reservation.
         let base = unsafe { start.add(skip) };
         // Built first, so that the reservation goes away on every error below.
-        let mapping = Self {
-            base,
-            len,
-            page_size,
-            backing: Backing::Shared {
-                start,
-                reserved,
-                memfd,
-            },
-        };
+        let mapping = Self { base, len, page_size, backing: Backing::Shared { start, reserved, memfd } };
         // SAFETY: base..base+len lies inside the reservation made above, which nothing else uses yet.
         let mapped = unsafe {
             libc::mmap(
@@ -153,8 +131,7 @@ impl Mapping {
         let start = self.range(offset, len);
         loop {
             // SAFETY: the range lies inside this mapping (checked by `range`); populating does not change contents.
-            let populated =
-                unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_POPULATE_WRITE) };
+            let populated = unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_POPULATE_WRITE) };
             if populated == 0 {
                 return Ok(());
             }
@@ -177,10 +154,7 @@ impl Mapping {
     }
 
     fn range(&self, offset: usize, len: usize) -> NonNull<u8> {
-        assert!(
-            offset <= self.len && len <= self.len - offset,
-            "range outside the arena"
-        );
+        assert!(offset <= self.len && len <= self.len - offset, "range outside the arena");
         // SAFETY: `offset` is inside the mapping by the assertion above.
         unsafe { self.base.add(offset) }
     }
@@ -191,9 +165,7 @@ impl Drop for Mapping {
         match &self.backing {
             // SAFETY: allocated in `heap` with this layout; every chunk (and with it every buffer) is gone.
             Backing::Heap { start, layout } => unsafe { alloc::dealloc(start.as_ptr(), *layout) },
-            Backing::Shared {
-                start, reserved, ..
-            } => {
+            Backing::Shared { start, reserved, .. } => {
                 // SAFETY: reserved in `shared`; every chunk (and with it every buffer) is gone.
                 let unmapped = unsafe { libc::munmap(start.as_ptr().cast(), *reserved) };
                 debug_assert_eq!(unmapped, 0, "munmap: {}", io::Error::last_os_error());
@@ -210,12 +182,8 @@ fn memfd(len: usize, page_size: usize) -> io::Result<OwnedFd> {
         _ => 0,
     };
     // SAFETY: the name is a valid C string; the call touches no other memory.
-    let fd = unsafe {
-        libc::memfd_create(
-            c"reactor-arena".as_ptr(),
-            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge,
-        )
-    };
+    let fd =
+        unsafe { libc::memfd_create(c"reactor-arena".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -273,22 +241,13 @@ pub(crate) fn bind(start: NonNull<u8>, len: usize, node: u32) -> io::Result<()> 
             0_u32,
         )
     };
-    if bound == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// True if the machine has this NUMA node; a kernel without NUMA has node 0 and no policy to set.
 pub(crate) fn node_exists(node: u32) -> bool {
     let nodes = Path::new("/sys/devices/system/node");
-    node < NODES_MAX
-        && if nodes.exists() {
-            nodes.join(format!("node{node}")).exists()
-        } else {
-            node == 0
-        }
+    node < NODES_MAX && if nodes.exists() { nodes.join(format!("node{node}")).exists() } else { node == 0 }
 }
 
 /// True if the kernel knows memory policies; without them everything is on node 0 already.

@@ -129,11 +129,7 @@ mod word {
     /// # Safety
     /// start..start+len is mapped region memory; regions are mapped in whole pages, so the words at the edges are too.
     #[inline]
-    unsafe fn each_word(
-        start: *mut u8,
-        len: usize,
-        mut visit: impl FnMut(usize, &AtomicU64, usize, usize),
-    ) {
+    unsafe fn each_word(start: *mut u8, len: usize, mut visit: impl FnMut(usize, &AtomicU64, usize, usize)) {
         let mut done = 0;
         while done < len {
             let from = start.wrapping_add(done).addr() % WORD;
@@ -154,9 +150,7 @@ mod word {
         unsafe {
             each_word(source.cast_mut(), len, |done, word, from, to| {
                 let bytes = bytes_of(word.load(Ordering::Relaxed));
-                target
-                    .add(done)
-                    .copy_from_nonoverlapping(bytes[from..to].as_ptr(), to - from);
+                target.add(done).copy_from_nonoverlapping(bytes[from..to].as_ptr(), to - from);
             });
         }
     }
@@ -170,9 +164,7 @@ mod word {
         unsafe {
             each_word(target, len, |done, word, from, to| {
                 let mut bytes = [0; WORD];
-                bytes[from..to]
-                    .as_mut_ptr()
-                    .copy_from_nonoverlapping(source.add(done), to - from);
+                bytes[from..to].as_mut_ptr().copy_from_nonoverlapping(source.add(done), to - from);
                 merge(word, bytes, from, to);
             });
         }
@@ -184,11 +176,7 @@ mod word {
     /// `target..target+len` is mapped region memory.
     pub(in super::super) unsafe fn zero(target: *mut u8, len: usize) {
         // SAFETY: the words are mapped.
-        unsafe {
-            each_word(target, len, |_, word, from, to| {
-                merge(word, [0; WORD], from, to)
-            })
-        };
+        unsafe { each_word(target, len, |_, word, from, to| merge(word, [0; WORD], from, to)) };
     }
 
     /// Writes bytes from..to of a word; at an edge it exchanges, so that other cores' bytes of the word are kept.
@@ -219,54 +207,24 @@ mod tests {
                 let data: Vec<u8> = (0..len + other).map(|i| i as u8 ^ 0x5A).collect();
                 let mut region = vec![0xEE_EE_EE_EE_EE_EE_EE_EE_u64; (len + skip) / 8 + 3];
                 let start = region.as_mut_ptr().cast::<u8>().wrapping_add(8 + skip);
-                let bytes = |region: &[u64]| {
-                    region
-                        .iter()
-                        .flat_map(|word| word.to_le().to_le_bytes())
-                        .collect::<Vec<u8>>()
-                };
+                let bytes =
+                    |region: &[u64]| region.iter().flat_map(|word| word.to_le().to_le_bytes()).collect::<Vec<u8>>();
                 // SAFETY: `start` has `len` bytes within `region`, whole words around; the vectors do not overlap.
                 unsafe { copy_in(data[other..].as_ptr(), start, len) };
                 let seen = bytes(&region);
-                assert_eq!(
-                    seen[8 + skip..8 + skip + len],
-                    data[other..],
-                    "in {len} {skip} {other}"
-                );
-                assert!(
-                    seen[..8 + skip]
-                        .iter()
-                        .chain(&seen[8 + skip + len..])
-                        .all(|b| *b == 0xEE),
-                    "in {len} {skip}"
-                );
+                assert_eq!(seen[8 + skip..8 + skip + len], data[other..], "in {len} {skip} {other}");
+                assert!(seen[..8 + skip].iter().chain(&seen[8 + skip + len..]).all(|b| *b == 0xEE), "in {len} {skip}");
                 let mut back = vec![0xDD; len + other + 1];
                 // SAFETY: as above.
                 unsafe { copy_out(start, back[other..].as_mut_ptr(), len) };
-                assert_eq!(
-                    back[other..other + len],
-                    data[other..],
-                    "out {len} {skip} {other}"
-                );
-                assert!(
-                    back[..other]
-                        .iter()
-                        .chain(&back[other + len..])
-                        .all(|b| *b == 0xDD),
-                    "out {len} {other}"
-                );
+                assert_eq!(back[other..other + len], data[other..], "out {len} {skip} {other}");
+                assert!(back[..other].iter().chain(&back[other + len..]).all(|b| *b == 0xDD), "out {len} {other}");
                 // SAFETY: as above.
                 unsafe { zero(start, len) };
                 let seen = bytes(&region);
+                assert!(seen[8 + skip..8 + skip + len].iter().all(|b| *b == 0), "zero {len} {skip}");
                 assert!(
-                    seen[8 + skip..8 + skip + len].iter().all(|b| *b == 0),
-                    "zero {len} {skip}"
-                );
-                assert!(
-                    seen[..8 + skip]
-                        .iter()
-                        .chain(&seen[8 + skip + len..])
-                        .all(|b| *b == 0xEE),
+                    seen[..8 + skip].iter().chain(&seen[8 + skip + len..]).all(|b| *b == 0xEE),
                     "zero {len} {skip}"
                 );
             }
@@ -280,10 +238,6 @@ mod tests {
 
     #[test]
     fn portable_copies_are_exact() {
-        check(
-            super::word::copy_in,
-            super::word::copy_out,
-            super::word::zero,
-        );
+        check(super::word::copy_in, super::word::copy_out, super::word::zero);
     }
 }

@@ -1,3 +1,6 @@
 //! Leaves: devices that end a stack.
 
+pub mod malloc;
 pub mod null;
+#[cfg(test)]
+pub(crate) mod testing;

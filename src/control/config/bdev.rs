@@ -8,6 +8,7 @@ use super::model::{BdevConfig, Driver, InjectAction, InjectOp, InjectRule, Injec
 use super::reader::{Key, Messages, Table, all_of, nearest};
 use super::source::{Place, Source, Span};
 use super::value::{format_size, parse_uuid};
+use crate::limits::STACK_DEPTH_MAX;
 
 const NAME: Key = Key::new("name", "write name = \"ram0\"");
 const DRIVER: Key = Key::new("driver", "write driver = \"malloc\"");
@@ -381,6 +382,12 @@ fn resolve(
                     left.push(read);
                     continue;
                 };
+                if layers_of(base, &done) == STACK_DEPTH_MAX {
+                    let message =
+                        format!("bdev \"{}\" has {STACK_DEPTH_MAX} layers already, the most there can be", base.name);
+                    messages.error(&read.base_span, message, "write the name of a volume with fewer layers");
+                    complete = false;
+                }
                 read.config.size = base.size;
                 read.config.block_size = base.block_size;
                 read.config.physical_block_size = base.physical_block_size;
@@ -403,6 +410,14 @@ fn resolve(
         }
     }
     None
+}
+
+/// How many layers a volume has, itself included: bases come before layers, so the search ends.
+fn layers_of(bdev: &BdevConfig, done: &[(BdevConfig, BdevSpans)]) -> usize {
+    bdev.driver
+        .base()
+        .and_then(|base| done.iter().find(|(below, _)| below.name == base))
+        .map_or(0, |(below, _)| 1 + layers_of(below, done))
 }
 
 /// Whether following `base` from this layer comes back to it.

@@ -1,14 +1,15 @@
 //! What the machine gives this process, as far as the configuration is checked against it.
 
 use super::value::parse_core_list;
+use crate::sys::affinity;
 
 /// The cores of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
     /// Cores that are online, ascending.
-    pub online: Vec<u32>,
+    pub online: Vec<usize>,
     /// Those of them that the affinity of this process allows, ascending.
-    pub allowed: Vec<u32>,
+    pub allowed: Vec<usize>,
 }
 
 impl Machine {
@@ -16,9 +17,9 @@ impl Machine {
     /// that is, sees only its own core.
     ///
     /// # Errors
-    /// The kernel does not tell the affinity.
+    /// What sched_getaffinity(2) says.
     pub fn detect() -> std::io::Result<Self> {
-        let allowed: Vec<u32> = crate::sys::affinity::allowed_cores()?.into_iter().map(|core| core as u32).collect();
+        let allowed = affinity::allowed_cores()?;
         // A container may hide sysfs; what is allowed is then all that is known.
         let mut online = std::fs::read_to_string("/sys/devices/system/cpu/online")
             .ok()

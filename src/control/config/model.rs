@@ -52,8 +52,8 @@ impl Config {
 /// `[reactor]`: the threads of the data path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReactorConfig {
-    /// Core ids as the kernel numbers them, one reactor each, ascending, never empty.
-    pub cores: Vec<u32>,
+    /// Core ids as the kernel numbers them, one reactor each, ascending, 1 to 64 of them.
+    pub cores: Vec<usize>,
     /// What a reactor does when it has nothing to do.
     pub idle: Idle,
 }
@@ -229,13 +229,13 @@ pub enum InjectAction {
 /// The status a failed I/O ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InjectStatus {
-    /// `io-error`: the device failed, no more is known.
+    /// `io-error`: the device failed, no more is known (`IoStatus::DeviceError`).
     IoError,
     /// `media-error`: the medium cannot give or keep the block.
     MediaError,
     /// `no-space`: a thin or sparse volume is full.
     NoSpace,
-    /// `write-protected`.
+    /// `write-protected` (`IoStatus::ReadOnly`).
     WriteProtected,
     /// `aborted`.
     Aborted,

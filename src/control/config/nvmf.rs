@@ -8,6 +8,7 @@ use super::model::{HostAccess, Listener, Namespace, NvmfConfig, Subsystem};
 use super::reader::{Key, Messages, Table};
 use super::source::Source;
 use super::value::{DISCOVERY_NQN, check_nqn, parse_address};
+use crate::limits::NAMESPACES_MAX;
 
 const LISTEN: Key = Key::new("listen", "write listen = [\"127.0.0.1:4420\"]");
 const SUBSYSTEM: Key = Key::new("subsystem", "write [[nvmf.subsystem]] in double brackets, once for each");
@@ -17,9 +18,6 @@ const NAMESPACES: Key = Key::new("namespaces", "write namespaces = [{ nsid = 1, 
 const NSID: Key = Key::new("nsid", "write nsid = 1");
 const BDEV: Key = Key::new("bdev", "write bdev = \"ram0\"");
 const READ_ONLY: Key = Key::new("read_only", "write read_only = true");
-
-/// Namespaces of one subsystem, and the highest nsid.
-const NAMESPACES_MAX: usize = 256;
 
 /// `Some(None)` without the table, `None` after a message.
 pub(super) fn read(
@@ -164,7 +162,7 @@ fn read_namespaces(source: &Source, table: &Table<'_>, bdevs: &Bdevs) -> Option<
     };
     let messages = table.messages;
     let entries = value.array()?;
-    if let Some(first_beyond) = entries.get(NAMESPACES_MAX) {
+    if let Some(first_beyond) = entries.get(NAMESPACES_MAX as usize) {
         let message = format!("a subsystem has at most {NAMESPACES_MAX} namespaces, this one has {}", entries.len());
         messages.error(&first_beyond.span, message, "put the rest into another [[nvmf.subsystem]]");
         return None;
@@ -200,7 +198,7 @@ fn read_namespaces(source: &Source, table: &Table<'_>, bdevs: &Bdevs) -> Option<
 fn read_namespace(source: &Source, table: &Table<'_>, default_nsid: u32, bdevs: &Bdevs) -> Option<Namespace> {
     table.only(&[NSID, BDEV, READ_ONLY]);
     let nsid = table.get(NSID).map_or(Some(default_nsid), |value| {
-        value.integer(1..=NAMESPACES_MAX as u64).and_then(|nsid| u32::try_from(nsid.value).ok())
+        value.integer(1..=u64::from(NAMESPACES_MAX)).and_then(|nsid| u32::try_from(nsid.value).ok())
     });
     let read_only = table.get(READ_ONLY).map_or(Some(false), |value| value.boolean().map(|value| value.value));
     let bdev = table.require(BDEV)?.text()?;

@@ -9,6 +9,7 @@ use super::nvmf;
 use super::reader::{Key, Messages, Table, Value};
 use super::source::{Diagnostic, Source, Span};
 use super::value::{CORE_MAX, format_core_list, format_size, parse_core_list};
+use crate::limits::{ARENA_AT_START, REACTORS_MAX};
 
 /// What [`parse`] makes of a text without errors.
 #[derive(Clone, Debug)]
@@ -36,8 +37,6 @@ const NOT_IN_THIS_BUILD: [(&str, &str); 3] =
 
 /// Default of `memory.size`.
 const MEMORY_SIZE: u64 = 256 << 20;
-/// The part of the arena that is registered before the first export is ready.
-const MEMORY_SIZE_MIN: u64 = 32 << 20;
 /// The arena grows by whole huge pages.
 const MEMORY_GRAIN: u64 = 2 << 20;
 
@@ -153,15 +152,15 @@ fn read_reactor(top: &Table<'_>, machine: &Machine) -> Option<ReactorConfig> {
 }
 
 /// Ascending core numbers that exist and are allowed.
-fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Option<Vec<u32>> {
-    let given: Vec<(u32, Span)> = if let Some(text) = value.as_text() {
+fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Option<Vec<usize>> {
+    let given: Vec<(usize, Span)> = if let Some(text) = value.as_text() {
         let cores = messages.accept(&value.span, parse_core_list(text))?;
         cores.into_iter().map(|core| (core, value.span.clone())).collect()
     } else {
         let mut given = Vec::new();
         for entry in value.array_or("an array or a string")? {
             let core = entry.integer(0..=u64::from(CORE_MAX))?;
-            given.push((u32::try_from(core.value).unwrap_or(u32::MAX), core.span));
+            given.push((core.value as usize, core.span));
         }
         given
     };
@@ -170,7 +169,7 @@ fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Opti
         messages.error(&value.span, "cores is empty: nothing would run", instead);
         return None;
     }
-    let mut cores: Vec<u32> = Vec::with_capacity(given.len());
+    let mut cores: Vec<usize> = Vec::with_capacity(given.len());
     for (core, span) in &given {
         if cores.contains(core) {
             messages.error(span, format!("core {core} is named twice"), "name each core once");
@@ -183,7 +182,7 @@ fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Opti
         (&machine.online, "not in this machine, which has"),
         (&machine.allowed, "not allowed to this process, whose affinity is"),
     ] {
-        let missing: Vec<u32> = cores.iter().copied().filter(|core| !known.contains(core)).collect();
+        let missing: Vec<usize> = cores.iter().copied().filter(|core| !known.contains(core)).collect();
         let Some((_, span)) = given.iter().find(|(core, _)| missing.contains(core)) else {
             continue;
         };
@@ -196,6 +195,12 @@ fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Opti
             format_core_list(known)
         );
         messages.error(span, message, instead);
+        return None;
+    }
+    if cores.len() > REACTORS_MAX {
+        let message = format!("{} cores are more than the {REACTORS_MAX} reactors of one process", cores.len());
+        let help = format!("write cores = \"{}\"", format_core_list(&cores[..REACTORS_MAX]));
+        messages.error(&value.span, message, help);
         return None;
     }
     Some(cores)
@@ -218,10 +223,10 @@ fn read_memory(top: &Table<'_>) -> Option<MemoryConfig> {
     }
     if let Some(size) = size {
         let size = size?;
-        if size.value < MEMORY_SIZE_MIN || !size.value.is_multiple_of(MEMORY_GRAIN) {
+        if size.value < ARENA_AT_START as u64 || !size.value.is_multiple_of(MEMORY_GRAIN) {
             let message =
                 format!("memory of {} does not do: it is at least 32MiB, in steps of 2MiB", format_size(size.value));
-            let fitting = size.value.next_multiple_of(MEMORY_GRAIN).max(MEMORY_SIZE_MIN);
+            let fitting = size.value.next_multiple_of(MEMORY_GRAIN).max(ARENA_AT_START as u64);
             table.messages.error(&size.span, message, format!("write size = \"{}\"", format_size(fitting)));
             return None;
         }

@@ -183,13 +183,13 @@ pub(super) fn parse_uuid(text: &str) -> Result<Uuid, Bad> {
 }
 
 /// Highest core number this program counts with: beyond the largest machine Linux runs on (`NR_CPUS`).
-pub(super) const CORE_MAX: u32 = 8191;
+pub(super) const CORE_MAX: u16 = 8191;
 
 /// Core numbers of a list such as `0-3` or `0,2-3`, in the order of the text, with repeats.
 ///
 /// # Errors
 /// Another form, a range that runs backwards, a number above 8191.
-pub(super) fn parse_core_list(text: &str) -> Result<Vec<u32>, Bad> {
+pub(super) fn parse_core_list(text: &str) -> Result<Vec<usize>, Bad> {
     let mut cores = Vec::new();
     for part in text.split(',').map(str::trim) {
         let (low, high) = part.split_once('-').unwrap_or((part, part));
@@ -199,7 +199,7 @@ pub(super) fn parse_core_list(text: &str) -> Result<Vec<u32>, Bad> {
         if low > high {
             return bad(format!("the range \"{part}\" runs backwards"), format!("write \"{high}-{low}\""));
         }
-        if high > CORE_MAX {
+        if high > usize::from(CORE_MAX) {
             return bad(format!("no machine has a core {high}"), format!("cores go from 0 to {CORE_MAX} at most"));
         }
         cores.extend(low..=high);
@@ -208,21 +208,21 @@ pub(super) fn parse_core_list(text: &str) -> Result<Vec<u32>, Bad> {
 }
 
 /// Digits only: a sign is no part of a core number.
-fn parse_core(text: &str) -> Option<u32> {
+fn parse_core(text: &str) -> Option<usize> {
     let text = text.trim();
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// Ascending core numbers as [`parse_core_list`] reads them: `0-3,6`.
-pub(super) fn format_core_list(cores: &[u32]) -> String {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
+pub(super) fn format_core_list(cores: &[usize]) -> String {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
     for &core in cores {
         match ranges.last_mut() {
             Some((_, high)) if *high + 1 == core => *high = core,
             _ => ranges.push((core, core)),
         }
     }
-    let spell = |&(low, high): &(u32, u32)| {
+    let spell = |&(low, high): &(usize, usize)| {
         if low == high { low.to_string() } else { format!("{low}-{high}") }
     };
     ranges.iter().map(spell).collect::<Vec<_>>().join(",")

@@ -1,0 +1,439 @@
+//! A volume in RAM: one [`Region`] that every reactor copies to and from. Everything but a contended compare and write ends
+//! within its submission.
+//!
+//! Memory comes with the first write of a page, so a volume of any size opens at once; unmap and write zeroes give whole
+//! pages back. Nothing survives the process.
+//!
+//! A read or compare that races a write of the same block on another reactor may see parts of both, as the contract of the
+//! block layer allows; writes that race a compare and write wait for it (see [`crate::bdev::exclusion`]).
+
+use std::convert::Infallible;
+use std::rc::{Rc, Weak};
+use std::task::Poll;
+
+use hugepages::{Region, RegionOptions};
+
+use crate::bdev::exclusion::{Gate, Range, Resume};
+use crate::bdev::scatter::{self, BOUNCE};
+use crate::bdev::steps::{Outstanding, WorkQueue};
+use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
+use crate::reactor::Reactor;
+use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
+
+/// Largest unmap or write zeroes done in one step.
+pub const ZEROES_MAX: u64 = 1 << 20;
+
+/// From this many bytes on zeroing gives pages back instead of filling them.
+const DISCARD_MIN: u64 = 16 << 10;
+
+/// Compare and writes of one channel that wait for other reactors at a time.
+const HELPERS: usize = 4;
+
+/// What a RAM volume is made from.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub uuid: [u8; 16],
+    /// Size in bytes, a multiple of the block size.
+    pub size: u64,
+    /// 512 or 4096.
+    pub block_size: u32,
+    /// A multiple of the block size.
+    pub physical_block_size: u32,
+    /// Ask the kernel for transparent hugepages: faster random access, memory comes in units of 2 MiB.
+    pub hugepages: bool,
+    /// The reactor that orders its compare and writes.
+    pub home: u16,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Malloc {
+    common: Common,
+    region: Region,
+}
+
+impl Malloc {
+    /// A RAM volume that reads as zeros.
+    ///
+    /// # Errors
+    /// If the address space cannot be had.
+    pub fn new(options: Options) -> Result<Malloc, DeviceError> {
+        let region_options = RegionOptions { hugepages: options.hugepages, ..RegionOptions::default() };
+        let region = Region::new(options.size as usize, region_options)
+            .map_err(|error| DeviceError::Refused(format!("volume \"{}\": {error}", options.name)))?;
+        let traits = Traits {
+            name: options.name,
+            driver: "malloc",
+            uuid: options.uuid,
+            block_size: options.block_size,
+            physical_block_size: options.physical_block_size,
+            ops: OpSet::ALL,
+            read_only: false,
+            volatile_cache: false,
+            keeps_nothing: false,
+            needs_bytes: true,
+            concurrent: true,
+            limits: DeviceLimits { zeroes_max: ZEROES_MAX, unmap_granularity: 4096, ..DeviceLimits::default() },
+        };
+        Ok(Malloc { common: Common::new(traits, options.size, options.home), region })
+    }
+}
+
+impl BlockDevice for Malloc {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
+        Gate::check_home(reactor, &self.common)?;
+        let inner = Rc::new_cyclic(|me: &Weak<Inner>| Inner {
+            reactor: reactor.clone(),
+            region: self.region.clone(),
+            gate: Gate::open(reactor, &self.common, me.clone()),
+            contended: WorkQueue::new(reactor),
+            outstanding: Outstanding::new(reactor),
+        });
+        for _ in 0..HELPERS {
+            let inner = inner.clone();
+            reactor.spawn("malloc helper", async move {
+                while let Some(mut io) = inner.contended.next().await {
+                    let grant = inner.gate.acquire(Range::of(&io)).await;
+                    inner.compare_and_write(&mut io);
+                    drop(grant);
+                    inner.end(io);
+                }
+            });
+        }
+        Ok(Rc::new(MallocChannel(inner)))
+    }
+
+    fn grow(&self, size: u64) -> Result<(), DeviceError> {
+        self.common.check_growth(size)?;
+        let refused = |error| DeviceError::Refused(format!("volume \"{}\": {error}", self.common.traits().name));
+        self.region.grow(size as usize).map_err(refused)?;
+        self.common.set_size(size);
+        Ok(())
+    }
+}
+
+struct MallocChannel(Rc<Inner>);
+
+struct Inner {
+    reactor: Rc<Reactor>,
+    region: Region,
+    gate: Rc<Gate>,
+    contended: WorkQueue,
+    /// What did not end within its submission.
+    outstanding: Outstanding,
+}
+
+impl Channel for MallocChannel {
+    #[inline]
+    fn submit(&self, mut io: Io) -> Poll<Io> {
+        let inner = &*self.0;
+        match io.op {
+            IoOp::Read => inner.read(&mut io),
+            IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes => {
+                if !inner.gate.may_write(Range::of(&io)) {
+                    return inner.wait(io, |io| inner.gate.hold_back(io));
+                }
+                inner.write(&mut io);
+            }
+            IoOp::Flush => {}
+            IoOp::Compare => inner.compare(&mut io),
+            IoOp::CompareAndWrite => {
+                if !inner.gate.is_exclusive_now(Range::of(&io)) {
+                    return inner.wait(io, |io| inner.contended.push(io));
+                }
+                inner.compare_and_write(&mut io);
+            }
+            IoOp::Reset => {
+                inner.abort_held();
+                return inner.outstanding.reset(io);
+            }
+        }
+        Poll::Ready(io)
+    }
+}
+
+impl Drop for MallocChannel {
+    fn drop(&mut self) {
+        self.0.contended.close();
+        self.0.abort_held();
+    }
+}
+
+impl Resume for Inner {
+    fn resume(&self, mut io: Io) {
+        self.write(&mut io);
+        self.end(io);
+    }
+}
+
+impl Inner {
+    fn wait(&self, mut io: Io, queue: impl FnOnce(Io)) -> Poll<Io> {
+        io.scratch = u64::from(self.outstanding.enter());
+        queue(io);
+        Poll::Pending
+    }
+
+    fn end(&self, io: Io) {
+        self.outstanding.leave(io.scratch as u8);
+        self.reactor.complete(io);
+    }
+
+    fn abort_held(&self) {
+        while let Some(io) = self.gate.take_waiting() {
+            self.end(io.with_status(IoStatus::Aborted));
+        }
+    }
+
+    #[inline]
+    fn read(&self, io: &mut Io) {
+        let mut at = io.offset as usize;
+        for segment in io.data.iter_mut() {
+            match segment {
+                Segment::Buf(buf) => self.region.read(at, buf),
+                Segment::Region { region, offset, len } => {
+                    copy(&self.region, at, region, *offset as usize, *len as usize);
+                }
+            }
+            at += segment.len();
+        }
+    }
+
+    #[inline]
+    fn write(&self, io: &mut Io) {
+        if io.op == IoOp::Write {
+            self.store(io, 0);
+        } else if io.len >= DISCARD_MIN {
+            self.region.discard(io.offset as usize, io.len as usize);
+        } else {
+            self.region.zero(io.offset as usize, io.len as usize);
+        }
+    }
+
+    /// Stores the last `len` bytes of the data, which begin at `from` of it.
+    #[inline]
+    fn store(&self, io: &Io, from: usize) {
+        let at = io.offset as usize;
+        let Ok(()) = scatter::each::<Infallible>(&io.data, from, io.len as usize, |segment, piece| {
+            match segment {
+                Segment::Buf(buf) => self.region.write(at + piece.at, &buf[piece.start..piece.start + piece.len]),
+                Segment::Region { region, offset, .. } => {
+                    copy(region, *offset as usize + piece.start, &self.region, at + piece.at, piece.len);
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// Compares the first `len` bytes of the data with the range.
+    fn compare(&self, io: &mut Io) {
+        let at = io.offset as usize;
+        let compared = scatter::each(&io.data, 0, io.len as usize, |segment, piece| {
+            match segment {
+                Segment::Buf(buf) => self.region.compare(at + piece.at, &buf[piece.start..piece.start + piece.len]),
+                Segment::Region { region, offset, .. } => {
+                    differs(&self.region, at + piece.at, region, *offset as usize + piece.start, piece.len)
+                }
+            }
+            .map_err(|index| piece.at + index)
+        });
+        if let Err(index) = compared {
+            io.status = IoStatus::Miscompare;
+            io.info = index as u64;
+        }
+    }
+
+    /// The caller has seen to it that nobody else writes the range.
+    fn compare_and_write(&self, io: &mut Io) {
+        self.compare(io);
+        if io.status == IoStatus::Success {
+            self.store(io, io.len as usize);
+        }
+    }
+}
+
+/// Copies between two regions, through private memory: both may change meanwhile.
+fn copy(source: &Region, from: usize, target: &Region, to: usize, len: usize) {
+    let mut bounce = [0; BOUNCE];
+    for at in (0..len).step_by(BOUNCE) {
+        let piece = &mut bounce[..BOUNCE.min(len - at)];
+        source.read(from + at, piece);
+        target.write(to + at, piece);
+    }
+}
+
+/// The index of the first byte that differs between two regions.
+fn differs(a: &Region, at_a: usize, b: &Region, at_b: usize, len: usize) -> Result<(), usize> {
+    let mut bounce = [0; BOUNCE];
+    for at in (0..len).step_by(BOUNCE) {
+        let piece = &mut bounce[..BOUNCE.min(len - at)];
+        b.read(at_b + at, piece);
+        a.compare(at_a + at, piece).map_err(|index| at + index)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bdev::device::testing::{One, count_together, pattern, race_plain_writes};
+    use std::sync::Arc;
+
+    fn device(size: u64, home: u16) -> Arc<dyn BlockDevice> {
+        Arc::new(
+            Malloc::new(Options {
+                name: "ram".to_owned(),
+                uuid: [0; 16],
+                size,
+                block_size: 512,
+                physical_block_size: 512,
+                hugepages: false,
+                home,
+            })
+            .unwrap(),
+        )
+    }
+
+    #[test]
+    fn data_comes_back_from_where_it_was_put_and_only_there() {
+        let one = One::new(&device(4 << 20, 0));
+        assert_eq!(one.read(0, 1 << 20), vec![0; 1 << 20], "never written");
+        let data = pattern(1, 5 * 512);
+        let io = one.io(IoOp::Write, 1024, data.len() as u64, &data, &[1, 700, 511, 512]);
+        assert_eq!(one.end(io).status, IoStatus::Success);
+        let mut expected = vec![0; 16 * 512];
+        expected[1024..1024 + data.len()].copy_from_slice(&data);
+        assert_eq!(one.read(0, 16 * 512), expected);
+        let scattered = one.io(IoOp::Read, 0, 16 * 512, &vec![1; 16 * 512], &[3, 1021, 4096, 5]);
+        assert_eq!(one.end(scattered).data, expected);
+        let last = pattern(2, 512);
+        one.write((4 << 20) - 512, &last);
+        assert_eq!(one.read((4 << 20) - 512, 512), last);
+        assert_eq!(one.status(IoOp::Flush, 0, 0), IoStatus::Success);
+        assert_eq!(one.status(IoOp::Reset, 0, 0), IoStatus::Success);
+        one.close();
+    }
+
+    #[test]
+    fn zeroed_ranges_read_zeros_and_nothing_beside_them_changes() {
+        let one = One::new(&device(4 << 20, 0));
+        let data = pattern(3, 1 << 20);
+        for op in [IoOp::Unmap, IoOp::WriteZeroes] {
+            for (at, len) in [(512, 512), (0, 4096), (1536, 64 << 10), (4096, 128 << 10), (512, (1 << 20) - 1024)] {
+                one.write(0, &data);
+                assert_eq!(one.status(op, at as u64, len as u64), IoStatus::Success);
+                let mut expected = data.clone();
+                expected[at..at + len].fill(0);
+                assert!(one.read(0, 1 << 20) == expected, "{op:?} {at}+{len}");
+            }
+        }
+        one.close();
+    }
+
+    #[test]
+    fn compare_names_the_first_difference_and_compare_and_write_stores_only_on_equality() {
+        let one = One::new(&device(1 << 20, 0));
+        let (old, new) = (pattern(4, 2048), pattern(5, 2048));
+        one.write(512, &old);
+        assert_eq!(one.run(IoOp::Compare, 512, 2048, &old).status, IoStatus::Success);
+        let mut other = old.clone();
+        other[1999] ^= 1;
+        let io = one.io(IoOp::Compare, 512, 2048, &other, &[100, 1500]);
+        let done = one.end(io);
+        assert_eq!((done.status, done.info), (IoStatus::Miscompare, 1999));
+        let io = one.io(IoOp::CompareAndWrite, 512, 2048, &[other, new.clone()].concat(), &[777]);
+        let done = one.end(io);
+        assert_eq!((done.status, done.info), (IoStatus::Miscompare, 1999));
+        assert_eq!(one.read(512, 2048), old);
+        let io = one.io(IoOp::CompareAndWrite, 512, 2048, &[old, new.clone()].concat(), &[1, 2047, 5]);
+        assert_eq!(one.end(io).status, IoStatus::Success);
+        assert_eq!(one.read(512, 2048), new);
+        assert_eq!(one.read(0, 512), vec![0; 512]);
+        one.close();
+    }
+
+    #[test]
+    fn memory_of_a_region_is_read_written_and_compared() {
+        let one = One::new(&device(1 << 20, 0));
+        let guest = Region::new(1 << 16, RegionOptions::default()).unwrap();
+        let data = pattern(6, 9 * 512);
+        guest.write(33, &data);
+        let io = |op, offset| {
+            let mut io = one.reactor.create_io().unwrap();
+            io.prepare(op, 1024, data.len() as u64);
+            io.data.push(Segment::Region { region: guest.clone(), offset, len: data.len() as u32 });
+            io
+        };
+        let end = |io| {
+            let handle = one.handle.clone();
+            let io = one.reactor.run_until(async move { handle.execute(io).await });
+            let end = (io.status, io.info);
+            one.reactor.retire_io(io);
+            end
+        };
+        assert_eq!(end(io(IoOp::Write, 33)).0, IoStatus::Success);
+        assert_eq!(one.read(1024, data.len()), data);
+        assert_eq!(end(io(IoOp::Read, 20_001)).0, IoStatus::Success);
+        let mut back = vec![0; data.len()];
+        guest.read(20_001, &mut back);
+        assert_eq!(back, data);
+        assert_eq!(end(io(IoOp::Compare, 33)), (IoStatus::Success, 0));
+        guest.write(33 + 4500, &[!data[4500]]);
+        assert_eq!(end(io(IoOp::Compare, 33)), (IoStatus::Miscompare, 4500));
+        one.close();
+    }
+
+    #[test]
+    fn a_volume_of_a_tebibyte_opens_at_once_and_is_usable_to_its_end() {
+        let size = 1 << 40;
+        let one = One::new(&device(size, 0));
+        let data = pattern(7, 4096);
+        one.write(size - 4096, &data);
+        assert_eq!(one.read(size - 4096, 4096), data);
+        assert_eq!(one.status(IoOp::Unmap, size - 4096, 8192), IoStatus::OutOfRange);
+        one.close();
+    }
+
+    #[test]
+    fn growth_keeps_what_is_there_and_adds_zeros() {
+        let device = device(1 << 20, 0);
+        let one = One::new(&device);
+        let data = pattern(8, 512);
+        one.write((1 << 20) - 512, &data);
+        assert_eq!(one.run(IoOp::Read, 1 << 20, 512, &[0; 512]).status, IoStatus::OutOfRange);
+        device.grow(3 << 20).unwrap();
+        assert_eq!(one.read((1 << 20) - 512, 1024), [data, vec![0; 512]].concat());
+        one.write((3 << 20) - 512, &[9; 512]);
+        let text = |size| device.grow(size).unwrap_err().to_string();
+        assert_eq!(text(1 << 20), "volume \"ram\": it has 3145728 bytes and cannot shrink to 1048576");
+        assert_eq!(text((3 << 20) + 1), "volume \"ram\": 3145729 bytes are no multiple of its block size 512");
+        assert_eq!(device.common().size(), 3 << 20);
+        one.close();
+    }
+
+    #[test]
+    fn a_home_that_does_not_exist_is_refused() {
+        let reactor = crate::reactor::start::solo(32 << 20).unwrap();
+        let error = crate::bdev::Handle::open(&reactor, &device(1 << 20, 1)).err().unwrap();
+        assert_eq!(error.to_string(), "volume \"ram\": its home is reactor 1, and there are 1");
+        reactor.shut_down();
+    }
+
+    #[test]
+    fn compare_and_write_counts_from_two_reactors() {
+        count_together(device(1 << 20, 0), 500);
+        count_together(device(1 << 20, 1), 500);
+    }
+
+    #[test]
+    fn compare_and_write_undoes_no_plain_write_of_another_reactor() {
+        assert!(race_plain_writes(device(1 << 20, 0), 20_000) > 0);
+        assert!(race_plain_writes(device(1 << 20, 1), 20_000) > 0);
+    }
+}
