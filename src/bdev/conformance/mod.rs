@@ -401,6 +401,9 @@ impl Suite<'_> {
                     let _ = rig.run(ask, &data).await;
                 });
             }
+            // They have been submitted when this goes on.
+            rig.handle.reactor().yield_now().await;
+            rig.handle.reactor().yield_now().await;
             Ok(())
         })?;
         self.registry.close(&name, self.options.limit).map_err(|error| error.to_string())?;
