@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hugepages::ChunkInfo;
 
+use super::sim::SimRing;
 use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{Completion, FileId, Op, OpToken, Owner};
 use crate::sys::uring::{RingStats, Uring};
@@ -14,6 +15,8 @@ use crate::sys::uring::{RingStats, Uring};
 pub enum Backend {
     /// The kernel, over one io_uring.
     Uring(Box<Uring>),
+    /// A simulated world.
+    Sim(SimRing),
     /// Nobody any more: the reactor has shut down.
     Closed,
 }
@@ -22,6 +25,7 @@ macro_rules! each {
     ($self:expr, $b:ident => $do:expr, closed => $closed:expr) => {
         match $self {
             Backend::Uring($b) => $do,
+            Backend::Sim($b) => $do,
             Backend::Closed => $closed,
         }
     };
@@ -59,6 +63,7 @@ impl Backend {
     pub(super) fn add_file(&mut self, fd: Descriptor) -> FileId {
         match (self, fd) {
             (Backend::Uring(b), Descriptor::Kernel(fd)) => b.add_file(fd),
+            (Backend::Sim(b), Descriptor::Simulated(fd)) => b.add_file(fd),
             (Backend::Closed, _) => panic!("a file after the reactor's end"),
             (_, fd) => panic!("{fd:?} belongs to another world"),
         }

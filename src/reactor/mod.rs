@@ -9,6 +9,7 @@ pub mod clock;
 pub mod futures;
 pub mod io;
 pub mod mailbox;
+pub mod sim;
 pub mod start;
 mod stats;
 mod task;
