@@ -47,6 +47,9 @@ pub struct Range {
 }
 
 impl Range {
+    /// Overlaps nothing.
+    const NOWHERE: Range = Range { offset: u64::MAX, len: 0 };
+
     /// The range of an I/O.
     #[inline]
     pub fn of(io: &Io) -> Range {
@@ -250,8 +253,8 @@ impl Gate {
         let mut flights = self.flights.borrow_mut();
         let flight = &mut flights[ticket.0 as usize];
         let (range, watched) = (flight.range, flight.watched);
-        // An empty range overlaps nothing: a free place is never waited for.
-        flight.range.len = 0;
+        // A free place is never waited for.
+        flight.range = Range::NOWHERE;
         drop(flights);
         self.free_flights.borrow_mut().push(ticket.0);
         if watched {
@@ -643,7 +646,7 @@ mod tests {
         assert!(range(0, 512).overlaps(range(511, 1)) && range(511, 1).overlaps(range(0, 512)));
         assert!(!range(0, 512).overlaps(range(512, 512)) && !range(512, 512).overlaps(range(0, 512)));
         assert!(range(0, 4096).overlaps(range(1024, 512)) && range(1024, 512).overlaps(range(0, 4096)));
-        assert!(!range(512, 0).overlaps(range(512, 0)));
+        assert!(!range(0, 1 << 40).overlaps(Range::NOWHERE) && !Range::NOWHERE.overlaps(range(0, 1 << 40)));
     }
 
     #[test]
