@@ -11,6 +11,22 @@ pub const IOS_PER_REACTOR: usize = 1 << 18;
 /// Layers above a leaf: each pushes at most one frame on an I/O.
 pub const STACK_DEPTH_MAX: usize = 8;
 
+/// Layers of one stack above its leaf: the frame that is left is for the reactor that serves a forwarded I/O.
+pub const STACK_LAYERS_MAX: usize = STACK_DEPTH_MAX - 1;
+
+/// I/Os of one device that one reactor has on their way to the device's home; more wait in a list. Enough to hide a
+/// message's way there and back, and a home that serves seven reactors so still fits one mailbox.
+pub const FORWARD_DEPTH: usize = 128;
+
+/// I/Os of one device and reactor that are cut to pieces at the same time; more wait in a list.
+pub const SPLIT_PARENTS: usize = 4;
+
+/// Pieces of one I/O that are on their way at the same time.
+pub const SPLIT_CHILDREN: usize = 4;
+
+/// Rules that one fault injecting layer has at the same time: a bit each in one word.
+pub const INJECT_RULES_MAX: usize = 64;
+
 /// Pieces of scattered data one I/O carries.
 pub const SEGMENTS_MAX: usize = 8;
 
@@ -46,9 +62,26 @@ pub const SLEEP_NS_MAX: u64 = 1_000_000_000;
 /// DMA memory mapped and registered before `ready`; the rest follows while serving.
 pub const ARENA_AT_START: usize = 32 << 20;
 
+/// Connections of one reactor, beyond which new ones are closed at once.
+pub const CONNECTIONS_PER_REACTOR: usize = 4096;
+
+/// Commands a host may have in flight on one I/O queue, plus one: a queue's entries.
+pub const IO_QUEUE_ENTRIES: u16 = 1025;
+
+/// Entries of an admin queue.
+pub const ADMIN_QUEUE_ENTRIES: u16 = 32;
+
+/// I/O queues of one controller: more than any host has cores.
+pub const IO_QUEUES_MAX: u16 = 128;
+
+/// Controllers of all subsystems, discovery controllers included.
+pub const CONTROLLERS_MAX: usize = 4096;
+
 /// Namespaces of one NVM subsystem.
 pub const NAMESPACES_MAX: u32 = 256;
 
 const _: () = assert!(TRANSFER_MAX <= hugepages::MAX_BUF, "a transfer fits one buffer");
 const _: () = assert!(TRANSFER_MAX <= crate::sys::limits::ZERO_AREA_LEN, "zeros for a whole transfer");
+const _: () = assert!(FORWARD_DEPTH * 2 <= MAILBOX_LEN, "questions of one device and answers to another fit");
+const _: () = assert!(INJECT_RULES_MAX <= u64::BITS as usize);
 const _: () = assert!(STACK_DEPTH_MAX < u8::MAX as usize && SEGMENTS_MAX < u8::MAX as usize);

@@ -7,38 +7,52 @@
 //! A block is out while any part of it is; the last part dropped, wherever that is, sends it home. The parts of a
 //! block are counted at its first page: plainly while all are on one core, with atomic operations from the moment one
 //! of them becomes a [`RemoteBuf`].
-#![expect(unsafe_code, reason = "the one place where the right to a block becomes a slice of memory")]
+#![expect(
+    unsafe_code,
+    reason = "the one place where the right to a block becomes a slice of memory"
+)]
 
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use crate::arena::{ChunkInner, send_home, share};
 use crate::block::{BLOCK_MIN, BlockNumber, Extent, Home, MAX_BUF};
-use crate::pool::View;
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::pool::{Core, View};
+use crate::sync::{Arc, AtomicU32, Ordering, fence};
 
 /// Part counts carry this flag from when a part left the core until the block is home.
 const ABROAD: u32 = 1 << 31;
 
-/// Capacity, class and state of a buffer in one word.
+/// Length, capacity, class and state of a buffer in one word, so that it is always written and read in one piece: a
+/// buffer that was just made and moves on would else stall the load on two pending stores.
+///
+/// ```text
+///  63     59..56  52..32    31..0
+///  part   order   capacity  len
+/// ```
 #[derive(Clone, Copy)]
-struct Span(u32);
+struct Span(u64);
 
 impl Span {
-    const CAPACITY: u32 = (MAX_BUF as u32) << 1;
-    const ORDER_SHIFT: u32 = 24;
-    const SPLIT: u32 = 1 << 31;
+    const CAPACITY_SHIFT: u32 = 32;
+    const CAPACITY_MASK: u64 = (MAX_BUF as u64 * 2 - 1) << Self::CAPACITY_SHIFT;
+    const ORDER_SHIFT: u32 = 56;
+    const PART: u64 = 1 << 63;
 
     fn whole(order: u8) -> Self {
-        Self((BLOCK_MIN as u32) << order | u32::from(order) << Self::ORDER_SHIFT)
+        let capacity = (BLOCK_MIN as u64) << order;
+        Self(capacity << Self::CAPACITY_SHIFT | u64::from(order) << Self::ORDER_SHIFT)
+    }
+
+    fn len(self) -> usize {
+        (self.0 & u64::from(u32::MAX)) as usize
     }
 
     fn capacity(self) -> usize {
-        (self.0 & (Self::CAPACITY - 1)) as usize
+        ((self.0 & Self::CAPACITY_MASK) >> Self::CAPACITY_SHIFT) as usize
     }
 
     fn order(self) -> u8 {
@@ -47,12 +61,18 @@ impl Span {
 
     /// True for a part of a block; false for a buffer that is all of its block.
     fn is_part(self) -> bool {
-        self.0 & Self::SPLIT != 0
+        self.0 & Self::PART != 0
     }
 
-    /// The same block, as a part of `capacity` bytes.
-    fn part(self, capacity: usize) -> Self {
-        Self(self.0 & !(Self::CAPACITY - 1) | Self::SPLIT | capacity as u32)
+    /// Of another length, at most the capacity.
+    fn with_len(self, len: usize) -> Self {
+        Self(self.0 & !u64::from(u32::MAX) | len as u64)
+    }
+
+    /// The same block, as a part of `capacity` bytes, `len` of them in the slice.
+    fn part(self, len: usize, capacity: usize) -> Self {
+        let block = self.0 & 0xF << Self::ORDER_SHIFT;
+        Self(block | Self::PART | (capacity as u64) << Self::CAPACITY_SHIFT | len as u64)
     }
 }
 
@@ -60,12 +80,18 @@ impl Span {
 ///
 /// A slice of [`len`](Buf::len) bytes within [`capacity`](Buf::capacity) bytes that are its own. The memory is always
 /// initialised (the arena is zeroed when it is mapped), so growing `len` shows old contents, never undefined ones.
+///
+/// ```compile_fail
+/// fn to_another_core(buf: hugepages::Buf) {
+///     std::thread::spawn(move || drop(buf)); // not Send: make it a RemoteBuf
+/// }
+/// ```
 pub struct Buf {
     /// First byte; of a part without capacity, any byte of its block.
     start: NonNull<u8>,
-    len: u32,
     span: Span,
-    view: Rc<View>,
+    /// Taken out only where the buffer ends: `drop`, `into_remote`.
+    view: ManuallyDrop<Rc<View>>,
 }
 
 const _: () = assert!(size_of::<Buf>() == 24 && size_of::<Option<Buf>>() == 24);
@@ -74,7 +100,6 @@ const _: () = assert!(size_of::<Buf>() == 24 && size_of::<Option<Buf>>() == 24);
 /// [`Buf`] again.
 pub struct RemoteBuf {
     start: NonNull<u8>,
-    len: u32,
     span: Span,
     chunk: NonNull<ChunkInner>,
 }
@@ -112,41 +137,107 @@ fn last_part(parts: &AtomicU32) -> bool {
     false
 }
 
-impl Buf {
-    /// A buffer over a whole block. `view` is the pool's own view of the block's chunk.
-    #[inline]
-    pub(crate) fn new(view: Rc<View>, extent: Extent, len: usize) -> Self {
+/// A whole block at home, at hand in a magazine: a buffer without a length, in two words that move in registers.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    /// First byte, with the order of the block in the low bits, which are zero in an address of a block.
+    tagged: NonNull<u8>,
+    view: Rc<View>,
+}
+
+impl Ready {
+    const ORDER_MASK: usize = BLOCK_MIN - 1;
+
+    /// `view` is the pool's own view of the block's chunk.
+    pub(crate) fn new(view: Rc<View>, extent: Extent) -> Self {
         let (number, order) = (extent.number(), extent.order());
         let offset = number.page() as usize * BLOCK_MIN;
         assert!(
-            view.home.is_some_and(|slot| usize::from(slot) == number.slot())
-                && offset + extent.len() <= view.chunk.len()
-                && len <= extent.len(),
+            view.home
+                .is_some_and(|slot| usize::from(slot) == number.slot())
+                && offset + extent.len() <= view.chunk.len(),
             "a block outside its chunk"
         );
         // SAFETY: inside the chunk by the assertion.
         let start = unsafe { view.chunk.base().add(offset) };
-        Self { start, len: len as u32, span: Span::whole(order), view }
+        Self::at(start, order, view)
     }
 
+    #[inline]
+    fn at(start: NonNull<u8>, order: u8, view: Rc<View>) -> Self {
+        Self {
+            tagged: start.map_addr(|address| address | usize::from(order)),
+            view,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn order(&self) -> u8 {
+        (self.tagged.addr().get() & Self::ORDER_MASK) as u8
+    }
+
+    #[inline]
+    fn start(&self) -> NonNull<u8> {
+        // SAFETY: the address of a block, which is not null.
+        unsafe {
+            NonNull::new_unchecked(
+                self.tagged
+                    .as_ptr()
+                    .map_addr(|address| address & !Self::ORDER_MASK),
+            )
+        }
+    }
+
+    /// The buffer; `len` is at most the size of the block.
+    #[inline]
+    pub(crate) fn into_buf(self, len: usize) -> Buf {
+        let span = Span::whole(self.order());
+        debug_assert!(len <= span.capacity());
+        Buf {
+            start: self.start(),
+            span: span.with_len(len),
+            view: ManuallyDrop::new(self.view),
+        }
+    }
+
+    /// The right to the block.
+    pub(crate) fn into_extent(self) -> Extent {
+        let Some(slot) = self.view.home else {
+            unreachable!("a block is ready at home only")
+        };
+        let order = self.order();
+        let page = head_page(&self.view.chunk, self.start(), order);
+        Extent::from_buf(BlockNumber::new(slot, page), order)
+    }
+}
+
+impl Buf {
     /// A buffer from another core; `view` is this core's view of its chunk.
     #[inline]
     pub(crate) fn from_remote(view: Rc<View>, remote: RemoteBuf) -> Self {
-        assert!(ptr::eq(Arc::as_ptr(&view.chunk), remote.chunk.as_ptr()), "a view of another chunk");
+        assert!(
+            ptr::eq(Arc::as_ptr(&view.chunk), remote.chunk.as_ptr()),
+            "a view of another chunk"
+        );
         let remote = ManuallyDrop::new(remote);
-        Self { start: remote.start, len: remote.len, span: remote.span, view }
+        let view = ManuallyDrop::new(view);
+        Self {
+            start: remote.start,
+            span: remote.span,
+            view,
+        }
     }
 
     /// Bytes of the slice.
     #[inline]
     pub fn len(&self) -> usize {
-        self.len as usize
+        self.span.len()
     }
 
     /// True if the slice has no bytes.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.span.len() == 0
     }
 
     /// Bytes that the slice may grow to.
@@ -159,7 +250,7 @@ impl Buf {
     #[inline]
     pub fn truncate(&mut self, len: usize) {
         if len < self.len() {
-            self.len = len as u32;
+            self.span = self.span.with_len(len);
         }
     }
 
@@ -169,8 +260,12 @@ impl Buf {
     /// If `len` exceeds the capacity.
     #[inline]
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.capacity(), "{len} bytes in a buffer of {}", self.capacity());
-        self.len = len as u32;
+        assert!(
+            len <= self.capacity(),
+            "{len} bytes in a buffer of {}",
+            self.capacity()
+        );
+        self.span = self.span.with_len(len);
     }
 
     /// First byte, for hardware and the kernel; valid for the capacity while the buffer is owned.
@@ -230,9 +325,12 @@ impl Buf {
             parts.store(2, Ordering::Relaxed);
         }
         let rest = self.capacity() - at;
-        let front = Buf { start: self.start, len: at as u32, span: self.span.part(at), view: Rc::clone(&self.view) };
-        self.span = self.span.part(rest);
-        self.len -= at as u32;
+        let front = Buf {
+            start: self.start,
+            span: self.span.part(at, at),
+            view: self.view.clone(),
+        };
+        self.span = self.span.part(self.len() - at, rest);
         if rest > 0 {
             // SAFETY: at < old capacity, so the result is inside the block.
             self.start = unsafe { self.start.add(at) };
@@ -251,8 +349,9 @@ impl Buf {
             && order == next.span.order()
             && ptr::eq(&*self.view.chunk, &*next.view.chunk)
             && self.page() == next.page();
-        let follows =
-            next.capacity() == 0 || self.capacity() == 0 || self.address() + self.capacity() == next.address();
+        let follows = next.capacity() == 0
+            || self.capacity() == 0
+            || self.address() + self.capacity() == next.address();
         if !same_block || !follows || self.len() != self.capacity() {
             return Err(next);
         }
@@ -260,14 +359,24 @@ impl Buf {
             self.start = next.start;
         }
         let capacity = self.capacity() + next.capacity();
-        self.len += next.len;
+        let len = self.len() + next.len();
         // Counts the part off. It is never the last: `self` is one too.
         drop(next);
         // Parts without capacity may be out still: only the sole part is the whole block. Acquire pairs with the Release
         // of parts that were dropped elsewhere.
-        let parts = self.view.chunk.block(self.page()).parts.load(Ordering::Acquire) & !ABROAD;
+        let parts = self
+            .view
+            .chunk
+            .block(self.page())
+            .parts
+            .load(Ordering::Acquire)
+            & !ABROAD;
         let whole = capacity == BLOCK_MIN << order && parts == 1;
-        self.span = if whole { Span::whole(order) } else { self.span.part(capacity) };
+        self.span = if whole {
+            Span::whole(order).with_len(len)
+        } else {
+            self.span.part(len, capacity)
+        };
         Ok(())
     }
 
@@ -277,12 +386,17 @@ impl Buf {
         if self.span.is_part() {
             self.go_abroad();
         }
-        let this = ManuallyDrop::new(self);
+        let mut this = ManuallyDrop::new(self);
         let chunk = NonNull::from(&*this.view.chunk);
-        // SAFETY: `this` is not dropped, so its view is dropped once, here. The chunk stays alive without it: the block
-        // is out, and its home keeps the chunk, or leaves a reference behind, until it has landed.
-        unsafe { drop(ptr::read(&raw const this.view)) };
-        RemoteBuf { start: this.start, len: this.len, span: this.span, chunk }
+        // The chunk stays alive without the view: the block is out, and its home keeps the chunk, or leaves a reference
+        // behind, until the block has landed.
+        // SAFETY: `this` is not dropped, so its view is taken once, here.
+        drop(unsafe { this.take_view() });
+        RemoteBuf {
+            start: this.start,
+            span: this.span,
+            chunk,
+        }
     }
 
     /// From now on other cores count, too. Sent with the buffer, the flag is seen wherever a part of the block is: parts
@@ -303,27 +417,61 @@ impl Buf {
 impl Drop for Buf {
     #[inline]
     fn drop(&mut self) {
+        if self.span.is_part() || !self.view.returns_here() {
+            return self.drop_rare();
+        }
+        let core: *const Core = &*self.view.core;
+        // SAFETY: the view is taken once, here; this buffer is not used after.
+        let ready = Ready::at(self.start, self.span.order(), unsafe { self.take_view() });
+        // SAFETY: the core outlives the call: `ready`, which it keeps, refers to it.
+        unsafe { &*core }.put(ready);
+    }
+}
+
+impl Buf {
+    /// The last part of a block, any other part, or a buffer of another core's pool.
+    fn drop_rare(&mut self) {
         let page = self.page();
-        if self.span.is_part() && !last_part(&self.view.chunk.block(page).parts) {
+        // SAFETY: called by `drop` alone, which does not use the view after.
+        let view = unsafe { self.take_view() };
+        if self.span.is_part() && !last_part(&view.chunk.block(page).parts) {
             return;
         }
-        match self.view.home {
-            Some(slot) => self.view.core.put(Extent::from_buf(BlockNumber::new(slot, page), self.span.order())),
+        let order = self.span.order();
+        match view.home {
+            Some(slot) => {
+                let extent = Extent::from_buf(BlockNumber::new(slot, page), order);
+                if view.returns_here() {
+                    let core = Rc::clone(&view.core);
+                    core.put(Ready::new(view, extent));
+                } else {
+                    view.core.settle(extent);
+                }
+            }
             // SAFETY: the block is this buffer's alone (all of it, or the last part) and ends here.
-            None => unsafe { send_home(NonNull::from(&*self.view.chunk), page) },
+            None => unsafe { send_home(NonNull::from(&*view.chunk), page) },
         }
+    }
+
+    /// The view, to end the buffer with.
+    ///
+    /// # Safety
+    /// Called once, and the buffer is neither used nor dropped after, but for its plain fields.
+    unsafe fn take_view(&mut self) -> Rc<View> {
+        // SAFETY: by the contract.
+        unsafe { ManuallyDrop::take(&mut self.view) }
     }
 }
 
 impl RemoteBuf {
     /// Bytes of the slice.
     pub fn len(&self) -> usize {
-        self.len as usize
+        self.span.len()
     }
 
     /// True if the slice has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.span.len() == 0
     }
 
     #[inline]
@@ -341,7 +489,10 @@ impl RemoteBuf {
     /// The chunk's slot in the pool of `home`, if that is where it belongs.
     #[inline]
     pub(crate) fn home_slot(&self, home: &Arc<Home>) -> Option<u16> {
-        self.chunk().home().filter(|link| Arc::ptr_eq(&link.home, home)).map(|link| link.slot)
+        self.chunk()
+            .home()
+            .filter(|link| Arc::ptr_eq(&link.home, home))
+            .map(|link| link.slot)
     }
 }
 
@@ -397,7 +548,7 @@ impl fmt::Debug for Buf {
         f.debug_struct("Buf")
             .field("chunk", &self.chunk())
             .field("offset", &self.chunk_offset())
-            .field("len", &self.len)
+            .field("len", &self.len())
             .field("capacity", &self.capacity())
             .finish()
     }
@@ -405,6 +556,9 @@ impl fmt::Debug for Buf {
 
 impl fmt::Debug for RemoteBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteBuf").field("chunk", &self.chunk().index()).field("len", &self.len).finish()
+        f.debug_struct("RemoteBuf")
+            .field("chunk", &self.chunk().index())
+            .field("len", &self.len())
+            .finish()
     }
 }

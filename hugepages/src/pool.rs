@@ -7,14 +7,16 @@
 //! ```
 //! The magazines are the hysteresis: a block that comes and goes neither splits nor merges anything.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use crate::arena::{Chunk, ChunkInfo, ChunkInner, orphan};
-use crate::block::{BLOCK_MIN, BlockNumber, CHUNKS_MAX, CLASSES, Extent, Home, Ledger, MAX_BUF, class_of};
-use crate::buf::{Buf, RemoteBuf};
+use crate::block::{
+    BLOCK_MIN, BlockNumber, CHUNKS_MAX, CLASSES, Extent, Home, Ledger, MAX_BUF, class_of,
+};
+use crate::buf::{Buf, Ready, RemoteBuf};
+use crate::sync::Arc;
 
 /// Blocks that a magazine holds, per class from 4 KiB up: enough that a queue of 256 small commands, or a few streams of
 /// large ones, comes and goes without the ledger; small enough that merging all of them takes microseconds.
@@ -29,17 +31,31 @@ pub(crate) struct View {
     pub(crate) home: Option<u16>,
 }
 
+impl View {
+    /// True if a buffer that is dropped goes back into a magazine of this core; false if its home is another, or ended.
+    #[inline]
+    pub(crate) fn returns_here(&self) -> bool {
+        self.home.is_some() && self.core.open.get()
+    }
+}
+
 /// What outlives the pool's handles while buffers are out.
 #[derive(Debug)]
 pub(crate) struct Core {
     id: u16,
     home: Arc<Home>,
+    /// False once the last handle is gone: buffers that come back then go to the ledger.
+    open: Cell<bool>,
     state: RefCell<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    magazines: [Vec<Extent>; CLASSES],
+    /// Whole blocks at hand, ready to be handed out; empty once the last handle is gone (they refer back to the core).
+    magazines: [Vec<Ready>; CLASSES],
+    bytes_in_use: usize,
+    bytes_high_water: usize,
+    freed: u64,
     ledger: Ledger,
     /// By slot: the chunks this pool is home to.
     chunks: Vec<Arc<ChunkInner>>,
@@ -47,12 +63,8 @@ struct State {
     views: Vec<Rc<View>>,
     /// By chunk index: chunks of other pools, while a handle lives.
     known: Vec<Option<Rc<View>>>,
-    in_use: [usize; CLASSES],
     bytes_total: usize,
-    bytes_in_use: usize,
-    bytes_high_water: usize,
     failures: u64,
-    freed: u64,
     remote_returns: u64,
 }
 
@@ -63,7 +75,9 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        self.core.open.set(false);
         let state = &mut *self.core.state.borrow_mut();
+        state.flush();
         // Views that buffers still hold stay with them.
         state.views.clear();
         state.known.clear();
@@ -81,7 +95,10 @@ pub struct Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("id", &self.core.id).field("handles", &Rc::strong_count(&self.handle)).finish()
+        f.debug_struct("Pool")
+            .field("id", &self.core.id)
+            .field("handles", &Rc::strong_count(&self.handle))
+            .finish()
     }
 }
 
@@ -90,7 +107,7 @@ impl fmt::Debug for Pool {
 pub struct ClassStats {
     /// Bytes of one buffer of the class.
     pub size: usize,
-    /// Buffers out, those on other cores included. A split buffer counts once.
+    /// Buffers out, on this core or another. A split buffer counts once.
     pub in_use: usize,
     /// Buffers at hand in the magazine, neither out nor merged.
     pub cached: usize,
@@ -121,22 +138,24 @@ impl Pool {
         let core = Rc::new(Core {
             id,
             home: Arc::new(Home::new()),
+            open: Cell::new(true),
             state: RefCell::new(State {
                 magazines: std::array::from_fn(|class| Vec::with_capacity(MAGAZINE[class])),
+                bytes_in_use: 0,
+                bytes_high_water: 0,
+                freed: 0,
                 ledger: Ledger::new(),
                 chunks: Vec::new(),
                 views: Vec::new(),
                 known: Vec::new(),
-                in_use: [0; CLASSES],
                 bytes_total: 0,
-                bytes_in_use: 0,
-                bytes_high_water: 0,
                 failures: 0,
-                freed: 0,
                 remote_returns: 0,
             }),
         });
-        let handle = Rc::new(Handle { core: Rc::clone(&core) });
+        let handle = Rc::new(Handle {
+            core: Rc::clone(&core),
+        });
         Self { core, handle }
     }
 
@@ -156,14 +175,18 @@ impl Pool {
         let (chunk, table) = chunk.settle(&self.core.home, slot as u16);
         state.bytes_total += chunk.len();
         state.ledger.add(table);
-        let view = View { core: Rc::clone(&self.core), chunk: Arc::clone(&chunk), home: Some(slot as u16) };
+        let view = View {
+            core: Rc::clone(&self.core),
+            chunk: Arc::clone(&chunk),
+            home: Some(slot as u16),
+        };
         state.chunks.push(chunk);
         state.views.push(Rc::new(view));
         state.freed += 1;
     }
 
     /// Prepares [`Pool::import`] for buffers of another pool's chunk. A control event: allocates heap, so that the
-    /// first import need not.
+    /// first import need not. The chunk stays mapped while this pool lives.
     pub fn know(&self, chunk: &ChunkInfo) {
         let inner = chunk.inner();
         if !self.core.is_home_of(inner) {
@@ -183,15 +206,13 @@ impl Pool {
         }
         let class = class_of(len);
         let state = &mut *self.core.state.borrow_mut();
-        let extent = match state.magazines[class].pop() {
-            Some(extent) => extent,
+        let ready = match state.magazines[class].pop() {
+            Some(ready) => ready,
             None => self.core.refill(state, class)?,
         };
-        state.in_use[class] += 1;
-        state.bytes_in_use += extent.len();
+        state.bytes_in_use += BLOCK_MIN << class;
         state.bytes_high_water = state.bytes_high_water.max(state.bytes_in_use);
-        let view = Rc::clone(&state.views[extent.number().slot()]);
-        Some(Buf::new(view, extent, len))
+        Some(ready.into_buf(len))
     }
 
     /// Takes in a buffer that came from another core, whoever's home it is; it returns there when dropped.
@@ -230,7 +251,7 @@ impl Pool {
             bytes_high_water: state.bytes_high_water,
             classes: std::array::from_fn(|class| ClassStats {
                 size: BLOCK_MIN << class,
-                in_use: state.in_use[class],
+                in_use: state.in_use(class),
                 cached: state.magazines[class].len(),
             }),
             failures: state.failures,
@@ -242,23 +263,39 @@ impl Pool {
     /// Buffers of this pool that are still out after collecting: at shutdown, the leaks.
     pub fn leaked(&self) -> usize {
         self.collect();
-        self.core.state.borrow().in_use.iter().sum()
+        let state = self.core.state.borrow();
+        (0..CLASSES).map(|class| state.in_use(class)).sum()
     }
 }
 
 impl Core {
-    /// Takes a home buffer back on its own core.
+    /// Takes a whole block back, its buffer dropped on its own core while the pool is open.
     #[inline]
-    pub(crate) fn put(&self, extent: Extent) {
-        self.state.borrow_mut().put(extent);
+    pub(crate) fn put(&self, ready: Ready) {
+        let state = &mut *self.state.borrow_mut();
+        state.bytes_in_use -= BLOCK_MIN << ready.order();
+        state.freed += 1;
+        state.stow(ready);
+    }
+
+    /// Takes a block back after the pool's end.
+    #[cold]
+    pub(crate) fn settle(&self, extent: Extent) {
+        self.state.borrow_mut().ledger.give(extent);
     }
 
     fn is_home_of(&self, chunk: &ChunkInner) -> bool {
-        chunk.home().is_some_and(|link| Arc::ptr_eq(&link.home, &self.home))
+        chunk
+            .home()
+            .is_some_and(|link| Arc::ptr_eq(&link.home, &self.home))
     }
 
     /// The view of a chunk of another pool, made if this is the first look at it.
-    fn view_of(self: &Rc<Self>, chunk: &ChunkInner, share: impl FnOnce() -> Arc<ChunkInner>) -> Rc<View> {
+    fn view_of(
+        self: &Rc<Self>,
+        chunk: &ChunkInner,
+        share: impl FnOnce() -> Arc<ChunkInner>,
+    ) -> Rc<View> {
         let state = &mut *self.state.borrow_mut();
         let index = usize::from(chunk.index());
         if state.known.len() <= index {
@@ -268,17 +305,21 @@ impl Core {
             Some(view) if std::ptr::eq(&*view.chunk, chunk) => Rc::clone(view),
             // Empty, or the chunk of that index in another arena.
             entry => {
-                let view = View { core: Rc::clone(self), chunk: share(), home: None };
+                let view = View {
+                    core: Rc::clone(self),
+                    chunk: share(),
+                    home: None,
+                };
                 Rc::clone(entry.insert(Rc::new(view)))
             }
         }
     }
 
     #[cold]
-    fn refill(&self, state: &mut State, class: usize) -> Option<Extent> {
+    fn refill(&self, state: &mut State, class: usize) -> Option<Ready> {
         let order = class as u8;
         if let Some(extent) = state.ledger.take(order) {
-            return Some(extent);
+            return Some(state.ready(extent));
         }
         // Dry: fetch what other cores returned and merge everything at hand. At most the sum of MAGAZINE blocks.
         if !self.home.is_empty() {
@@ -287,71 +328,85 @@ impl Core {
         state.flush();
         let extent = state.ledger.take(order);
         state.failures += u64::from(extent.is_none());
-        extent
+        Some(state.ready(extent?))
     }
 
+    /// Takes the blocks off the return list.
     fn collect(&self, state: &mut State) -> usize {
-        let first = self.home.take();
-        let landed = state.land(first);
-        state.remote_returns += landed as u64;
-        landed
+        let mut landed = 0;
+        let mut next = self.home.take();
+        while let Some(number) = next {
+            next = state.after(number);
+            let extent = state.ledger.landed(number);
+            state.bytes_in_use -= extent.len();
+            let ready = state.ready(extent);
+            state.stow(ready);
+            landed += 1;
+        }
+        state.freed += landed;
+        state.remote_returns += landed;
+        landed as usize
     }
 }
 
 impl State {
+    /// A block of the ledger, ready for a magazine or a buffer.
+    fn ready(&self, extent: Extent) -> Ready {
+        let view = Rc::clone(&self.views[extent.number().slot()]);
+        Ready::new(view, extent)
+    }
+
+    /// Puts a block into the magazine of its class.
     #[inline]
-    fn put(&mut self, extent: Extent) {
-        let class = usize::from(extent.order());
-        self.in_use[class] -= 1;
-        self.bytes_in_use -= extent.len();
-        self.freed += 1;
-        if self.magazines[class].len() == MAGAZINE[class] {
-            self.spill(class);
+    fn stow(&mut self, ready: Ready) {
+        let magazine = &mut self.magazines[usize::from(ready.order())];
+        if magazine.len() == magazine.capacity() {
+            Self::spill(magazine, &mut self.ledger);
         }
-        self.magazines[class].push(extent);
+        magazine.push(ready);
     }
 
     /// Gives the colder half of a full magazine to the ledger.
     #[cold]
-    fn spill(&mut self, class: usize) {
-        for extent in self.magazines[class].drain(..MAGAZINE[class] / 2) {
-            self.ledger.give(extent);
+    fn spill(magazine: &mut Vec<Ready>, ledger: &mut Ledger) {
+        for ready in magazine.drain(..magazine.len() / 2) {
+            ledger.give(ready.into_extent());
         }
     }
 
     /// Gives all magazines to the ledger, so that everything free is merged.
     fn flush(&mut self) {
         for magazine in &mut self.magazines {
-            for extent in magazine.drain(..) {
-                self.ledger.give(extent);
+            for ready in magazine.drain(..) {
+                self.ledger.give(ready.into_extent());
             }
         }
     }
 
-    /// Takes back a chain of blocks from the return list.
-    fn land(&mut self, first: Option<BlockNumber>) -> usize {
-        let mut landed = 0;
-        let mut next = first;
-        while let Some(number) = next {
-            // Before the block is put: from then on the link may be written again.
-            next = Home::next(self.chunks[number.slot()].block(number.page()));
-            let extent = self.ledger.landed(number);
-            self.put(extent);
-            landed += 1;
-        }
-        landed
+    /// The block after `number` on the return list; read before `number` is used again, since the link may be written
+    /// from then on.
+    fn after(&self, number: BlockNumber) -> Option<BlockNumber> {
+        Home::next(self.chunks[number.slot()].block(number.page()))
+    }
+
+    /// Buffers of a class that are out.
+    fn in_use(&self, class: usize) -> usize {
+        self.ledger.out(class) - self.magazines[class].len()
     }
 }
 
 impl Drop for Core {
     /// The last handle and the last buffer on this core are gone. What other cores still have keeps its chunk alive.
     fn drop(&mut self) {
-        let first = self.home.close();
         let state = self.state.get_mut();
-        state.land(first);
-        state.flush();
+        let mut next = self.home.close();
+        while let Some(number) = next {
+            next = state.after(number);
+            let extent = state.ledger.landed(number);
+            state.ledger.give(extent);
+        }
         for (slot, chunk) in state.chunks.drain(..).enumerate() {
-            orphan(chunk, state.ledger.out(slot));
+            orphan(chunk, state.ledger.out_of_chunk(slot));
         }
     }
 }

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -183,12 +184,24 @@ def _tail(path, lines=30):
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
 
 
-def with_closure(binary):
+def guest_payload(script, binaries=(), arguments=()):
+    """The payload that runs a test script: its directory as /test/guest, the programs it tests in /test/bin."""
+    script = pathlib.Path(script).resolve()
+    entries = {f"guest/{path.name}": path for path in sorted(script.parent.iterdir()) if path.is_file()}
+    for binary in binaries:
+        entries.update(_with_closure(pathlib.Path(binary)))
+    words = shlex.join([f"guest/{script.name}", *arguments])
+    entries["run"] = f"#!/bin/sh\nexec {words}\n".encode()
+    return entries
+
+
+def _with_closure(binary):
     """Payload entries that run a program of this machine in a guest with an older or newer libc.
 
     The program and what `ldd` names go along; `bin/NAME` is a script that starts it with this machine's loader.
     """
-    binary = pathlib.Path(binary)
+    if not binary.exists():
+        raise RigError(f"{binary} does not exist: build it first")
     listing = subprocess.run(["ldd", binary], capture_output=True, text=True, check=False)
     entries = {f"lib/{binary.name}": binary}
     loader = None

@@ -126,9 +126,7 @@ def archive_uri():
         line.split("=", 1) for line in pathlib.Path("/etc/os-release").read_text().splitlines() if "=" in line
     )
     codename = release.get("VERSION_CODENAME", "").strip('"')
-    text = run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
-    )
+    text = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"])
     for line in text.splitlines():
         uri, suite, component = line.split()
         if suite == codename and component == "main":

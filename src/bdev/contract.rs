@@ -214,4 +214,11 @@ pub trait Channel {
     /// gives it to [`Reactor::complete`] exactly once, never inside this call. Never refuses for want of room: what does
     /// not fit waits in the channel's own list.
     fn submit(&self, io: Io) -> Poll<Io>;
+
+    /// Asks for an early end of the pending I/O of that slot of the reactor's table; it still completes in its own right. Returns
+    /// whether the device will end it. Best effort: most devices cannot.
+    fn abort(&self, io_slot: u32) -> bool {
+        let _ = io_slot;
+        false
+    }
 }

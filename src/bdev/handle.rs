@@ -8,9 +8,15 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::contract::{BlockDevice, Channel, Common, DeviceError};
+use super::forward::Forward;
+use super::split::Split;
 use super::stats::Stats;
+use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
 use crate::reactor::io::{Frame, Io, IoOp, IoStatus};
+
+/// How often a device that goes looks whether its last user has gone, in nanoseconds.
+const LINGER_NS: u64 = 1_000_000;
 
 /// An opened device on one reactor. Clones share the channel and the counters.
 #[derive(Clone)]
@@ -36,26 +42,65 @@ fn opened(reactor: &Reactor) -> Rc<Opened> {
 impl Handle {
     /// The device's channel on this reactor, made at the first call.
     ///
+    /// A device that is not concurrent is reached at its home, and one whose limits ask for it gets I/Os cut to size.
+    ///
     /// # Errors
-    /// What the device says.
+    /// What the device says; a device that is closing is not opened any more.
     pub fn open(reactor: &Rc<Reactor>, device: &Arc<dyn BlockDevice>) -> Result<Handle, DeviceError> {
         let all = opened(reactor);
-        if let Some(handle) = all.0.borrow().get(&device.common().id()) {
+        let common = device.common();
+        if let Some(handle) = all.0.borrow().get(&common.id()) {
             return Ok(handle.clone());
         }
-        let handle = Handle {
-            reactor: reactor.clone(),
-            channel: device.open(reactor)?,
-            device: device.clone(),
-            stats: Rc::default(),
+        if common.is_closing() {
+            return Err(DeviceError::Refused(format!("volume \"{}\" is being removed", common.traits().name)));
+        }
+        let channel: Rc<dyn Channel> = if !common.traits().concurrent && reactor.id() != common.home() {
+            Rc::new(Forward::open(reactor, device)?)
+        } else {
+            Split::guard(reactor, common.traits(), device.open(reactor)?)?
         };
-        all.0.borrow_mut().insert(device.common().id(), handle.clone());
+        let handle = Handle { reactor: reactor.clone(), channel, device: device.clone(), stats: Rc::default() };
+        all.0.borrow_mut().insert(common.id(), handle.clone());
         Ok(handle)
     }
 
-    /// Forgets the channel of a device that was closed; it goes when the last handle is dropped.
-    pub fn forget(reactor: &Reactor, id: u32) {
-        opened(reactor).0.borrow_mut().remove(&id);
+    /// Ends what is in flight on this reactor on a device that was closed, best effort, by a reset of its own.
+    ///
+    /// Returns when nothing is left; at once if the device is not open here.
+    pub async fn drain(reactor: &Rc<Reactor>, id: u32) {
+        let Some(handle) = opened(reactor).0.borrow().get(&id).cloned() else {
+            return;
+        };
+        let mut io = loop {
+            match reactor.create_io() {
+                Some(io) => break io,
+                None => reactor.sleep(LINGER_NS).await,
+            }
+        };
+        io.prepare(IoOp::Reset, 0, 0);
+        let io = reactor.run_io(io, |io| handle.channel.submit(io)).await;
+        reactor.retire_io(io);
+    }
+
+    /// Takes leave of a device that was closed: ends what is in flight on this reactor, waits until nobody has a handle any more, and
+    /// drops the channel.
+    pub async fn forget(reactor: &Rc<Reactor>, id: u32) {
+        // Kept in the table meanwhile: a second caller waits for the same.
+        Handle::drain(reactor, id).await;
+        loop {
+            let idle = match opened(reactor).0.borrow().get(&id) {
+                Some(handle) => Rc::strong_count(&handle.channel) == 1,
+                None => return,
+            };
+            if idle {
+                break;
+            }
+            reactor.sleep(LINGER_NS).await;
+        }
+        let last = opened(reactor).0.borrow_mut().remove(&id);
+        // Dropped while nothing is borrowed: a layer's channel takes the handle of its base with it.
+        drop(last);
     }
 
     /// All devices opened on a reactor.
@@ -83,7 +128,7 @@ impl Handle {
     fn check(&self, io: &Io) -> Result<(), IoStatus> {
         let common = self.device.common();
         let traits = common.traits();
-        if common.is_closing() {
+        if common.is_closing() && io.op != IoOp::Reset {
             return Err(IoStatus::Gone);
         }
         if !traits.ops.has(io.op) {
@@ -104,7 +149,8 @@ impl Handle {
             }
         }
         let data = io.data.bytes();
-        if data != io.op.data_len(io.len) && !(traits.keeps_nothing && data == 0) {
+        let wrong = data != io.op.data_len(io.len) || data > TRANSFER_MAX as u64;
+        if wrong && !(traits.keeps_nothing && data == 0) {
             return Err(IoStatus::DataLength);
         }
         Ok(())
@@ -112,12 +158,24 @@ impl Handle {
 
     /// Submits an I/O whose end the caller collects itself; see [`Handle::execute`] for tasks.
     #[inline]
-    pub fn submit(&self, mut io: Io) -> Poll<Io> {
+    pub fn submit(&self, io: Io) -> Poll<Io> {
+        self.stats.taken();
+        self.relay(io)
+    }
+
+    /// As [`Handle::submit`] for an I/O that another handle on this device has counted.
+    #[inline]
+    pub(super) fn relay(&self, mut io: Io) -> Poll<Io> {
         io.start = self.reactor.clock().stamp();
         match self.check(&io) {
             Ok(()) => self.channel.submit(io),
             Err(status) => Poll::Ready(io.with_status(status)),
         }
+    }
+
+    /// Asks for an early end of a pending I/O; see [`Channel::abort`].
+    pub fn abort(&self, io_slot: u32) -> bool {
+        self.channel.abort(io_slot)
     }
 
     /// Counts a completed I/O.

@@ -9,17 +9,27 @@
 //!   task  <- landed <- frames unwind, layer by layer <- Reactor::complete <---+
 //! ```
 //!
+//! Two things stand between a handle and its channel where they are needed: `forward` takes the I/Os of a device that is not
+//! concurrent to its home, and `split` cuts what is larger than the device's limits.
+//!
 //! | device | what it is | volatile cache | concurrent |
 //! |---|---|---|---|
 //! | [`device::null`] | takes everything, keeps nothing | no | yes |
 //! | [`device::malloc`] | RAM | no | yes |
+//!
+//! | layer | what it does |
+//! |---|---|
+//! | [`layer::inject`] | fails, delays and holds I/Os by rules |
 
 pub mod contract;
 pub mod device;
 pub mod exclusion;
+mod forward;
 mod handle;
+pub mod layer;
 pub mod load;
 pub mod scatter;
+mod split;
 mod stats;
 pub mod steps;
 

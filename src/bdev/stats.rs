@@ -25,6 +25,7 @@ pub struct OpCount {
 /// Filled by the reactor that owns it, read by messages.
 #[derive(Debug)]
 pub struct Stats {
+    in_flight: Cell<u32>,
     counts: [Cell<OpCount>; IoOp::ALL.len()],
     read_latency: RefCell<Histogram<u64>>,
     write_latency: RefCell<Histogram<u64>>,
@@ -47,14 +48,31 @@ impl Default for Stats {
     fn default() -> Stats {
         let histogram =
             || RefCell::new(Histogram::new_with_bounds(1, LATENCY_NS_MAX, DIGITS).expect("bounds that it accepts"));
-        Stats { counts: Default::default(), read_latency: histogram(), write_latency: histogram() }
+        Stats {
+            in_flight: Cell::new(0),
+            counts: Default::default(),
+            read_latency: histogram(),
+            write_latency: histogram(),
+        }
     }
 }
 
 impl Stats {
+    /// Counts an I/O that was taken.
+    #[inline]
+    pub fn taken(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    /// I/Os taken and not completed.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
     /// Counts a completed I/O that was taken at `io.start`.
     #[inline]
     pub fn record(&self, io: &IoCell, now: u64) {
+        self.in_flight.set(self.in_flight.get().wrapping_sub(1));
         let cell = &self.counts[io.op as usize];
         let mut count = cell.get();
         count.ios += 1;

@@ -1,4 +1,10 @@
-//! What stands outside the data path: the command line and the configuration. Nothing here runs on a reactor.
+//! What stands outside the data path: command line, configuration, start, reload and end. Nothing here runs on a reactor
+//! other than by message.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod log;
+pub mod serve;
+mod shutdown;
+mod volumes;

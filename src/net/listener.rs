@@ -1,11 +1,11 @@
 //! A listening socket whose connections are spread over the reactors before a byte of them is read.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::reactor::Reactor;
 use crate::reactor::mailbox::Message;
+use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{FileId, Op, Payload};
 
 /// Accepts on one reactor; see [`Listener::start`].
@@ -18,11 +18,16 @@ pub struct Listener {
 }
 
 /// What to do with a connection, on the reactor it was given to.
-pub type OnConnection = fn(&Rc<Reactor>, OwnedFd);
+pub type OnConnection = fn(&Rc<Reactor>, Descriptor);
 
 impl Listener {
     /// Accepts connections of a bound and listening socket and hands each to the next reactor in turn, where `serve` takes it.
-    pub fn start(reactor: &Rc<Reactor>, fd: OwnedFd, address: SocketAddr, serve: OnConnection) -> Rc<Listener> {
+    pub fn start(
+        reactor: &Rc<Reactor>,
+        fd: impl Into<Descriptor>,
+        address: SocketAddr,
+        serve: OnConnection,
+    ) -> Rc<Listener> {
         let listener = Rc::new(Listener {
             reactor: reactor.clone(),
             file: reactor.add_file(fd),

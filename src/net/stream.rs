@@ -1,16 +1,15 @@
 //! A connected socket of one reactor.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use hugepages::Buf;
 
 use crate::reactor::Reactor;
+use crate::sys::descriptor::Descriptor;
 use crate::sys::limits::RX_BUFFER_LEN;
 use crate::sys::op::{FileId, Op, OpToken, Payload};
-use crate::sys::socket;
 use crate::sys::tx::TxBatch;
 
 /// Why a stream ended.
@@ -24,6 +23,9 @@ pub enum StreamError {
     Os(i32),
 }
 
+/// An address that is not known yet.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// A stream; dropping it closes the socket, once the kernel is done with what is in flight.
 pub struct Stream {
     reactor: Rc<Reactor>,
@@ -31,7 +33,10 @@ pub struct Stream {
     peer: SocketAddr,
     local: SocketAddr,
     receiving: Cell<Option<OpToken>>,
+    /// No more receives.
     shut: Cell<bool>,
+    /// Shutdown was asked for.
+    down: Cell<bool>,
 }
 
 impl Stream {
@@ -39,11 +44,28 @@ impl Stream {
     ///
     /// # Errors
     /// If the peer is gone already.
-    pub fn adopt(reactor: &Rc<Reactor>, fd: OwnedFd) -> std::io::Result<Stream> {
-        let (peer, local) = (socket::peer(&fd)?, socket::local(&fd)?);
-        socket::no_delay(&fd)?;
-        let file = reactor.add_file(fd);
-        Ok(Stream { reactor: reactor.clone(), file, peer, local, receiving: Cell::new(None), shut: Cell::new(false) })
+    pub fn adopt(reactor: &Rc<Reactor>, fd: impl Into<Descriptor>) -> std::io::Result<Stream> {
+        let mut stream = Stream::over(reactor, reactor.add_file(fd), NOWHERE, NOWHERE);
+        stream.establish()?;
+        Ok(stream)
+    }
+
+    /// A socket in the reactor's table, which closes with the stream from now on.
+    fn over(reactor: &Rc<Reactor>, file: FileId, peer: SocketAddr, local: SocketAddr) -> Stream {
+        Stream {
+            reactor: reactor.clone(),
+            file,
+            peer,
+            local,
+            receiving: Cell::new(None),
+            shut: Cell::new(false),
+            down: Cell::new(false),
+        }
+    }
+
+    fn establish(&mut self) -> std::io::Result<()> {
+        (self.peer, self.local) = self.reactor.establish_socket(self.file)?;
+        Ok(())
     }
 
     /// Connects to `to`.
@@ -51,29 +73,13 @@ impl Stream {
     /// # Errors
     /// What connect(2) says.
     pub async fn connect(reactor: &Rc<Reactor>, to: SocketAddr) -> std::io::Result<Stream> {
-        let fd = socket::stream(to)?;
-        let names = fd.try_clone()?;
-        let file = reactor.add_file(fd);
-        let done = reactor.op(Op::Connect { file, to }).await;
-        let adopted = if done.result < 0 {
-            Err(std::io::Error::from_raw_os_error(-done.result))
-        } else {
-            socket::no_delay(&names).and_then(|()| Ok((socket::peer(&names)?, socket::local(&names)?)))
-        };
-        match adopted {
-            Ok((peer, local)) => Ok(Stream {
-                reactor: reactor.clone(),
-                file,
-                peer,
-                local,
-                receiving: Cell::new(None),
-                shut: Cell::new(false),
-            }),
-            Err(error) => {
-                reactor.remove_file(file);
-                Err(error)
-            }
+        let mut stream = Stream::over(reactor, reactor.add_socket(to)?, to, NOWHERE);
+        let done = reactor.op(Op::Connect { file: stream.file, to }).await;
+        if done.result < 0 {
+            return Err(std::io::Error::from_raw_os_error(-done.result));
         }
+        stream.establish()?;
+        Ok(stream)
     }
 
     /// The other end.
@@ -119,27 +125,32 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Stream::recv`]; a stream that ends in the middle is [`StreamError::Closed`].
-    pub async fn recv_into(&self, mut buf: Buf, mut from: usize) -> Result<Buf, StreamError> {
+    pub async fn recv_into(&self, buf: Buf, from: usize) -> Result<Buf, StreamError> {
+        let (buf, result) = self.fill(buf, from).await;
+        result.map(|()| buf)
+    }
+
+    /// As [`Stream::recv_into`] for a buffer that is wanted back in any case; after an error its contents from `from` on are
+    /// undefined.
+    pub async fn fill(&self, mut buf: Buf, mut from: usize) -> (Buf, Result<(), StreamError>) {
         while from < buf.len() {
             if self.shut.get() {
-                return Err(StreamError::Closed);
+                return (buf, Err(StreamError::Closed));
             }
             let op = self.reactor.op(Op::RecvInto { file: self.file, buf, from: from as u32 });
             self.receiving.set(Some(op.token()));
             let done = op.await;
             self.receiving.set(None);
-            let Payload::Buf(back) = done.payload else {
-                return Err(StreamError::Closed);
-            };
+            let Payload::Buf(back) = done.payload else { unreachable!("a receive gives its buffer back") };
             buf = back;
             match done.result {
-                0 => return Err(StreamError::Closed),
+                0 => return (buf, Err(StreamError::Closed)),
                 n if n > 0 => from += n as usize,
                 e if e == -libc::EINTR || e == -libc::EAGAIN => {}
-                e => return Err(StreamError::Os(-e)),
+                e => return (buf, Err(StreamError::Os(-e))),
             }
         }
-        Ok(buf)
+        (buf, Ok(()))
     }
 
     /// Sends the whole batch. The batch comes back in any case; its payloads are the kernel's until then.
@@ -161,19 +172,20 @@ impl Stream {
         (batch, Ok(()))
     }
 
-    /// Ends both directions: what was sent still goes out, then a FIN; a receive in flight ends.
-    pub fn shut_down(&self) {
-        if !self.shut.replace(true) {
-            self.reactor.op_unheard(Op::Shutdown { file: self.file });
-            if let Some(token) = self.receiving.get() {
-                self.reactor.cancel_op(token);
-            }
+    /// Receives no more: a receive in flight ends, and so does every later one. Sending goes on.
+    pub fn stop_receiving(&self) {
+        self.shut.set(true);
+        if let Some(token) = self.receiving.get() {
+            self.reactor.cancel_op(token);
         }
     }
 
-    /// Whether [`Stream::shut_down`] was called.
-    pub fn is_shut(&self) -> bool {
-        self.shut.get()
+    /// Ends both directions: what was sent still goes out, then a FIN; a receive in flight ends.
+    pub fn shut_down(&self) {
+        self.stop_receiving();
+        if !self.down.replace(true) {
+            self.reactor.op_unheard(Op::Shutdown { file: self.file });
+        }
     }
 }
 

@@ -14,6 +14,9 @@ const PARTS: usize = 256;
 /// Header bytes of a batch.
 const HEADS: usize = 16 * 1024;
 
+/// Data buffers of one connection that may be in use at a time, in bytes: eight of the largest transfer.
+pub const RESERVE_MAX: usize = 8 << 20;
+
 /// Spare batches of a reactor: a connection with nothing to send holds none.
 #[derive(Default)]
 struct Spares(RefCell<Vec<Box<TxBatch>>>);
@@ -35,6 +38,9 @@ pub struct Tx {
     /// Grows with each batch handed to the kernel.
     handed: Cell<u64>,
     waiters: RefCell<VecDeque<TaskId>>,
+    /// Bytes of data buffers in use for this connection, unsent ones included.
+    reserved: Cell<usize>,
+    reserve_waiters: RefCell<VecDeque<TaskId>>,
     ended: Cell<Option<StreamError>>,
     finishing: Cell<bool>,
 }
@@ -49,13 +55,15 @@ impl Tx {
             sender: Cell::new(TaskId::NONE),
             handed: Cell::new(0),
             waiters: RefCell::new(VecDeque::new()),
+            reserved: Cell::new(0),
+            reserve_waiters: RefCell::new(VecDeque::new()),
             ended: Cell::new(None),
             finishing: Cell::new(false),
         }
     }
 
     /// Waits until the open batch takes `parts` entries and `heads` header bytes, then appends by `fill`. Returns the number
-    /// to pass to [`Tx::handed_over`].
+    /// that [`Tx::handed`] will have reached when it is with the kernel.
     ///
     /// # Errors
     /// If the stream has ended; nothing was appended.
@@ -88,10 +96,17 @@ impl Tx {
         Ok(self.handed.get() + 1)
     }
 
-    /// Waits until the batch of that number is with the kernel: only then can the peer have seen any of it.
-    pub async fn handed_over(&self, reactor: &Reactor, number: u64) {
+    /// The number of the last batch given to the kernel: only what is in it or before can the peer have seen.
+    #[inline]
+    pub fn handed(&self) -> u64 {
+        self.handed.get()
+    }
+
+    /// Waits until another batch is given to the kernel, or the stream has ended.
+    pub async fn next_handed(&self, reactor: &Reactor) {
+        let now = self.handed.get();
         std::future::poll_fn(|_| {
-            if self.handed.get() >= number || self.ended.get().is_some() {
+            if self.handed.get() != now || self.ended.get().is_some() {
                 return Poll::Ready(());
             }
             self.waiters.borrow_mut().push_back(reactor.current_task());
@@ -100,15 +115,39 @@ impl Tx {
         .await;
     }
 
+    /// Waits until `len` bytes of data buffers may be in use for this connection beside those that are: a peer that does not
+    /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool. Payloads pushed with
+    /// [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
+    pub async fn reserve(&self, reactor: &Reactor, len: usize) {
+        std::future::poll_fn(|_| {
+            let reserved = self.reserved.get();
+            if reserved == 0 || reserved + len <= RESERVE_MAX || self.ended.get().is_some() {
+                self.reserved.set(reserved + len);
+                return Poll::Ready(());
+            }
+            self.reserve_waiters.borrow_mut().push_back(reactor.current_task());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Gives back what [`Tx::reserve`] took for a buffer that is not sent.
+    pub fn unreserve(&self, reactor: &Reactor, len: usize) {
+        self.reserved.set(self.reserved.get().saturating_sub(len));
+        for task in self.reserve_waiters.borrow_mut().drain(..) {
+            reactor.wake(task);
+        }
+    }
+
     /// Lets [`Tx::run`] end once everything appended so far was sent.
     pub fn finish(&self, reactor: &Reactor) {
         self.finishing.set(true);
         reactor.wake(self.sender.get());
     }
 
-    /// Whether everything appended was taken by the kernel.
-    pub fn is_drained(&self) -> bool {
-        !self.sending.get() && self.open.borrow().is_none()
+    /// Whether [`Tx::run`] is over: all was sent, or nothing can be any more.
+    pub fn has_ended(&self) -> bool {
+        self.ended.get().is_some()
     }
 
     /// Sends until [`Tx::finish`] or the stream's end: the body of the connection's sending task.
@@ -133,6 +172,7 @@ impl Tx {
             self.wake_waiters(reactor);
             let (mut batch, result) = stream.send(batch).await;
             self.sending.set(false);
+            self.unreserve(reactor, batch.payload());
             batch.clear();
             self.spares.0.borrow_mut().push(batch);
             if let Err(error) = result {
@@ -149,6 +189,7 @@ impl Tx {
             self.spares.0.borrow_mut().push(batch);
         }
         self.wake_waiters(reactor);
+        self.unreserve(reactor, 0);
     }
 
     fn wake_waiters(&self, reactor: &Reactor) {

@@ -1,10 +1,13 @@
 //! The one door to the world: a closed set of operations with owned buffers, token in, completion out.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hugepages::ChunkInfo;
 
+use super::sim::SimRing;
+use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{Completion, FileId, Op, OpToken, Owner};
 use crate::sys::uring::{RingStats, Uring};
 
@@ -12,6 +15,8 @@ use crate::sys::uring::{RingStats, Uring};
 pub enum Backend {
     /// The kernel, over one io_uring.
     Uring(Box<Uring>),
+    /// A simulated world.
+    Sim(SimRing),
     /// Nobody any more: the reactor has shut down.
     Closed,
 }
@@ -20,6 +25,7 @@ macro_rules! each {
     ($self:expr, $b:ident => $do:expr, closed => $closed:expr) => {
         match $self {
             Backend::Uring($b) => $do,
+            Backend::Sim($b) => $do,
             Backend::Closed => $closed,
         }
     };
@@ -53,9 +59,24 @@ impl Backend {
         each!(self, b => b.has_completions(), closed => false)
     }
 
-    /// Takes a file or socket.
-    pub(super) fn add_file(&mut self, fd: OwnedFd) -> FileId {
-        each!(self, b => b.add_file(fd), closed => panic!("a file after the reactor's end"))
+    /// Takes a file or socket of the same world.
+    pub(super) fn add_file(&mut self, fd: Descriptor) -> FileId {
+        match (self, fd) {
+            (Backend::Uring(b), Descriptor::Kernel(fd)) => b.add_file(fd),
+            (Backend::Sim(b), Descriptor::Simulated(fd)) => b.add_file(fd),
+            (Backend::Closed, _) => panic!("a file after the reactor's end"),
+            (_, fd) => panic!("{fd:?} belongs to another world"),
+        }
+    }
+
+    /// Makes a stream socket.
+    pub(super) fn add_socket(&mut self, to: SocketAddr) -> io::Result<FileId> {
+        each!(self, b => b.add_socket(to), closed => panic!("a socket after the reactor's end"))
+    }
+
+    /// Prepares a connected socket and says its addresses: the peer's, then its own.
+    pub(super) fn establish_socket(&mut self, file: FileId) -> io::Result<(SocketAddr, SocketAddr)> {
+        each!(self, b => b.establish(file), closed => panic!("a socket after the reactor's end"))
     }
 
     /// Closes a file or socket.
@@ -76,10 +97,5 @@ impl Backend {
     /// Counters.
     pub(super) fn stats(&self) -> RingStats {
         each!(self, b => b.stats(), closed => RingStats::default())
-    }
-
-    /// Operations in flight.
-    pub(super) fn in_flight(&self) -> usize {
-        each!(self, b => b.in_flight(), closed => 0)
     }
 }

@@ -10,15 +10,50 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crossbeam_queue::ArrayQueue;
-use hugepages::RemoteBuf;
+use hugepages::{Pool, Region, RemoteBuf};
 
 use super::Reactor;
-use super::io::{IoOp, IoStatus};
+use super::io::{IoOp, IoStatus, Segment, Segments};
 use crate::limits::{CONTROL_INBOX_LEN, MAILBOX_LEN, SEGMENTS_MAX};
-use crate::sys::socket::Eventfd;
+use crate::sys::socket::{Doorbell, Eventfd};
 
 /// A request that runs on another reactor.
 pub type Call = Box<dyn FnOnce(&Rc<Reactor>) + Send>;
+
+/// A [`Segment`] on its way to another reactor.
+#[derive(Debug)]
+pub enum RemoteSegment {
+    /// Memory of the DMA arena.
+    Buf(RemoteBuf),
+    /// A range of memory that several cores touch at once.
+    Region {
+        /// The memory.
+        region: Region,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+}
+
+impl From<Segment> for RemoteSegment {
+    fn from(segment: Segment) -> RemoteSegment {
+        match segment {
+            Segment::Buf(buf) => RemoteSegment::Buf(buf.into_remote()),
+            Segment::Region { region, offset, len } => RemoteSegment::Region { region, offset, len },
+        }
+    }
+}
+
+impl RemoteSegment {
+    /// As a segment of the reactor that `pool` belongs to.
+    pub fn import(self, pool: &Pool) -> Segment {
+        match self {
+            RemoteSegment::Buf(buf) => Segment::Buf(pool.import(buf)),
+            RemoteSegment::Region { region, offset, len } => Segment::Region { region, offset, len },
+        }
+    }
+}
 
 /// An I/O on its way to another reactor and back: a description and owned buffers, never the [`super::Io`] itself.
 ///
@@ -41,12 +76,52 @@ pub struct Parcel {
     pub trace: u64,
     /// First different byte of a compare.
     pub info: u64,
-    /// The data, at home on the sender's core.
-    pub data: [Option<RemoteBuf>; SEGMENTS_MAX],
+    /// The data, at home on the sender's core; pieces in order, from the first.
+    pub data: [Option<RemoteSegment>; SEGMENTS_MAX],
     /// Which device at the receiver: the sink's meaning.
     pub target: u32,
     /// The sender's sink and tag for the answer.
     pub reply_to: (u16, u32, u64),
+}
+
+impl Parcel {
+    /// An empty one, to be filled.
+    pub fn new() -> Parcel {
+        Parcel {
+            op: IoOp::Read,
+            fua: false,
+            class: 0,
+            status: IoStatus::Success,
+            offset: 0,
+            len: 0,
+            trace: 0,
+            info: 0,
+            data: [const { None }; SEGMENTS_MAX],
+            target: 0,
+            reply_to: (0, 0, 0),
+        }
+    }
+
+    /// Moves all pieces of `segments` into the parcel.
+    pub fn load(&mut self, segments: &mut Segments) {
+        let mut pieces = segments.take_all();
+        for (index, place) in self.data.iter_mut().enumerate() {
+            *place = pieces.take(index).map(RemoteSegment::from);
+        }
+    }
+
+    /// Moves all pieces out of the parcel, behind those that `segments` has.
+    pub fn unload(&mut self, segments: &mut Segments, pool: &Pool) {
+        for piece in self.data.iter_mut().map_while(Option::take) {
+            segments.push(piece.import(pool));
+        }
+    }
+}
+
+impl Default for Parcel {
+    fn default() -> Parcel {
+        Parcel::new()
+    }
 }
 
 /// What reactors send each other.
@@ -63,7 +138,7 @@ pub struct Shared {
     /// The reactor's number.
     pub id: u16,
     asleep: AtomicBool,
-    doorbell: Eventfd,
+    doorbell: Doorbell,
     inbox: ArrayQueue<Message>,
     stopping: AtomicBool,
     closed: AtomicBool,
@@ -85,15 +160,19 @@ pub struct Remote(Arc<Shared>);
 
 impl Remote {
     pub(super) fn new(id: u16) -> std::io::Result<Remote> {
-        Ok(Remote(Arc::new(Shared {
+        Ok(Remote::with_doorbell(id, Doorbell::Eventfd(Eventfd::new()?)))
+    }
+
+    pub(super) fn with_doorbell(id: u16, doorbell: Doorbell) -> Remote {
+        Remote(Arc::new(Shared {
             id,
             asleep: AtomicBool::new(false),
-            doorbell: Eventfd::new()?,
+            doorbell,
             inbox: ArrayQueue::new(CONTROL_INBOX_LEN),
             stopping: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             turns: AtomicU64::new(0),
-        })))
+        }))
     }
 
     /// The reactor's number.
@@ -139,6 +218,20 @@ impl Remote {
         receiver.recv().ok()
     }
 
+    /// As [`Remote::ask`], but waits no longer than `limit`.
+    pub fn ask_within<R: Send + 'static>(
+        &self,
+        limit: std::time::Duration,
+        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.send(Box::new(move |reactor| {
+            // The asker may have given up.
+            let _ = sender.send(f(reactor));
+        }));
+        receiver.recv_timeout(limit).ok()
+    }
+
     /// Asks the reactor's thread to end its loop after this turn.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
@@ -155,7 +248,7 @@ impl Remote {
         self.0.asleep.load(Ordering::Relaxed)
     }
 
-    pub(super) fn doorbell(&self) -> &Eventfd {
+    pub(super) fn doorbell(&self) -> &Doorbell {
         &self.0.doorbell
     }
 

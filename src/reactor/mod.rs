@@ -9,6 +9,7 @@ pub mod clock;
 pub mod futures;
 pub mod io;
 pub mod mailbox;
+pub mod sim;
 pub mod start;
 mod stats;
 mod task;
@@ -18,7 +19,7 @@ use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use hugepages::{Chunk, ChunkInfo, Pool};
 
 use crate::limits::{READY_BUDGET, SLEEP_NS_MAX, SPIN_NS, TASKS_PER_TURN};
+use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{Completion, FileId, Op, OpToken, Owner};
 use backend::Backend;
 use clock::{Clock, Entropy, TimeSource};
@@ -110,7 +112,7 @@ pub struct Reactor {
     mailbox: Mailbox,
     table: IoTable,
     completions: RefCell<VecDeque<Io>>,
-    layers: RefCell<Vec<Rc<dyn Layer>>>,
+    layers: RefCell<Vec<Option<Rc<dyn Layer>>>>,
     sinks: RefCell<Vec<Option<Named<dyn Sink>>>>,
     pollers: RefCell<Vec<Named<dyn Poller>>>,
     tasks: Tasks,
@@ -267,7 +269,10 @@ impl Reactor {
     #[inline]
     fn unwind(&self, mut io: Io) {
         while let Some(frame) = io.pop_frame() {
-            let done = self.layers.borrow()[frame.layer as usize].completed(io, frame);
+            let layers = self.layers.borrow();
+            let layer = layers[frame.layer as usize].as_ref().expect("a layer stays until its I/Os have ended");
+            let done = layer.completed(io, frame);
+            drop(layers);
             match done {
                 Poll::Ready(back) => io = back,
                 Poll::Pending => return,
@@ -437,8 +442,25 @@ impl Reactor {
     }
 
     /// Takes a descriptor into the backend's table.
-    pub fn add_file(&self, fd: OwnedFd) -> FileId {
-        self.backend.borrow_mut().add_file(fd)
+    pub fn add_file(&self, fd: impl Into<Descriptor>) -> FileId {
+        self.backend.borrow_mut().add_file(fd.into())
+    }
+
+    /// An unconnected stream socket that can reach `to`, in the backend's table.
+    ///
+    /// # Errors
+    /// What socket(2) says.
+    pub fn add_socket(&self, to: SocketAddr) -> std::io::Result<FileId> {
+        self.backend.borrow_mut().add_socket(to)
+    }
+
+    /// Prepares a connected socket of the backend for small answers and says the addresses of both ends: the peer's, then
+    /// its own.
+    ///
+    /// # Errors
+    /// If the peer has gone already.
+    pub fn establish_socket(&self, file: FileId) -> std::io::Result<(SocketAddr, SocketAddr)> {
+        self.backend.borrow_mut().establish_socket(file)
     }
 
     /// Closes a file or socket of the backend.
@@ -465,7 +487,9 @@ impl Reactor {
 
     /// Forgets a sink: it must have nothing in flight, since its number is given out again.
     pub fn remove_sink(&self, sink: u32) {
-        self.sinks.borrow_mut()[sink as usize] = None;
+        let removed = self.sinks.borrow_mut().get_mut(sink as usize).and_then(Option::take);
+        // Dropped while nothing is borrowed: it may own handles of other devices.
+        drop(removed);
     }
 
     fn sink(&self, index: u32) -> Option<(&'static str, Rc<dyn Sink>)> {
@@ -475,8 +499,19 @@ impl Reactor {
     /// Registers a layer; its number goes into [`Frame`].
     pub fn add_layer(&self, layer: Rc<dyn Layer>) -> u32 {
         let mut layers = self.layers.borrow_mut();
-        layers.push(layer);
-        layers.len() as u32 - 1
+        let index = layers.iter().position(Option::is_none).unwrap_or_else(|| {
+            layers.push(None);
+            layers.len() - 1
+        });
+        layers[index] = Some(layer);
+        index as u32
+    }
+
+    /// Forgets a layer: none of its I/Os may be in flight, since its number is given out again.
+    pub fn remove_layer(&self, layer: u32) {
+        let removed = self.layers.borrow_mut().get_mut(layer as usize).and_then(Option::take);
+        // Dropped while nothing is borrowed: it may own handles of other devices.
+        drop(removed);
     }
 
     /// Adds something to look at in every turn.
@@ -516,6 +551,11 @@ impl Reactor {
         self.services.borrow_mut().insert(TypeId::of::<T>(), service);
     }
 
+    /// A handle on this reactor that other threads may use.
+    pub fn remote(&self) -> mailbox::Remote {
+        self.mailbox.own().clone()
+    }
+
     /// Sends a message to a reactor, this one included; it runs in a later turn.
     pub fn send(&self, to: u16, message: Message) {
         self.mailbox.send(to, message);
@@ -547,11 +587,14 @@ impl Reactor {
         self.table.close();
         self.tasks.clear();
         self.completions.borrow_mut().clear();
-        self.services.borrow_mut().clear();
+        // Dropped while nothing is borrowed: devices that go take leave of layers and sinks.
+        let services = std::mem::take(&mut *self.services.borrow_mut());
+        drop(services);
         let backend = self.backend.replace(Backend::Closed);
         drop(backend);
         self.pollers.borrow_mut().clear();
-        self.layers.borrow_mut().clear();
+        let layers = std::mem::take(&mut *self.layers.borrow_mut());
+        drop(layers);
         let sinks = std::mem::take(&mut *self.sinks.borrow_mut());
         drop(sinks);
         self.op_waits.clear();

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use hugepages::{Arena, ArenaError, Chunk, ChunkInfo, Pool};
@@ -10,9 +11,11 @@ use hugepages::{Arena, ArenaError, Chunk, ChunkInfo, Pool};
 use super::backend::Backend;
 use super::clock::{Entropy, TimeSource};
 use super::mailbox::{Mailbox, Remote};
+use super::sim::{Machine, SimRing, World};
 use super::{Idle, Reactor};
 use crate::limits::ARENA_AT_START;
 use crate::sys::affinity;
+use crate::sys::socket::Doorbell;
 use crate::sys::tsc::Tsc;
 use crate::sys::uring::{SetupError, Uring};
 
@@ -202,4 +205,24 @@ pub fn solo(memory: usize) -> Result<Rc<Reactor>, StartError> {
     let remotes = [Remote::new(0)?];
     let mailbox = Mailbox::connect(&remotes).pop().expect("one reactor");
     Parts { id: 0, mailbox, chunks, tsc: Tsc::calibrate() }.build()
+}
+
+/// The reactors of one simulated process, on the calling thread, each with `memory` bytes of heap as DMA memory.
+pub(super) fn simulated(world: &World, machine: Machine, reactors: u16, memory: usize) -> Vec<Rc<Reactor>> {
+    let arena = Arena::heap(memory * usize::from(reactors));
+    let bells: Vec<Arc<AtomicBool>> = (0..reactors).map(|_| Arc::default()).collect();
+    let remotes: Vec<Remote> =
+        (0..).zip(&bells).map(|(id, bell)| Remote::with_doorbell(id, Doorbell::Simulated(bell.clone()))).collect();
+    let mailboxes = Mailbox::connect(&remotes).into_iter().zip(bells);
+    mailboxes
+        .map(|(mailbox, bell)| {
+            let pool = Pool::new(mailbox.own().id());
+            for chunk in arena.grow(memory).expect("heap memory is there") {
+                pool.add(chunk);
+            }
+            let (time, seed) = world.time_and_seed();
+            let backend = Backend::Sim(SimRing::new(world, machine, &pool, bell));
+            Reactor::new(mailbox, backend, time, seed, pool)
+        })
+        .collect()
 }

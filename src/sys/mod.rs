@@ -5,6 +5,7 @@
 //! table until the completion, and hands them back with it: it never takes a slice.
 
 pub mod affinity;
+pub mod descriptor;
 pub mod limits;
 pub mod op;
 pub mod socket;

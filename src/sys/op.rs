@@ -3,10 +3,10 @@
 //! Both backends, the kernel's ring and the simulator, execute exactly these.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 
 use hugepages::Buf;
 
+use super::descriptor::Descriptor;
 use super::tx::TxBatch;
 
 /// A file or socket in a backend's table: index and generation, so that a handle kept past its removal is caught.
@@ -126,7 +126,7 @@ pub enum Payload {
     /// The batch of a send, advanced by what was sent.
     Batch(Box<TxBatch>),
     /// An accepted connection.
-    Fd(OwnedFd),
+    Fd(Descriptor),
 }
 
 /// The end of one operation.

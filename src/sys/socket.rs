@@ -4,6 +4,8 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A listening socket with SO_REUSEADDR, so that a restart binds at once, and a deep accept queue, so that a burst of
 /// connections is not dropped.
@@ -70,7 +72,37 @@ pub fn local(fd: &OwnedFd) -> io::Result<SocketAddr> {
     std::net::TcpStream::from(fd.try_clone()?).local_addr()
 }
 
-/// A doorbell that another thread rings to wake a sleeping reactor.
+/// What another thread rings to wake a sleeping reactor.
+#[derive(Debug)]
+pub enum Doorbell {
+    /// For a ring of the kernel.
+    Eventfd(Eventfd),
+    /// For a simulated backend, which looks at the flag and lowers it.
+    Simulated(Arc<AtomicBool>),
+}
+
+impl Doorbell {
+    /// Rings it: once is as good as several times.
+    pub fn ring(&self) {
+        match self {
+            Doorbell::Eventfd(eventfd) => eventfd.ring(),
+            Doorbell::Simulated(rung) => rung.store(true, Ordering::Release),
+        }
+    }
+
+    /// A second descriptor of the same doorbell, for the ring that reads it.
+    ///
+    /// # Errors
+    /// What dup(2) says; a simulated doorbell has no descriptor.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        match self {
+            Doorbell::Eventfd(eventfd) => eventfd.0.try_clone(),
+            Doorbell::Simulated(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+/// A counter of the kernel that a read waits for.
 #[derive(Debug)]
 pub struct Eventfd(OwnedFd);
 
@@ -89,18 +121,10 @@ impl Eventfd {
         Ok(Eventfd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Rings it. A counter at its maximum is rung already, so the result does not matter.
+    /// Adds one. A counter at its maximum is rung already, so the result does not matter.
     pub fn ring(&self) {
         let one: u64 = 1;
         // SAFETY: eight readable bytes, as eventfd(2) asks.
         let _ = unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
-    }
-
-    /// A second descriptor of the same doorbell, for the ring that reads it.
-    ///
-    /// # Errors
-    /// What dup(2) says.
-    pub fn descriptor(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
     }
 }

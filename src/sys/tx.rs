@@ -36,6 +36,7 @@ pub struct TxBatch {
     parts: Vec<Part>,
     total: usize,
     sent: usize,
+    payload: usize,
     pub(super) iov: Vec<libc::iovec>,
     pub(super) message: libc::msghdr,
 }
@@ -55,6 +56,7 @@ impl TxBatch {
             parts: Vec::with_capacity(parts),
             total: 0,
             sent: 0,
+            payload: 0,
             iov: Vec::with_capacity(parts.min(TX_IOV_MAX)),
             message: libc::msghdr {
                 msg_name: std::ptr::null_mut(),
@@ -93,6 +95,7 @@ impl TxBatch {
             return;
         }
         self.total += buf.len();
+        self.payload += buf.len();
         self.push(Part::Buf(buf));
     }
 
@@ -115,6 +118,11 @@ impl TxBatch {
         self.total - self.sent
     }
 
+    /// Bytes of buffers in the batch.
+    pub fn payload(&self) -> usize {
+        self.payload
+    }
+
     /// Bytes in the batch, sent ones included.
     pub fn len(&self) -> usize {
         self.total
@@ -131,12 +139,23 @@ impl TxBatch {
         assert!(self.sent <= self.total, "sent more than there was");
     }
 
+    /// As [`TxBatch::clear`], but gives the payloads back, in the order they were pushed: for senders that only lent them.
+    pub fn reclaim(&mut self, mut take: impl FnMut(Buf)) {
+        for part in self.parts.drain(..) {
+            if let Part::Buf(buf) = part {
+                take(buf);
+            }
+        }
+        self.clear();
+    }
+
     /// Drops all payloads and starts over.
     pub fn clear(&mut self) {
         self.parts.clear();
         self.heads_used = 0;
         self.total = 0;
         self.sent = 0;
+        self.payload = 0;
     }
 
     /// The unsent bytes as slices, at most [`TX_IOV_MAX`].

@@ -2,12 +2,12 @@
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use super::mapping::Mapping;
 use crate::block::{BLOCK_MIN, BlockNumber, Home, Table, push};
 use crate::iova::Iova;
-use crate::sync::{AtomicIsize, AtomicU32, Ordering};
+use crate::sync::{Arc, AtomicIsize, AtomicU32, Ordering};
 
 /// What several cores may touch of a block; indexed by the 4 KiB page where the block starts.
 #[derive(Debug)]

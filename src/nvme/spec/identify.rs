@@ -12,7 +12,7 @@ use crate::util::open_enum;
 pub const IDENTIFY_LEN: usize = 4096;
 
 open_enum! {
-    /// Controller or Namespace Structure, bits 7:0 of dword 10 of Identify (Base §5.17, Figure 273).
+    /// Controller or Namespace Structure, bits 7:0 of dword 10 of Identify (Base §5.17).
     pub enum Cns: u8 {
         /// Identify Namespace, NVM Command Set.
         NAMESPACE = 0x00,
@@ -96,7 +96,7 @@ impl IdentifyFields {
     }
 }
 
-/// Power state descriptor, 32 bytes (Base §5.17.2.1, Figure 276).
+/// Power state descriptor, 32 bytes (Base §5.17.2.1).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct PowerState {
@@ -118,7 +118,7 @@ pub struct PowerState {
 
 const _: () = assert!(size_of::<PowerState>() == 32);
 
-/// Identify Controller data structure, CNS 01h, 4,096 bytes (Base §5.17.2.1, Figure 275).
+/// Identify Controller data structure, CNS 01h, 4,096 bytes (Base §5.17.2.1).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IdentifyController {
@@ -327,7 +327,7 @@ const _: () = assert!(offset_of!(IdentifyController, subnqn) == 768);
 const _: () = assert!(offset_of!(IdentifyController, ioccsz_16b) == 1792);
 const _: () = assert!(offset_of!(IdentifyController, psd) == 2048);
 
-/// LBA format (NVM §4.1.5.1, Figure 98).
+/// LBA format (NVM §4.1.5.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct LbaFormat {
@@ -348,7 +348,7 @@ pub const NSFEAT_NSABP: u8 = 1 << 1;
 /// NSFEAT bit: thin provisioning, NUSE below NCAP is meaningful.
 pub const NSFEAT_THIN: u8 = 1 << 0;
 
-/// Identify Namespace data structure of the NVM Command Set, CNS 00h, 4,096 bytes (NVM §4.1.5.1, Figure 97).
+/// Identify Namespace data structure of the NVM Command Set, CNS 00h, 4,096 bytes (NVM §4.1.5.1).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IdentifyNamespace {
@@ -459,7 +459,7 @@ pub struct IdentifyNamespaceNvm {
 
 const _: () = assert!(size_of::<IdentifyNamespaceNvm>() == IDENTIFY_LEN);
 
-/// I/O Command Set specific Identify Controller of the NVM Command Set, CNS 06h CSI 00h (NVM §4.1.5.2, Figure 102).
+/// I/O Command Set specific Identify Controller of the NVM Command Set, CNS 06h CSI 00h (NVM §4.1.5.4).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IdentifyControllerNvm {
@@ -481,7 +481,7 @@ pub struct IdentifyControllerNvm {
 
 const _: () = assert!(size_of::<IdentifyControllerNvm>() == IDENTIFY_LEN);
 
-/// I/O Command Set Independent Identify Namespace, CNS 08h (Base §5.17.2.8, Figure 280).
+/// I/O Command Set Independent Identify Namespace, CNS 08h (Base §5.17.2.8).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IdentifyNamespaceIndependent {
@@ -513,7 +513,7 @@ const _: () = assert!(size_of::<IdentifyNamespaceIndependent>() == IDENTIFY_LEN)
 const _: () = assert!(offset_of!(IdentifyNamespaceIndependent, nstat) == 14);
 
 open_enum! {
-    /// Type of a Namespace Identification Descriptor (Base §5.17.2.3, Figure 277).
+    /// Type of a Namespace Identification Descriptor (Base §5.17.2.3).
     pub enum DescriptorType: u8 {
         /// EUI64, 8 bytes.
         EUI64 = 1,
@@ -550,6 +550,9 @@ pub const OAES_NAMESPACE_ATTRIBUTE: u32 = 1 << 8;
 pub const OAES_DISCOVERY_LOG: u32 = 1 << 31;
 /// LPA bit: the commands supported and effects log page is supported.
 pub const LPA_COMMANDS_EFFECTS: u8 = 1 << 1;
+/// LPA bit: the Supported Log Pages, Feature Identifiers Supported and Effects, and NVMe-MI Commands Supported and
+/// Effects log pages are supported.
+pub const LPA_SUPPORTED_PAGES: u8 = 1 << 5;
 /// LPA bit: extended data (32-bit number of dwords and 64-bit offset) for Get Log Page.
 pub const LPA_EXTENDED_DATA: u8 = 1 << 2;
 /// ONCS bit: Compare.
@@ -558,12 +561,14 @@ pub const ONCS_COMPARE: u16 = 1 << 0;
 pub const ONCS_DSM: u16 = 1 << 2;
 /// ONCS bit: Write Zeroes.
 pub const ONCS_WRITE_ZEROES: u16 = 1 << 3;
+/// ONCS bit: the Save field of Set Features and the Select field of Get Features.
+pub const ONCS_SAVE_SELECT: u16 = 1 << 4;
 /// FUSES bit: fused Compare and Write.
 pub const FUSES_COMPARE_AND_WRITE: u16 = 1 << 0;
 /// VWC bit: a volatile write cache is present.
 pub const VWC_PRESENT: u8 = 1 << 0;
-/// VWC bits 2:1 = 11b: Flush with the broadcast NSID is supported.
-pub const VWC_FLUSH_BROADCAST: u8 = 3 << 1;
+/// VWC bits 2:1 = 10b: Flush with the broadcast NSID is refused.
+pub const VWC_FLUSH_BROADCAST_REFUSED: u8 = 2 << 1;
 /// SGLS bits 1:0 = 01b: SGLs are supported without an alignment or granularity requirement.
 pub const SGLS_SUPPORTED: u32 = 1;
 /// SGLS bit: the address of an SGL data block may specify an offset (in-capsule data).

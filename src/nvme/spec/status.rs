@@ -94,6 +94,8 @@ open_enum! {
         INVALID_CONTROLLER_ID = 0x11f,
         /// I/O Command Set Not Supported.
         IO_COMMAND_SET_NOT_SUPPORTED = 0x129,
+        /// I/O Command Set Combination Rejected.
+        IO_COMMAND_SET_COMBINATION_REJECTED = 0x12b,
         /// Conflicting Attributes (NVM §3.2).
         CONFLICTING_ATTRIBUTES = 0x180,
         /// Invalid Protection Information (NVM §3.2).

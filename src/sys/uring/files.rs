@@ -56,6 +56,11 @@ impl Files {
         true
     }
 
+    /// The descriptor itself. `None`: a stale handle.
+    pub(super) fn descriptor(&self, file: FileId) -> Option<&OwnedFd> {
+        self.slots.get(file.index as usize).filter(|slot| slot.generation == file.generation)?.fd.as_ref()
+    }
+
     /// What to put into a submission entry: the number and the flag that says which kind it is. `None`: a stale handle.
     #[inline]
     pub(super) fn target(&self, file: FileId) -> Option<(types::Fd, squeue::Flags)> {

@@ -9,7 +9,9 @@ mod rx;
 mod setup;
 mod table;
 
+use std::io;
 use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
 use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_WORKERS, RX_BUFFER_LEN};
 use super::op::{Completion, FileId, Op, OpToken, Owner, Payload};
-use super::socket::Eventfd;
+use super::socket::{self, Doorbell};
 use files::Files;
 use rx::RxRing;
 pub use setup::{SetupError, probe};
@@ -61,7 +63,7 @@ impl Uring {
     ///
     /// # Errors
     /// If io_uring is refused, with the setting or filter to look at.
-    pub fn new(pool: &Pool, doorbell: &Eventfd) -> Result<Uring, SetupError> {
+    pub fn new(pool: &Pool, doorbell: &Doorbell) -> Result<Uring, SetupError> {
         let (ring, mut notes) = setup::ring()?;
         let fixed_files = ring.submitter().register_files_sparse(RING_FILES).is_ok();
         let fixed_buffers = match ring.submitter().register_buffers_sparse(RING_BUFFERS) {
@@ -101,11 +103,6 @@ impl Uring {
         self.stats
     }
 
-    /// Operations in flight.
-    pub fn in_flight(&self) -> usize {
-        self.table.len()
-    }
-
     /// Takes a descriptor into the table of this ring.
     pub fn add_file(&mut self, fd: OwnedFd) -> FileId {
         self.files.add(&self.ring, fd)
@@ -116,6 +113,24 @@ impl Uring {
         if !self.files.remove(&self.ring, file) {
             self.stats.stale += 1;
         }
+    }
+
+    /// An unconnected stream socket that can reach `to`, in the table of this ring.
+    ///
+    /// # Errors
+    /// What socket(2) says.
+    pub fn add_socket(&mut self, to: SocketAddr) -> io::Result<FileId> {
+        Ok(self.files.add(&self.ring, socket::stream(to)?))
+    }
+
+    /// Prepares a connected socket for small answers and says the addresses of both ends: the peer's, then its own.
+    ///
+    /// # Errors
+    /// ENOTCONN if the peer has gone already, EBADF for a stale handle.
+    pub fn establish(&self, file: FileId) -> io::Result<(SocketAddr, SocketAddr)> {
+        let fd = self.files.descriptor(file).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+        socket::no_delay(fd)?;
+        Ok((socket::peer(fd)?, socket::local(fd)?))
     }
 
     /// Registers a chunk of the arena, so that file I/O on its buffers skips the kernel's page look-up.
@@ -372,7 +387,7 @@ impl Uring {
                 None => Payload::None,
             },
             // SAFETY: a successful accept returns a fresh descriptor that nobody else knows.
-            Held::Accept if result >= 0 => Payload::Fd(unsafe { OwnedFd::from_raw_fd(result) }),
+            Held::Accept if result >= 0 => Payload::Fd(unsafe { OwnedFd::from_raw_fd(result) }.into()),
             Held::Accept => Payload::None,
             Held::Refused(errno, what) => {
                 result = -errno;

@@ -1,0 +1,382 @@
+"""Runs the groups of tests: scripts/test [--list] [GROUP...].
+
+Installs what is missing where it may, runs the groups named (all without a name), prints one line a test and ends with
+`N passed, N failed`. A group that cannot run, and code that does not compile, are failures. Logs: target/test-logs.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+LOGS = TARGET / "test-logs"
+sys.path.insert(0, str(ROOT / "qemu"))
+
+STEP_TIMEOUT_S = 900
+TAIL_LINES = 40
+
+# program -> package that has it
+PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin"}
+
+TEST_LINE = re.compile(r"^test (.+?) \.\.\. (ok|FAILED|ignored)\b(.*)$")
+GUEST_LINE = re.compile(r"^(ok|FAIL|skip) ([\w-]+)(?:: (.*))?$")
+
+
+class Report:
+    """Prints results as they come and counts them. Several threads may report."""
+
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+        self.lock = threading.Lock()
+
+    def group(self, name):
+        with self.lock:
+            print(f"\n== {name}", flush=True)
+
+    def ok(self, name):
+        with self.lock:
+            self.passed += 1
+            print(f"ok   {name}", flush=True)
+
+    def fail(self, name, why, log=None):
+        with self.lock:
+            self.failed += 1
+            print(f"FAIL {name}: {why}", flush=True)
+            if log and log.exists():
+                print(f"     {log}, its end:")
+                for line in log.read_text(errors="replace").splitlines()[-TAIL_LINES:]:
+                    print(f"     | {line}")
+                sys.stdout.flush()
+
+    def skip(self, name, why):
+        with self.lock:
+            self.skipped += 1
+            print(f"skip {name}: {why}", flush=True)
+
+    def note(self, text):
+        with self.lock:
+            print(f"     {text}", flush=True)
+
+    def end(self):
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        print(f"\n{self.passed} passed, {self.failed} failed{skipped}", flush=True)
+        return 1 if self.failed else 0
+
+
+class Step:
+    """A command run to its end, its output in a log."""
+
+    running = set()
+
+    def __init__(self, name, command, environment=None):
+        self.name = name
+        self.log = LOGS / f"{name}.log"
+        self.code = None
+        self.why = None
+        started = time.monotonic()
+        with open(self.log, "wb") as log:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, "CARGO_TERM_COLOR": "never", **(environment or {})},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except FileNotFoundError:
+                self.why = f"{command[0]} is not installed"
+                return
+            Step.running.add(process)
+            try:
+                self.code = process.wait(STEP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.why = f"no end after {STEP_TIMEOUT_S} s"
+            finally:
+                end_group(process)
+                Step.running.discard(process)
+        if self.code:
+            self.why = f"exit {self.code} after {time.monotonic() - started:.0f} s"
+
+    def lines(self):
+        return self.log.read_text(errors="replace").splitlines()
+
+
+def end_group(process):
+    """Ends a step's process group, so that nothing it started stays."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def as_one(report, step):
+    """Reports a step as one test."""
+    if step.why:
+        report.fail(step.name, step.why, step.log)
+    else:
+        report.ok(step.name)
+
+
+def as_cargo_tests(report, step):
+    """Reports each test that `cargo test` ran, and the step itself if it failed in another way."""
+    failed = count = 0
+    for line in step.lines():
+        found = TEST_LINE.match(line)
+        if not found:
+            continue
+        name, result, rest = found.groups()
+        count += 1
+        if result == "ok":
+            report.ok(f"{step.name} {name}")
+        elif result == "ignored":
+            report.skip(f"{step.name} {name}", rest.lstrip(", ") or "ignored")
+        else:
+            failed += 1
+            report.fail(f"{step.name} {name}", "failed", step.log if failed == 1 else None)
+    if step.why and not failed:
+        report.fail(step.name, step.why, step.log)
+    elif not count and not step.why:
+        report.note(f"{step.name}: no tests")
+
+
+def test_targets(package):
+    """Names of a package's integration tests."""
+    text = subprocess.run(
+        ["cargo", "metadata", "--no-deps", "--format-version", "1"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = next(one for one in json.loads(text)["packages"] if one["name"] == package)
+    return [target["name"] for target in found["targets"] if "test" in target["kind"]]
+
+
+def selected(names):
+    return [word for name in names for word in ("--test", name)]
+
+
+# The groups
+
+
+def lint(report, _):
+    """Format, clippy and documentation with warnings as errors, and the rules of the tree"""
+    as_one(report, Step("lint-fmt", ["cargo", "fmt", "--all", "--check"]))
+    clippy = ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]
+    as_one(report, Step("lint-clippy", clippy))
+    doc = ["cargo", "doc", "--workspace", "--no-deps"]
+    as_one(report, Step("lint-doc", doc, {"RUSTDOCFLAGS": "-Dwarnings"}))
+    if "tidy" in test_targets("reactor"):
+        as_cargo_tests(report, Step("lint-tidy", ["cargo", "test", "--no-fail-fast", "--test", "tidy"]))
+    else:
+        report.fail("lint-tidy", "tests/tidy.rs is missing")
+
+
+def unit(report, _):
+    """Tests of the modules, of the documentation, and of the hugepages crate"""
+    test = ["cargo", "test", "--no-fail-fast"]
+    as_cargo_tests(report, Step("unit-lib", [*test, "--workspace", "--lib", "--bins"]))
+    targets = test_targets("hugepages")
+    if targets:
+        as_cargo_tests(report, Step("unit-hugepages", [*test, "-p", "hugepages", *selected(targets)]))
+    as_cargo_tests(report, Step("unit-doc", [*test, "--workspace", "--doc"]))
+
+
+def native(report, prepared):
+    """The real binary on this machine, driven by our own host"""
+    targets = native_targets()
+    if not targets:
+        report.fail("native", "tests/ has no integration tests beside tidy")
+        return
+    if not released(report, prepared, "native"):
+        return
+    test = ["cargo", "test", "--release", "--no-fail-fast"]
+    as_cargo_tests(report, Step("native", [*test, *selected(targets), "--", "--test-threads=1"]))
+
+
+def native_targets():
+    return [name for name in test_targets("reactor") if name != "tidy"]
+
+
+def guest_nvmf(report, prepared):
+    """NVMe/TCP against the kernel's host, in guests with the newest and the 6.12 kernel"""
+    in_guests(report, prepared, "guest-nvmf", "nvmf", ROOT / "tests/guest/nvmf.py")
+
+
+def in_guests(report, prepared, group, shape, script):
+    """Runs a script in a guest of each kernel, both at once."""
+    from rig.image import KERNELS
+    from rig.machine import Machine, guest_payload
+    from rig.packages import RigError
+
+    if not released(report, prepared, group):
+        return
+
+    def one(kernel):
+        name = f"{group}-{kernel}"
+        log = LOGS / f"{name}.log"
+        failed = count = 0
+
+        def line(text):
+            nonlocal failed, count
+            found = GUEST_LINE.match(text)
+            if not found:
+                return
+            result, case, why = found.groups()
+            count += 1
+            if result == "ok":
+                report.ok(f"{name} {case}")
+            elif result == "skip":
+                report.skip(f"{name} {case}", why)
+            else:
+                failed += 1
+                report.fail(f"{name} {case}", why, log if failed == 1 else None)
+
+        try:
+            machine = Machine(kernel, shape)
+            report.note(f"{name}: Linux {machine.kernel.version} under {machine.accelerator()}")
+            code = machine.run(guest_payload(script, [TARGET / "release/reactor"]), log, echo=line)
+            if (code != 0 and not failed) or not count:
+                report.fail(name, f"exit {code} after {count} cases", log)
+        except (RigError, OSError) as error:
+            report.fail(name, str(error), log)
+
+    prepared["images"].result()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for future in [pool.submit(one, kernel) for kernel in KERNELS]:
+            future.result()
+
+
+GROUPS = {"lint": lint, "unit": unit, "native": native, "guest-nvmf": guest_nvmf}
+
+
+# What the groups need
+
+
+def released(report, prepared, name):
+    """Waits for the release build; reports the group as failed if there is none."""
+    step = prepared["release"].result()
+    if step.why:
+        report.fail(name, f"the release build failed: {step.why}", step.log)
+    return not step.why
+
+
+def build_release():
+    """The binary and the integration tests as users and the native group run them."""
+    step = Step("build-release", ["cargo", "build", "--release", "--bins"])
+    targets = native_targets()
+    if step.why or not targets:
+        return step
+    # Only a cache: what does not compile here is reported by the group that runs it.
+    Step("build-native", ["cargo", "test", "--release", "--no-run", *selected(targets)])
+    return step
+
+
+def build_images():
+    """The parts of the guests. A failure here comes again, and is reported, where a guest is started."""
+    from rig.image import KERNELS, Images
+    from rig.packages import RigError
+
+    try:
+        images = Images()
+        images.qemu()
+        for kernel in KERNELS:
+            images.kernel(kernel)
+    except (RigError, OSError) as error:
+        print(f"     guest images: {error}", flush=True)
+
+
+def prepare(groups, pool):
+    """Starts what later groups need while the first ones run."""
+    prepared = {}
+    if {"native", "guest-nvmf"} & set(groups):
+        prepared["release"] = pool.submit(build_release)
+    if "guest-nvmf" in groups:
+        prepared["images"] = pool.submit(build_images)
+    return prepared
+
+
+def install():
+    """Installs the missing packages, or says which; whether they came shows in the groups that need them."""
+    missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
+    if missing:
+        command = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing]
+        if os.geteuid() == 0:
+            prefix = []
+        elif shutil.which("sudo") and not subprocess.run(["sudo", "-n", "true"], check=False).returncode:
+            prefix = ["sudo", "-n"]
+        else:
+            prefix = None
+        if prefix is None or not shutil.which("apt-get"):
+            print(f"test: not installed, and no right to install: apt-get install {' '.join(missing)}", flush=True)
+        else:
+            environment = ["env", "DEBIAN_FRONTEND=noninteractive"]
+            subprocess.run([*prefix, "apt-get", "update", "-qq"], check=False)
+            subprocess.run([*prefix, *environment, *command], check=False)
+    for component, probe in (("rustfmt", "fmt"), ("clippy", "clippy")):
+        if (
+            shutil.which("cargo")
+            and subprocess.run(["cargo", probe, "--version"], cwd=ROOT, check=False, capture_output=True).returncode
+        ):
+            if shutil.which("rustup"):
+                subprocess.run(["rustup", "component", "add", component], cwd=ROOT, check=False)
+            else:
+                print(f"test: cargo {probe} is not installed: rustup component add {component}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="scripts/test",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Runs the tests.",
+        epilog="groups:\n" + "\n".join(f"  {name:12} {group.__doc__}" for name, group in GROUPS.items()),
+    )
+    parser.add_argument("--list", action="store_true", help="name the groups")
+    parser.add_argument("group", nargs="*", metavar="GROUP", help="default: all")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(GROUPS))
+        return 0
+    unknown = [name for name in options.group if name not in GROUPS]
+    if unknown:
+        parser.error(f"no group named {' '.join(unknown)}: there are {', '.join(GROUPS)}")
+    groups = [name for name in GROUPS if name in options.group or not options.group]
+    LOGS.mkdir(parents=True, exist_ok=True)
+    install()
+    if not shutil.which("cargo"):
+        print("test: cargo is not installed: see https://rustup.rs", flush=True)
+    report = Report()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        try:
+            prepared = prepare(groups, pool)
+            for name in groups:
+                report.group(name)
+                started = time.monotonic()
+                try:
+                    GROUPS[name](report, prepared)
+                except Exception as error:
+                    report.fail(name, f"could not run: {type(error).__name__}: {error}")
+                report.note(f"{name}: {time.monotonic() - started:.0f} s")
+        finally:
+            for process in list(Step.running):
+                end_group(process)
+    return report.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,3 @@
+//! Layers: devices on top of other devices.
+
+pub mod inject;

@@ -1,0 +1,384 @@
+//! Cuts I/Os larger than a device's limits into pieces that it takes.
+//!
+//! ```text
+//!   parent  |<--------------- 160 KiB --------------->|      limits: 64 KiB, boundary 64 KiB
+//!   pieces  |<- 32 ->|<---- 64 ---->|<---- 64 ---->|   some at a time, each an Io of a helper task
+//!               ^ up to the boundary
+//! ```
+//! An I/O within the limits passes with one compare and no frame. The others wait for a helper task, of which there are a few;
+//! a helper carves the parent's data, keeps some pieces in flight, and takes them back in order, so that the data is whole again
+//! and the failure reported is the one at the lowest offset. No further piece starts after a failure.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use super::contract::{Channel, DeviceError, DeviceLimits, Traits};
+use super::steps::{Outstanding, WorkQueue};
+use crate::limits::{SEGMENTS_MAX, SPLIT_CHILDREN, SPLIT_PARENTS, TRANSFER_MAX};
+use crate::reactor::Reactor;
+use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
+
+/// A channel in front of one that takes only I/Os within its limits.
+pub(super) struct Split(Rc<Splitter>);
+
+struct Splitter {
+    reactor: Rc<Reactor>,
+    below: Rc<dyn Channel>,
+    /// By operation: I/Os shorter than this pass without another look.
+    look_from: [u64; IoOp::ALL.len()],
+    transfer_max: u64,
+    zeroes_max: u64,
+    boundary: u64,
+    /// What is to be cut.
+    parents: WorkQueue,
+    resets: WorkQueue,
+    outstanding: Outstanding,
+    /// Resets so far: no piece of a parent starts after one.
+    reset_count: Cell<u64>,
+    /// By helper: the parent it works on.
+    working: RefCell<[Option<Working>; SPLIT_PARENTS]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Working {
+    slot: u32,
+    aborted: bool,
+}
+
+impl Split {
+    /// `below` itself if its limits ask for nothing, else with a split channel in front.
+    ///
+    /// # Errors
+    /// If the reactor has no I/Os left for the helpers.
+    pub(super) fn guard(
+        reactor: &Rc<Reactor>,
+        traits: &Traits,
+        below: Rc<dyn Channel>,
+    ) -> Result<Rc<dyn Channel>, DeviceError> {
+        let DeviceLimits { transfer_max, zeroes_max, boundary, .. } = traits.limits;
+        if transfer_max >= TRANSFER_MAX as u64 && zeroes_max == u64::MAX && boundary == 0 {
+            return Ok(below);
+        }
+        let block = u64::from(traits.block_size);
+        // Limits between two multiples of the block, and those below one block, mean whole blocks.
+        let whole = |max: u64| (max / block * block).max(block);
+        let (transfer_max, zeroes_max) = (whole(transfer_max), whole(zeroes_max));
+        let look_from = IoOp::ALL.map(|op| match op {
+            IoOp::Flush => u64::MAX,
+            IoOp::Reset => 0,
+            IoOp::Unmap | IoOp::WriteZeroes => zeroes_max.saturating_add(1),
+            _ if boundary != 0 => 0,
+            _ => transfer_max.saturating_add(1),
+        });
+        let splitter = Rc::new(Splitter {
+            reactor: reactor.clone(),
+            below,
+            look_from,
+            transfer_max,
+            zeroes_max,
+            boundary,
+            parents: WorkQueue::new(reactor),
+            resets: WorkQueue::new(reactor),
+            outstanding: Outstanding::new(reactor),
+            reset_count: Cell::new(0),
+            working: RefCell::default(),
+        });
+        splitter.start_tasks().ok_or_else(|| {
+            DeviceError::Refused(format!("volume \"{}\": all I/Os of reactor {} are taken", traits.name, reactor.id()))
+        })?;
+        Ok(Rc::new(Split(splitter)))
+    }
+}
+
+impl Channel for Split {
+    #[inline]
+    fn submit(&self, io: Io) -> Poll<Io> {
+        if io.len < self.0.look_from[io.op as usize] { self.0.below.submit(io) } else { self.0.look(io) }
+    }
+
+    fn abort(&self, io_slot: u32) -> bool {
+        if let Some(io) = self.0.parents.remove(io_slot) {
+            self.0.end(io.with_status(IoStatus::Aborted));
+            return true;
+        }
+        if let Some(working) = self.0.working.borrow_mut().iter_mut().flatten().find(|w| w.slot == io_slot) {
+            working.aborted = true;
+            return true;
+        }
+        self.0.below.abort(io_slot)
+    }
+}
+
+impl Drop for Split {
+    fn drop(&mut self) {
+        self.0.parents.close();
+        self.0.resets.close();
+    }
+}
+
+/// A piece on its way, in its place among those of its parent.
+enum Place<F> {
+    Empty,
+    Running(F),
+    Done(Io),
+}
+
+impl Splitter {
+    fn start_tasks(self: &Rc<Self>) -> Option<()> {
+        let mut ios = Vec::new();
+        for _ in 0..SPLIT_PARENTS * SPLIT_CHILDREN + 1 {
+            match self.reactor.create_io() {
+                Some(io) => ios.push(io),
+                None => {
+                    ios.drain(..).for_each(|io| self.reactor.retire_io(io));
+                    return None;
+                }
+            }
+        }
+        for helper in 0..SPLIT_PARENTS {
+            let (this, children) = (self.clone(), ios.split_off(ios.len() - SPLIT_CHILDREN));
+            self.reactor.spawn("split", async move { this.help(helper, children).await });
+        }
+        let (this, io) = (self.clone(), ios.pop()?);
+        self.reactor.spawn("split resets", async move { this.reset(io).await });
+        Some(())
+    }
+
+    /// The length of the piece at `offset` of an I/O that has `left` bytes to go.
+    fn piece(&self, op: IoOp, offset: u64, left: u64) -> u64 {
+        let max = match op {
+            IoOp::Unmap | IoOp::WriteZeroes => self.zeroes_max,
+            _ if self.boundary == 0 => self.transfer_max,
+            _ => self.transfer_max.min(self.boundary - offset % self.boundary),
+        };
+        left.min(max)
+    }
+
+    #[cold]
+    fn look(&self, mut io: Io) -> Poll<Io> {
+        if io.op == IoOp::Reset {
+            self.reset_count.set(self.reset_count.get() + 1);
+            while let Some(io) = self.parents.take_waiting() {
+                self.end(io.with_status(IoStatus::Aborted));
+            }
+            self.resets.push(io);
+            return Poll::Pending;
+        }
+        if self.piece(io.op, io.offset, io.len) == io.len {
+            return self.below.submit(io);
+        }
+        if io.op == IoOp::CompareAndWrite {
+            // In pieces it would not be one step.
+            return Poll::Ready(io.with_status(IoStatus::Unsupported));
+        }
+        io.scratch = u64::from(self.outstanding.enter());
+        self.parents.push(io);
+        Poll::Pending
+    }
+
+    /// Ends an I/O that was to be cut.
+    fn end(&self, io: Io) {
+        self.outstanding.leave(io.scratch as u8);
+        self.reactor.complete(io);
+    }
+
+    /// A helper's life: one parent after the other, until the channel goes.
+    async fn help(&self, number: usize, mut children: Vec<Io>) {
+        while let Some(parent) = self.parents.next().await {
+            self.working.borrow_mut()[number] = Some(Working { slot: parent.slot(), aborted: false });
+            let done = self.carry_out(parent, number, &mut children).await;
+            self.working.borrow_mut()[number] = None;
+            self.end(done);
+        }
+        children.drain(..).for_each(|io| self.reactor.retire_io(io));
+    }
+
+    /// Whether the parent of a helper may have no further piece.
+    fn is_stopped(&self, number: usize, resets: u64) -> bool {
+        resets != self.reset_count.get() || self.working.borrow()[number].is_some_and(|working| working.aborted)
+    }
+
+    fn start(&self, child: Io) -> impl Future<Output = Io> + Unpin + '_ {
+        self.reactor.run_io(child, |io| self.below.submit(io))
+    }
+
+    /// Runs a parent in pieces and returns it finished, its data whole.
+    async fn carry_out(&self, mut parent: Io, number: usize, children: &mut Vec<Io>) -> Io {
+        let resets = self.reset_count.get();
+        let (op, offset, len) = (parent.op, parent.offset, parent.len);
+        let mut carver = Carver::new(parent.data.take_all());
+        let mut places = [const { Place::Empty }; SPLIT_CHILDREN];
+        let (mut sent, mut oldest, mut newest) = (0, 0, 0);
+        loop {
+            while sent < len
+                && parent.status == IoStatus::Success
+                && !self.is_stopped(number, resets)
+                && let Some(mut child) = children.pop()
+            {
+                let piece = self.piece(op, offset + sent, len - sent);
+                child.prepare(op, offset + sent, piece);
+                (child.fua, child.class, child.trace, child.start) =
+                    (parent.fua, parent.class, parent.trace, parent.start);
+                carver.carve(op.data_len(piece), &mut child.data);
+                places[newest % SPLIT_CHILDREN] = Place::Running(self.start(child));
+                newest += 1;
+                sent += piece;
+            }
+            if oldest == newest {
+                break;
+            }
+            let mut child = poll_fn(|cx| {
+                for place in &mut places {
+                    if let Place::Running(future) = place
+                        && let Poll::Ready(io) = Pin::new(future).poll(cx)
+                    {
+                        *place = Place::Done(io);
+                    }
+                }
+                let first = &mut places[oldest % SPLIT_CHILDREN];
+                match std::mem::replace(first, Place::Empty) {
+                    Place::Done(io) => Poll::Ready(io),
+                    other => {
+                        *first = other;
+                        Poll::Pending
+                    }
+                }
+            })
+            .await;
+            oldest += 1;
+            if !carver.restore(&mut child.data) && child.status == IoStatus::Success {
+                child.status = IoStatus::DeviceError;
+            }
+            if parent.status == IoStatus::Success && child.status != IoStatus::Success {
+                parent.status = child.status;
+                if child.status == IoStatus::Miscompare {
+                    parent.info = child.offset - offset + child.info;
+                }
+            }
+            children.push(child);
+        }
+        if parent.status == IoStatus::Success && sent < len {
+            parent.status = IoStatus::Aborted;
+        }
+        parent.data = carver.finish();
+        parent
+    }
+
+    /// Carries out resets: the channel below ends what it has, then what was to be cut ends.
+    async fn reset(&self, mut child: Io) {
+        while let Some(io) = self.resets.next().await {
+            child.prepare(IoOp::Reset, 0, 0);
+            child = self.start(child).await;
+            if let Poll::Ready(io) = self.outstanding.reset(io.with_status(child.status)) {
+                self.reactor.complete(io);
+            }
+        }
+        self.reactor.retire_io(child);
+    }
+}
+
+/// Cuts the data of a parent for its pieces, from the front, and joins it again, in the same order.
+struct Carver {
+    source: Segments,
+    /// The piece of `source` that is being cut.
+    cutting: usize,
+    whole: Segments,
+    /// Lengths of the parent's segments.
+    lens: [usize; SEGMENTS_MAX],
+    /// The segment that is being joined, and how much of it is there.
+    joining: usize,
+    joined: usize,
+}
+
+impl Carver {
+    fn new(source: Segments) -> Carver {
+        let mut lens = [0; SEGMENTS_MAX];
+        for (len, segment) in lens.iter_mut().zip(source.iter()) {
+            *len = segment.len();
+        }
+        Carver { source, cutting: 0, whole: Segments::default(), lens, joining: 0, joined: 0 }
+    }
+
+    /// Moves the next `bytes` into `target`, which is empty. Data that the parent does not carry, its pieces do not.
+    fn carve(&mut self, bytes: u64, target: &mut Segments) {
+        let mut left = bytes as usize;
+        while left > 0
+            && let Some(segment) = self.source.take(self.cutting)
+        {
+            if segment.len() <= left {
+                left -= segment.len();
+                self.cutting += 1;
+                target.push(segment);
+            } else {
+                let (front, rest) = cut(segment, left);
+                left = 0;
+                target.push(front);
+                self.source.put_back(self.cutting, rest);
+            }
+        }
+    }
+
+    /// Takes pieces back; `false` if a device returned other data than it was given.
+    fn restore(&mut self, data: &mut Segments) -> bool {
+        let mut pieces = data.take_all();
+        (0..pieces.count()).all(|index| pieces.take(index).is_some_and(|piece| self.append(piece)))
+    }
+
+    fn append(&mut self, piece: Segment) -> bool {
+        let len = piece.len();
+        if self.joining >= SEGMENTS_MAX || self.joined + len > self.lens[self.joining] {
+            return false;
+        }
+        let joined = match self.joined {
+            0 => piece,
+            _ => match self.whole.pop().and_then(|front| join(front, piece)) {
+                Some(joined) => joined,
+                None => return false,
+            },
+        };
+        self.whole.push(joined);
+        self.joined += len;
+        if self.joined == self.lens[self.joining] {
+            self.joining += 1;
+            self.joined = 0;
+        }
+        true
+    }
+
+    /// The data, whole again: what was cut and came back, and what never was.
+    fn finish(mut self) -> Segments {
+        for index in 0..self.source.count() {
+            if let Some(rest) = self.source.take(index)
+                && !self.append(rest)
+            {
+                break;
+            }
+        }
+        self.whole
+    }
+}
+
+fn cut(segment: Segment, at: usize) -> (Segment, Segment) {
+    match segment {
+        Segment::Buf(mut buf) => (Segment::Buf(buf.split_to(at)), Segment::Buf(buf)),
+        Segment::Region { region, offset, len } => (
+            Segment::Region { region: region.clone(), offset, len: at as u32 },
+            Segment::Region { region, offset: offset + at as u64, len: len - at as u32 },
+        ),
+    }
+}
+
+fn join(front: Segment, next: Segment) -> Option<Segment> {
+    match (front, next) {
+        (Segment::Buf(mut front), Segment::Buf(next)) => front.unsplit(next).ok().map(|()| Segment::Buf(front)),
+        (Segment::Region { region, offset, len }, Segment::Region { offset: next, len: more, .. })
+            if offset + u64::from(len) == next =>
+        {
+            Some(Segment::Region { region, offset, len: len + more })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,266 @@
+//! `reactor --config FILE`: starts everything, waits for signals, reloads, drains.
+
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use hugepages::{Arena, ArenaOptions, HugepagePolicy};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::cli::ServeOptions;
+use super::config::{self, Change, Config, HostAccess, Hugepages, Idle, Machine, Style, Subsystem};
+use super::shutdown;
+use super::volumes::Volumes;
+use crate::nvme::target::tcp::{Door, Export};
+use crate::reactor;
+use crate::reactor::start::Reactors;
+use crate::sys::{affinity, uring};
+
+/// A failure at run time.
+pub const FAILED: u8 = 1;
+/// An error in the configuration.
+pub const BAD_CONFIG: u8 = 2;
+
+/// Serves or checks a configuration; the exit code of the process.
+pub fn run(options: &ServeOptions) -> ExitCode {
+    let machine = match Machine::detect() {
+        Ok(machine) => machine,
+        Err(error) => return fail(&format!("cannot ask the kernel which cores this process may use: {error}")),
+    };
+    let style = if std::io::stderr().is_terminal() { Style::Terminal } else { Style::Plain };
+    let loaded = match config::load(&options.config, &machine, None, style) {
+        Ok(loaded) => loaded,
+        Err(messages) => {
+            for message in messages {
+                eprint!("{message}");
+            }
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    for warning in &loaded.warnings {
+        eprint!("{warning}");
+    }
+    if options.check {
+        return ExitCode::SUCCESS;
+    }
+    match Server::start(loaded.config) {
+        Ok(server) => server.serve(&options.config, &machine),
+        Err(message) => fail(&message),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("reactor: {message}");
+    ExitCode::from(FAILED)
+}
+
+/// What runs.
+struct Server {
+    config: Config,
+    volumes: Volumes,
+    reactors: Reactors,
+    door: Option<Door>,
+    /// As configured, and as bound.
+    listening: Vec<(SocketAddr, SocketAddr)>,
+    signals: Signals,
+}
+
+/// The DMA arena that a configuration asks for.
+///
+/// # Errors
+/// Why there is no such memory.
+pub fn arena(config: &Config) -> Result<Arena, String> {
+    let options = ArenaOptions {
+        size: config.memory.size as usize,
+        hugepages: match config.memory.hugepages {
+            Hugepages::Require => HugepagePolicy::Require,
+            Hugepages::Prefer => HugepagePolicy::Prefer,
+            Hugepages::Off => HugepagePolicy::Off,
+        },
+        numa_node: None,
+    };
+    let arena = Arena::new(options).map_err(|e| format!("[memory]: {e}"))?;
+    if let Some(warning) = arena.warning() {
+        tracing::warn!("{warning}");
+    }
+    Ok(arena)
+}
+
+fn hosts(access: &HostAccess) -> Option<Vec<String>> {
+    match access {
+        HostAccess::Any => None,
+        HostAccess::Only(list) => Some(list.clone()),
+    }
+}
+
+impl Server {
+    fn start(config: Config) -> Result<Server, String> {
+        // Signals first: one that comes during the start is not lost and ends it cleanly.
+        let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|e| format!("cannot watch for signals: {e}"))?;
+        uring::probe().map_err(|e| e.to_string())?;
+        if let Err(error) = affinity::raise_open_files() {
+            tracing::warn!("the limit of open files cannot be raised: {error}");
+        }
+        let arena = arena(&config)?;
+        let volumes = Volumes::open_all(&config)?;
+        let idle = match config.reactor.idle {
+            Idle::Poll => reactor::Idle::Poll,
+            Idle::Adaptive => reactor::Idle::Adaptive,
+        };
+        let reactors = Reactors::start(&config.reactor.cores, idle, arena).map_err(|e| e.to_string())?;
+        let mut server = Server { config, volumes, reactors, door: None, listening: Vec::new(), signals };
+        server.open_door()?;
+        Ok(server)
+    }
+
+    fn open_door(&mut self) -> Result<(), String> {
+        if self.config.nvmf.is_none() {
+            return Ok(());
+        }
+        let mut door = Door::open(self.reactors.remotes()).map_err(|e| e.to_string())?;
+        for subsystem in self.config.subsystems() {
+            let exports = self.exports(subsystem)?;
+            door.add_subsystem(&subsystem.nqn, hosts(&subsystem.hosts), exports)
+                .map_err(|e| format!("{}: {e}", self.config.at(subsystem.place)))?;
+        }
+        for listener in self.config.listeners() {
+            let bound =
+                door.listen(listener.address).map_err(|e| format!("{}: {e}", self.config.at(listener.place)))?;
+            self.listening.push((listener.address, bound));
+        }
+        self.door = Some(door);
+        Ok(())
+    }
+
+    fn exports(&self, subsystem: &Subsystem) -> Result<Vec<Export>, String> {
+        subsystem
+            .namespaces
+            .iter()
+            .map(|ns| {
+                let device = self.volumes.get(&ns.bdev).ok_or_else(|| format!("bdev \"{}\" is not open", ns.bdev))?;
+                Ok(Export { nsid: ns.nsid, device, read_only: ns.read_only })
+            })
+            .collect()
+    }
+
+    /// One line per export with the command that connects a host, then that all of them accept.
+    fn announce(&self) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        for (_, bound) in &self.listening {
+            writeln!(out, "nvme discover -t tcp -a {} -s {}", bound.ip(), bound.port())?;
+            for subsystem in self.config.subsystems() {
+                writeln!(out, "nvme connect -t tcp -a {} -s {} -n {}", bound.ip(), bound.port(), subsystem.nqn)?;
+            }
+        }
+        writeln!(out, "reactor: ready")?;
+        out.flush()
+    }
+
+    fn serve(mut self, path: &Path, machine: &Machine) -> ExitCode {
+        // Nobody may be reading our output; that is no reason not to serve.
+        if let Err(error) = self.announce() {
+            tracing::warn!("the connect lines cannot be printed: {error}");
+        }
+        if let Err(error) = self.reactors.feed() {
+            tracing::warn!("the DMA arena stays smaller than configured: {error}");
+        }
+        loop {
+            match self.signals.wait().next() {
+                Some(SIGHUP) => self.reload(path, machine),
+                Some(_) => break,
+                None => {}
+            }
+        }
+        shutdown::run(self.door, &self.volumes, self.reactors)
+    }
+
+    fn reload(&mut self, path: &Path, machine: &Machine) {
+        let loaded = match config::load(path, machine, Some(&self.config), Style::Plain) {
+            Ok(loaded) => loaded,
+            Err(messages) => {
+                tracing::error!("reload: nothing is changed:\n{}", messages.concat().trim_end());
+                return;
+            }
+        };
+        for warning in &loaded.warnings {
+            tracing::warn!("{}", warning.trim_end());
+        }
+        let diff = config::diff(&self.config, &loaded.config);
+        for change in &diff.changes {
+            match self.apply(change, &diff.running) {
+                Ok(()) if matches!(change, Change::Refused { .. }) => tracing::warn!("reload: {change}"),
+                Ok(()) => tracing::info!("reload: {change}"),
+                Err(why) => tracing::error!("reload: failed: {change}: {why}"),
+            }
+        }
+        if diff.changes.is_empty() {
+            tracing::info!("reload: nothing has changed");
+        }
+        self.config = diff.running;
+    }
+
+    fn door(&mut self) -> Result<&mut Door, String> {
+        if self.door.is_none() {
+            self.door = Some(Door::open(self.reactors.remotes()).map_err(|e| e.to_string())?);
+        }
+        self.door.as_mut().ok_or_else(|| "there is no NVMe/TCP door".to_owned())
+    }
+
+    fn apply(&mut self, change: &Change, new: &Config) -> Result<(), String> {
+        match change {
+            Change::Refused { .. } => Ok(()),
+            Change::BdevAdded { name } => {
+                let bdev = new.bdev(name).ok_or("it is not in the configuration")?;
+                self.volumes.open(bdev).map(drop).map_err(|e| e.to_string())
+            }
+            Change::BdevGrown { name, to, .. } => {
+                let device = self.volumes.get(name).ok_or("it is not open")?;
+                device.grow(*to).map_err(|e| e.to_string())?;
+                let id = device.common().id();
+                match &mut self.door {
+                    Some(door) => door.resized(id).map_err(|e| e.to_string()),
+                    None => Ok(()),
+                }
+            }
+            Change::BdevRemoved { name } => {
+                self.volumes.close(name);
+                Ok(())
+            }
+            Change::ListenerRemoved { address } => {
+                let at = self.listening.iter().position(|(configured, _)| configured == address);
+                let (_, bound) = self.listening.remove(at.ok_or("nobody listens there")?);
+                self.door()?.unlisten(bound).map_err(|e| e.to_string())
+            }
+            Change::ListenerAdded { address } => {
+                let bound = self.door()?.listen(*address).map_err(|e| e.to_string())?;
+                self.listening.push((*address, bound));
+                Ok(())
+            }
+            Change::SubsystemRemoved { nqn } => self.door()?.remove_subsystem(nqn).map_err(|e| e.to_string()),
+            Change::SubsystemAdded { nqn } => {
+                let subsystem = new.subsystems().iter().find(|s| s.nqn == *nqn).ok_or("it is not configured")?;
+                let exports = self.exports(subsystem)?;
+                self.door()?.add_subsystem(nqn, hosts(&subsystem.hosts), exports).map_err(|e| e.to_string())
+            }
+            Change::NamespaceRemoved { nqn, nsid } => {
+                self.door()?.remove_namespace(nqn, *nsid).map_err(|e| e.to_string())
+            }
+            Change::NamespaceAdded { nqn, nsid, bdev, read_only } => {
+                let device = self.volumes.get(bdev).ok_or("its volume is not open")?;
+                let export = Export { nsid: *nsid, device, read_only: *read_only };
+                self.door()?.add_namespace(nqn, export).map_err(|e| e.to_string())
+            }
+            Change::HostsChanged { nqn, hosts: access } => {
+                self.door()?.set_hosts(nqn, hosts(access)).map_err(|e| e.to_string())
+            }
+        }
+    }
+}
+
+/// Waits without spinning, on a control thread.
+pub fn pause(time: Duration) {
+    std::thread::park_timeout(time);
+}

@@ -1,0 +1,644 @@
+//! One NVMe/TCP connection: a queue of a controller, on one reactor for its life.
+//!
+//! The receiving task reads bytes, has the decoder cut them into PDUs, puts data where it belongs and starts a command slot when a
+//! command is complete. It never waits for a slot or for an answer. Each slot is a task of its own ([`super::slot`],
+//! [`super::admin`]); the sending task gathers what they answer ([`crate::net::Tx`]).
+//!
+//! ```text
+//!  bytes -> [decoder] -> command -> slot task -> device
+//!              |                       |  R2T
+//!              +--- data ---> slot's buffer
+//!                                      |  C2HData, response
+//!                             [tx batch] -> bytes
+//! ```
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
+
+use std::rc::Rc;
+use std::task::Poll;
+
+use hugepages::Buf;
+
+use super::local::{Local, Subsystem};
+use super::{admin, slot};
+use crate::net::{Stream, StreamError, Tx};
+use crate::nvme::spec::{Cqe, Fuse, Sqe};
+use crate::nvme::target::{ControllerHandle, FuseStep, FuseTracker};
+use crate::nvme::tcp::{
+    ControllerParams, Decoder, Event, FatalError, FatalErrorStatus, Framing, Limits, MAX_PREFIX_LEN, Negotiated, Role,
+    WriteGrant, accept, ic_resp, term_req,
+};
+use crate::reactor::{Reactor, TaskId};
+use crate::sys::descriptor::Descriptor;
+
+/// In-capsule data of an I/O queue: two small writes of 4 KiB. What is larger waits for an R2T and is placed without a copy.
+pub const IN_CAPSULE_IO: u32 = 8192;
+/// In-capsule data of an admin queue, fixed by the transport (TCP §3.3.2.1).
+pub const IN_CAPSULE_ADMIN: u32 = 8192;
+/// Data that one H2CData PDU may carry.
+pub const MAX_H2C_DATA: u32 = 1 << 20;
+/// Announced data from which a receive of its own, straight into the buffer, beats copying out of the receive buffer.
+const DIRECT_MIN: usize = 16 * 1024;
+/// A connection that has not sent a valid Connect in this time is closed, in nanoseconds.
+const CONNECT_TIMEOUT_NS: u64 = 10_000_000_000;
+/// How long a termination request may take to leave, in nanoseconds (TCP §3.5 asks for at most 30 s).
+const TERMINATE_NS: u64 = 2_000_000_000;
+
+/// What a connection became with its Connect.
+pub struct Queue {
+    /// The controller.
+    pub controller: ControllerHandle,
+    /// The subsystem as this reactor knows it; an empty one for discovery.
+    pub subsystem: Rc<Subsystem>,
+    /// The subsystem's name.
+    pub nqn: String,
+    /// Queue identifier; 0 is the admin queue.
+    pub qid: u16,
+    /// Entries of the submission queue.
+    pub entries: u16,
+    /// SQHD is kept; else it is FFFFh and C2HData may stand for the response.
+    pub flow_control: bool,
+}
+
+/// A command that a slot works on.
+#[derive(Debug)]
+pub struct Command {
+    /// The command.
+    pub sqe: Sqe,
+    /// Its in-capsule data was damaged.
+    pub damaged: bool,
+    /// The first half of a fused pair, whose second half this is.
+    pub first: Option<Rc<Slot>>,
+}
+
+/// How a slot's data from the host stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// None is awaited.
+    None,
+    /// An R2T is out.
+    Awaited,
+    /// All there; `ok` is the digest's word.
+    Complete {
+        /// The data digest matched, or there is none.
+        ok: bool,
+    },
+}
+
+/// A command slot: its task, the command and its data.
+#[derive(Debug)]
+pub struct Slot {
+    /// Index in the connection, and transfer tag of its R2T.
+    pub index: u16,
+    task: Cell<TaskId>,
+    command: RefCell<Option<Command>>,
+    /// Data from the host: in-capsule, or the buffer that an R2T fills.
+    pub data: RefCell<Option<Buf>>,
+    grant: Cell<Option<WriteGrant>>,
+    arrival: Cell<Arrival>,
+    io: Cell<u32>,
+    cid: Cell<u16>,
+    nsid: Cell<u32>,
+    in_device: Cell<bool>,
+}
+
+/// See the module's head.
+pub struct Conn {
+    /// Unique in the process.
+    pub id: u64,
+    /// The reactor's NVMe/TCP state.
+    pub local: Rc<Local>,
+    reactor: Rc<Reactor>,
+    stream: Stream,
+    /// The sending side.
+    pub tx: Tx,
+    agreed: OnceCell<Negotiated>,
+    framing: OnceCell<Framing>,
+    queue: OnceCell<Queue>,
+    slots: RefCell<Vec<Rc<Slot>>>,
+    /// Slots that answered, with the number of the batch that must have gone before the host can know.
+    free: RefCell<VecDeque<(u64, Rc<Slot>)>>,
+    busy: Cell<usize>,
+    sqhd: Cell<u16>,
+    closing: Cell<bool>,
+    draining: Cell<bool>,
+    waiting_slot: Cell<TaskId>,
+    reader: Cell<TaskId>,
+    finished: Cell<bool>,
+}
+
+/// Why the receiving task ends.
+enum End {
+    /// The peer went, or this side closes.
+    Stream,
+    /// The peer broke the protocol.
+    Fatal(FatalError),
+    /// The peer sent a termination request.
+    Terminated,
+}
+
+impl From<StreamError> for End {
+    fn from(_: StreamError) -> End {
+        End::Stream
+    }
+}
+
+impl From<FatalError> for End {
+    fn from(error: FatalError) -> End {
+        End::Fatal(error)
+    }
+}
+
+/// Serves an accepted connection on this reactor until it ends.
+pub fn serve(reactor: &Rc<Reactor>, fd: Descriptor) {
+    let Some(local) = Local::of(reactor) else { return };
+    // The peer may be gone before we get to it.
+    let Ok(stream) = Stream::adopt(reactor, fd) else { return };
+    if !local.admits_connection() {
+        return;
+    }
+    let conn = Rc::new(Conn {
+        id: local.next_connection_id(),
+        local: local.clone(),
+        reactor: reactor.clone(),
+        stream,
+        tx: Tx::new(reactor),
+        agreed: OnceCell::new(),
+        framing: OnceCell::new(),
+        queue: OnceCell::new(),
+        slots: RefCell::new(Vec::new()),
+        free: RefCell::new(VecDeque::new()),
+        busy: Cell::new(0),
+        sqhd: Cell::new(0),
+        closing: Cell::new(false),
+        draining: Cell::new(false),
+        waiting_slot: Cell::new(TaskId::NONE),
+        reader: Cell::new(TaskId::NONE),
+        finished: Cell::new(false),
+    });
+    local.insert(&conn);
+    let sender = conn.clone();
+    reactor.spawn("nvmf send", async move { sender.tx.run(&sender.stream).await });
+    let timeout = conn.clone();
+    reactor.spawn("nvmf connect timeout", async move {
+        timeout.reactor.sleep(CONNECT_TIMEOUT_NS).await;
+        if timeout.queue.get().is_none() {
+            timeout.close();
+        }
+    });
+    let receiver = conn;
+    reactor.spawn("nvmf receive", async move { receiver.run().await });
+}
+
+impl Conn {
+    /// The reactor it lives on.
+    pub fn reactor(&self) -> &Rc<Reactor> {
+        &self.reactor
+    }
+
+    /// The other end's address.
+    pub fn peer(&self) -> std::net::SocketAddr {
+        self.stream.peer()
+    }
+
+    /// This end's address: which listener it came by.
+    pub fn local_address(&self) -> std::net::SocketAddr {
+        self.stream.local()
+    }
+
+    /// How outgoing PDUs look.
+    #[inline]
+    pub fn framing(&self) -> &Framing {
+        self.framing.get().expect("a slot runs only after the ICReq")
+    }
+
+    /// What Connect made of it, if it was successful.
+    #[inline]
+    pub fn queue(&self) -> Option<&Queue> {
+        self.queue.get()
+    }
+
+    /// Ends the connection: commands in flight run to their end and answer nobody.
+    pub fn close(&self) {
+        if !self.closing.replace(true) {
+            self.stream.shut_down();
+            self.tx.finish(&self.reactor);
+            for slot in self.slots.borrow().iter() {
+                self.reactor.wake(slot.task.get());
+            }
+            self.reactor.wake(self.waiting_slot.get());
+        }
+    }
+
+    /// Takes no more commands, answers those in flight, then closes by FIN.
+    pub fn drain(&self) {
+        if !self.draining.replace(true) {
+            self.stream.stop_receiving();
+            self.drained_check();
+        }
+    }
+
+    fn drained_check(&self) {
+        if self.draining.get() && self.busy.get() == 0 {
+            self.tx.finish(&self.reactor);
+        }
+    }
+
+    async fn run(self: Rc<Self>) {
+        self.reader.set(self.reactor.current_task());
+        let mut decoder =
+            Decoder::new(Role::Controller, Limits { in_capsule: IN_CAPSULE_ADMIN, data: MAX_H2C_DATA, alignment_z: 0 });
+        let end = self.receive(&mut decoder).await.unwrap_err();
+        match end {
+            End::Stream if self.draining.get() && !self.closing.get() => {
+                // The slots in flight answer; the last one lets the sender finish.
+                self.drained_check();
+                self.until(|| self.tx.has_ended()).await;
+            }
+            End::Fatal(FatalError::Terminate { status, info }) => {
+                tracing::warn!("{}: protocol error {status:?} ({info:#x}): connection terminated", self.peer());
+                self.terminate(status, info, decoder.offending_header()).await;
+            }
+            End::Stream | End::Fatal(FatalError::Close) | End::Terminated => {}
+        }
+        self.close();
+        // Slots in flight keep their buffers and this connection until their I/O has landed.
+        self.until(|| self.busy.get() == 0).await;
+        self.local.leave(&self).await;
+        self.finished.set(true);
+        for slot in self.slots.borrow().iter() {
+            self.reactor.wake(slot.task.get());
+        }
+        self.local.remove(self.id);
+    }
+
+    /// Waits until `done`; looked at whenever a slot ends or the sender ends.
+    async fn until(&self, done: impl Fn() -> bool) {
+        while !done() {
+            self.reactor.sleep(2_000_000).await;
+        }
+    }
+
+    /// Sends a termination request and gives it time to leave (TCP §3.5: the controller closes afterwards).
+    async fn terminate(&self, status: FatalErrorStatus, info: u32, header: &[u8]) {
+        let pushed = self
+            .tx
+            .push(&self.reactor, 1, 2 * MAX_PREFIX_LEN, |batch| {
+                batch.push_head(|out| term_req(Role::Controller, status, info, header, out));
+            })
+            .await;
+        if pushed.is_ok() {
+            self.tx.finish(&self.reactor);
+            let deadline = self.reactor.clock().now() + TERMINATE_NS;
+            self.until(|| self.tx.has_ended() || self.reactor.clock().now() > deadline).await;
+        }
+    }
+
+    /// Reads until the end, whatever it is.
+    async fn receive(self: &Rc<Self>, decoder: &mut Decoder) -> Result<std::convert::Infallible, End> {
+        let mut at: Option<Placement> = None;
+        let mut fuse = Fusing::default();
+        loop {
+            let received = self.stream.recv().await?;
+            let mut input = &received[..];
+            loop {
+                while let Some(event) = decoder.next(&mut input)? {
+                    self.handle(decoder, event, &mut at, &mut fuse).await?;
+                }
+                if decoder.data_remaining() < DIRECT_MIN {
+                    break;
+                }
+                self.receive_direct(decoder, &mut at).await?;
+            }
+        }
+    }
+
+    /// Receives the rest of a large PDU straight into its buffer.
+    async fn receive_direct(&self, decoder: &mut Decoder, at: &mut Option<Placement>) -> Result<(), End> {
+        let place = at.as_mut().expect("data follows a header that said where it goes");
+        let remaining = decoder.data_remaining();
+        let mut whole = place.slot.data.borrow_mut().take().expect("a slot that awaits data has its buffer");
+        let mut part = whole.split_to(place.at + remaining);
+        let result = self.stream.recv_into(part, place.at).await;
+        part = result?;
+        decoder.data_received(&part[place.at..]);
+        place.at += remaining;
+        if let Err(_rest) = part.unsplit(whole) {
+            unreachable!("two parts of one buffer rejoin");
+        }
+        *place.slot.data.borrow_mut() = Some(part);
+        Ok(())
+    }
+
+    async fn handle(
+        self: &Rc<Self>,
+        decoder: &mut Decoder,
+        event: Event<'_>,
+        at: &mut Option<Placement>,
+        fuse: &mut Fusing,
+    ) -> Result<(), End> {
+        match event {
+            Event::Command { sqe, data_len } => {
+                let slot = self.take_slot().await?;
+                *slot.command.borrow_mut() = Some(Command { sqe, damaged: false, first: None });
+                if data_len > 0 {
+                    let buf = self.reactor.buffer(data_len as usize).await;
+                    *slot.data.borrow_mut() = Some(buf);
+                    *at = Some(Placement { slot, at: 0, ends: Ends::Capsule });
+                } else {
+                    self.start(slot, fuse).await?;
+                    self.update_limits(decoder);
+                }
+            }
+            Event::Data(bytes) => {
+                let place = at.as_mut().expect("data follows a header that said where it goes");
+                let mut data = place.slot.data.borrow_mut();
+                let data = data.as_mut().expect("a slot that awaits data has its buffer");
+                data[place.at..place.at + bytes.len()].copy_from_slice(bytes);
+                place.at += bytes.len();
+            }
+            Event::DataEnd { digest_ok } => {
+                let place = at.take().expect("data follows a header that said where it goes");
+                match place.ends {
+                    Ends::Capsule => {
+                        if let Some(command) = place.slot.command.borrow_mut().as_mut() {
+                            command.damaged = !digest_ok;
+                        }
+                        self.start(place.slot, fuse).await?;
+                        self.update_limits(decoder);
+                    }
+                    Ends::Grant { complete } => {
+                        let slot = &place.slot;
+                        if !digest_ok {
+                            slot.arrival.set(Arrival::Complete { ok: false });
+                        }
+                        if complete {
+                            if slot.arrival.get() == Arrival::Awaited {
+                                slot.arrival.set(Arrival::Complete { ok: true });
+                            }
+                            slot.grant.set(None);
+                            self.reactor.wake(slot.task.get());
+                        }
+                    }
+                }
+            }
+            Event::H2cData(pdu) => {
+                let slot = self.slots.borrow().get(usize::from(pdu.ttag.get())).cloned();
+                let slot = slot.ok_or(End::Fatal(WriteGrant::unknown_tag()))?;
+                let mut grant = slot.grant.get().ok_or(End::Fatal(WriteGrant::unknown_tag()))?;
+                let complete = grant.accept(&pdu)?;
+                slot.grant.set(Some(grant));
+                *at = Some(Placement { slot, at: pdu.datao.get() as usize, ends: Ends::Grant { complete } });
+            }
+            Event::IcReq(request) => {
+                let ours =
+                    ControllerParams { header_digest: true, data_digest: true, cpda_z: 0, max_h2c_data: MAX_H2C_DATA };
+                let (response, agreed) = accept(&request, &ours);
+                decoder.set_digests(agreed.header_digest, agreed.data_digest);
+                let _ = self.agreed.set(agreed);
+                let _ = self.framing.set(Framing::new(Role::Controller, &agreed));
+                self.tx
+                    .push(&self.reactor, 1, MAX_PREFIX_LEN, |batch| batch.push_head(|out| ic_resp(&response, out)))
+                    .await?;
+            }
+            Event::Term { status, info } => {
+                tracing::info!("{}: the host terminates the connection: {status:?} ({info:#x})", self.peer());
+                return Err(End::Terminated);
+            }
+            Event::IcResp(_) | Event::C2hData(_) | Event::R2t(_) | Event::Response(_) => {
+                unreachable!("a decoder of the controller's side refuses these")
+            }
+        }
+        Ok(())
+    }
+
+    /// The limit on in-capsule data differs between admin and I/O queues.
+    fn update_limits(&self, decoder: &mut Decoder) {
+        if let Some(queue) = self.queue() {
+            decoder.set_in_capsule_limit(if queue.qid == 0 { IN_CAPSULE_ADMIN } else { IN_CAPSULE_IO });
+        }
+    }
+
+    /// A slot for the next command: one that answered, or a new one up to the queue's entries. A host that keeps to its
+    /// queue's size never waits here.
+    async fn take_slot(self: &Rc<Self>) -> Result<Rc<Slot>, End> {
+        loop {
+            if self.closing.get() {
+                return Err(End::Stream);
+            }
+            let ready = self.free.borrow().front().is_some_and(|(number, _)| self.tx.handed() >= *number);
+            if ready && let Some((_, slot)) = self.free.borrow_mut().pop_front() {
+                return Ok(slot);
+            }
+            let max = self.queue().map_or(1, |q| usize::from(q.entries));
+            let index = self.slots.borrow().len();
+            if index < max {
+                let slot = Rc::new(Slot {
+                    index: index as u16,
+                    task: Cell::new(TaskId::NONE),
+                    command: RefCell::new(None),
+                    data: RefCell::new(None),
+                    grant: Cell::new(None),
+                    arrival: Cell::new(Arrival::None),
+                    io: Cell::new(0),
+                    cid: Cell::new(0),
+                    nsid: Cell::new(0),
+                    in_device: Cell::new(false),
+                });
+                self.slots.borrow_mut().push(slot.clone());
+                return Ok(slot);
+            }
+            self.waiting_slot.set(self.reactor.current_task());
+            self.tx.next_handed(&self.reactor).await;
+        }
+    }
+
+    /// Hands a complete command to its slot. A fused first waits for its second.
+    async fn start(self: &Rc<Self>, slot: Rc<Slot>, fusing: &mut Fusing) -> Result<(), End> {
+        let Some(queue) = self.queue() else {
+            // The first command of a connection: Connect, or nothing goes on.
+            self.busy.set(self.busy.get() + 1);
+            return self.connect(&slot).await;
+        };
+        self.sqhd.set(if self.sqhd.get() + 1 >= queue.entries { 0 } else { self.sqhd.get() + 1 });
+        self.busy.set(self.busy.get() + 1);
+        if queue.qid == 0 {
+            self.run_slot(slot, "nvmf admin", admin::run);
+            return Ok(());
+        }
+        let fuse = slot.command.borrow().as_ref().map_or(Fuse::NONE, |c| c.sqe.fuse());
+        let (step, lost_partner) = fusing.tracker.next(fuse);
+        if lost_partner && let Some(first) = fusing.first.take() {
+            // A fused command that runs alone answers that its partner is missing.
+            self.run_slot(first, "nvmf io", slot::run);
+        }
+        match step {
+            FuseStep::Hold => {
+                fusing.first = Some(slot);
+                return Ok(());
+            }
+            FuseStep::Pair => {
+                if let Some(command) = slot.command.borrow_mut().as_mut() {
+                    command.first = fusing.first.take();
+                }
+            }
+            FuseStep::Single | FuseStep::MissingFirst => {}
+        }
+        self.run_slot(slot, "nvmf io", slot::run);
+        Ok(())
+    }
+
+    fn run_slot<F: Future<Output = ()> + 'static>(
+        self: &Rc<Self>,
+        slot: Rc<Slot>,
+        name: &'static str,
+        body: fn(Rc<Conn>, Rc<Slot>) -> F,
+    ) {
+        if slot.task.get() == TaskId::NONE {
+            let task = self.reactor.spawn(name, body(self.clone(), slot.clone()));
+            slot.task.set(task);
+        } else {
+            self.reactor.wake(slot.task.get());
+        }
+    }
+
+    /// Carries out a Connect; an answer that is not a success leaves the connection waiting for another.
+    async fn connect(self: &Rc<Self>, slot: &Rc<Slot>) -> Result<(), End> {
+        let command = slot.command.borrow_mut().take().expect("just set");
+        let data = slot.data.borrow_mut().take();
+        let answer = self.local.connect(self, &command, data.as_deref()).await;
+        let mut cqe = match answer {
+            Ok((queue, cqe)) => {
+                // The Connect itself took the first entry.
+                self.sqhd.set(1);
+                let _ = self.queue.set(queue);
+                cqe
+            }
+            Err(cqe) => cqe,
+        };
+        cqe.cid = command.sqe.cid;
+        let number = self.respond(cqe).await;
+        self.release(slot, number);
+        if self.closing.get() { Err(End::Stream) } else { Ok(()) }
+    }
+
+    /// Sends a response capsule. The number says when the host can have it; see [`Conn::release`].
+    pub async fn respond(&self, mut cqe: Cqe) -> u64 {
+        self.stamp(&mut cqe);
+        let framing = *self.framing();
+        self.tx
+            .push(&self.reactor, 1, MAX_PREFIX_LEN, |batch| batch.push_head(|out| framing.capsule_resp(&cqe, out)))
+            .await
+            .unwrap_or(0)
+    }
+
+    /// Fills in SQHD: where the controller stands, or FFFFh without flow control (Fabrics §2.4).
+    #[inline]
+    pub fn stamp(&self, cqe: &mut Cqe) {
+        let flow_control = self.queue().is_none_or(|q| q.flow_control);
+        cqe.sqhd.set(if flow_control { self.sqhd.get() } else { 0xffff });
+    }
+
+    /// A slot has answered: it may take another command once the batch of that number went out.
+    pub fn release(&self, slot: &Rc<Slot>, number: u64) {
+        slot.data.borrow_mut().take();
+        self.free.borrow_mut().push_back((number, slot.clone()));
+        self.busy.set(self.busy.get() - 1);
+        self.drained_check();
+    }
+
+    /// Asks the device that works on command `cid` for its early end; whether it will.
+    pub fn abort(&self, cid: u16) -> bool {
+        let slots = self.slots.borrow();
+        let Some(slot) = slots.iter().find(|s| s.in_device.get() && s.cid.get() == cid) else { return false };
+        let ns = self.queue().and_then(|q| q.subsystem.with_table(|table| table.handle(slot.nsid.get())));
+        ns.is_some_and(|ns| ns.handle.abort(slot.io.get()))
+    }
+}
+
+/// The fused command that waits for its second half.
+#[derive(Default)]
+struct Fusing {
+    tracker: FuseTracker,
+    first: Option<Rc<Slot>>,
+}
+
+/// Where arriving data goes.
+struct Placement {
+    slot: Rc<Slot>,
+    at: usize,
+    ends: Ends,
+}
+
+#[derive(Clone, Copy)]
+enum Ends {
+    /// The data of a capsule: then the command is complete.
+    Capsule,
+    /// The data of an H2CData PDU; `complete`: the last of its R2T.
+    Grant { complete: bool },
+}
+
+impl Slot {
+    /// Waits for the next command; `None` once the connection has ended.
+    pub async fn next(&self, conn: &Conn) -> Option<Command> {
+        std::future::poll_fn(|_| {
+            if let Some(command) = self.command.borrow_mut().take() {
+                return Poll::Ready(Some(command));
+            }
+            if conn.finished.get() { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    /// Asks the host for `len` bytes of data by one R2T and waits for them.
+    ///
+    /// `None`: the connection ended. `false`: the data arrived damaged.
+    pub async fn fetch(&self, conn: &Conn, cid: u16, len: u32, buf: Buf) -> Option<(Buf, bool)> {
+        *self.data.borrow_mut() = Some(buf);
+        self.arrival.set(Arrival::Awaited);
+        self.grant.set(Some(WriteGrant::new(cid, self.index, 0, len)));
+        let framing = *conn.framing();
+        let index = self.index;
+        conn.tx
+            .push(&conn.reactor, 1, MAX_PREFIX_LEN, |batch| {
+                batch.push_head(|out| framing.r2t(cid, index, 0, len, out));
+            })
+            .await
+            .ok()?;
+        let ok = std::future::poll_fn(|_| {
+            if conn.closing.get() {
+                return Poll::Ready(None);
+            }
+            match self.arrival.get() {
+                Arrival::Complete { ok } if self.grant.get().is_none() => Poll::Ready(Some(ok)),
+                _ => Poll::Pending,
+            }
+        })
+        .await?;
+        self.data.borrow_mut().take().map(|data| (data, ok))
+    }
+
+    /// The I/O that this slot's commands run in.
+    pub fn set_io(&self, slot: u32) {
+        self.io.set(slot);
+    }
+
+    /// Which command the slot works on, for Abort.
+    #[inline]
+    pub fn set_command(&self, cid: u16, nsid: u32) {
+        self.cid.set(cid);
+        self.nsid.set(nsid);
+    }
+
+    /// Whether the device has the command.
+    #[inline]
+    pub fn set_in_device(&self, with: bool) {
+        self.in_device.set(with);
+    }
+
+    /// The command that waits in the slot, for a fused partner that runs it.
+    pub fn take_command(&self) -> Option<Command> {
+        self.command.borrow_mut().take()
+    }
+}

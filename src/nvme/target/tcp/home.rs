@@ -1,0 +1,263 @@
+//! The home of the target's shared state: subsystems, controllers and their queues, on one reactor.
+//!
+//! Other reactors reach it by message ([`super::local`]); it answers, and tells them by message what to close, complete or
+//! replace. The engine ([`Target`]) decides everything; this carries out.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use super::local::Local;
+use crate::net::Listener;
+use crate::nvme::spec::{Cqe, Sqe};
+use crate::nvme::target::{
+    AdminContext, ConnectRequest, Connected, ControllerHandle, Disconnected, ErrorReport, Fault, Notice, Outcome,
+    Quiesce, SmartCounters, Target,
+};
+use crate::reactor::Reactor;
+use crate::reactor::io::IoOp;
+use crate::reactor::mailbox::Message;
+
+/// The reactor that is the home of every NVM subsystem.
+pub const HOME: u16 = 0;
+
+/// How often keep alive timers are looked at, in nanoseconds; their granularity is a second.
+const TICK_NS: u64 = 500_000_000;
+
+/// Where a queue's connection lives.
+#[derive(Clone, Copy)]
+struct Place {
+    reactor: u16,
+    connection: u64,
+}
+
+/// See the module's head.
+pub struct Home {
+    /// The engine.
+    pub target: RefCell<Target>,
+    /// The listeners, by the address they are bound to.
+    pub listeners: RefCell<Vec<Rc<Listener>>>,
+    queues: RefCell<BTreeMap<(ControllerHandle, u16), Place>>,
+    quiescing: RefCell<BTreeMap<ControllerHandle, Quiesce>>,
+    started_ns: u64,
+}
+
+/// The home's state; only the home reactor has it.
+pub fn of(reactor: &Reactor) -> Option<Rc<Home>> {
+    reactor.service()
+}
+
+/// What the home made of an admin command.
+pub enum AdminAnswer {
+    /// Send the data, if any, and the completion.
+    Done(Cqe, Vec<u8>),
+    /// Nothing to send: an event will complete it.
+    Parked,
+    /// Try to abort this command of this queue, then ask [`Home::abort_done`].
+    Abort {
+        /// Where the queue lives: reactor and connection.
+        place: Option<(u16, u64)>,
+        /// The command.
+        cid: u16,
+    },
+    /// Send the completion, then ask [`Home::quiesce`].
+    Quiesce(Cqe, Quiesce),
+}
+
+impl Home {
+    /// Makes `reactor` the home and starts its clockwork.
+    pub fn install(reactor: &Rc<Reactor>, target: Target) {
+        let home = Rc::new(Home {
+            target: RefCell::new(target),
+            listeners: RefCell::new(Vec::new()),
+            queues: RefCell::default(),
+            quiescing: RefCell::default(),
+            started_ns: reactor.clock().now(),
+        });
+        reactor.set_service(home.clone());
+        let timer = reactor.clone();
+        reactor.spawn("nvmf keep alive", async move {
+            loop {
+                timer.sleep(TICK_NS).await;
+                home.target.borrow_mut().expire(timer.clock().now());
+                home.carry_out(&timer);
+            }
+        });
+    }
+
+    /// Does what the engine asks for.
+    pub fn carry_out(&self, reactor: &Reactor) {
+        loop {
+            let notice = self.target.borrow_mut().poll();
+            match notice {
+                None => return,
+                Some(Notice::AsyncEvent { controller, cqe }) => {
+                    if let Some(place) = self.place(controller, 0) {
+                        reactor.send(
+                            place.reactor,
+                            Message::Call(Box::new(move |there| {
+                                let conn = Local::of(there).and_then(|local| local.connection(place.connection));
+                                if let Some(conn) = conn {
+                                    there.spawn("nvmf event", async move {
+                                        conn.respond(cqe).await;
+                                    });
+                                }
+                            })),
+                        );
+                    }
+                }
+                Some(Notice::Close { controller }) => self.close_queues(reactor, controller, true),
+            }
+        }
+    }
+
+    fn place(&self, controller: ControllerHandle, qid: u16) -> Option<Place> {
+        self.queues.borrow().get(&(controller, qid)).copied()
+    }
+
+    /// Closes the connections of a controller, the admin queue's too if `all`.
+    fn close_queues(&self, reactor: &Reactor, controller: ControllerHandle, all: bool) {
+        for (&(_, qid), place) in self.queues.borrow().range((controller, 0)..=(controller, u16::MAX)) {
+            if qid != 0 || all {
+                let connection = place.connection;
+                reactor.send(
+                    place.reactor,
+                    Message::Call(Box::new(move |there| {
+                        if let Some(conn) = Local::of(there).and_then(|local| local.connection(connection)) {
+                            conn.close();
+                        }
+                    })),
+                );
+            }
+        }
+    }
+
+    /// A Connect that arrived on connection `connection` of reactor `from`. Returns the queue and its subsystem's NQN.
+    ///
+    /// # Errors
+    /// The completion to send.
+    pub fn connect(
+        &self,
+        reactor: &Reactor,
+        sqe: &Sqe,
+        data: &[u8],
+        local: IpAddr,
+        from: u16,
+        connection: u64,
+    ) -> Result<(Connected, String), Cqe> {
+        let request = ConnectRequest { sqe, data, local, now_ns: reactor.clock().now() };
+        let connected = self.target.borrow_mut().connect(&request)?;
+        self.queues.borrow_mut().insert((connected.controller, connected.qid), Place { reactor: from, connection });
+        let nqn = self.target.borrow().subsystem_of(connected.controller).unwrap_or_default().to_owned();
+        if connected.qid == 0 {
+            let target = self.target.borrow();
+            tracing::info!("host {} connected to {nqn}", target.host_of(connected.controller).unwrap_or("?"));
+        }
+        self.carry_out(reactor);
+        Ok((connected, nqn))
+    }
+
+    /// A queue's connection has ended and nothing of it is in flight.
+    pub fn disconnect(&self, reactor: &Rc<Reactor>, controller: ControllerHandle, qid: u16) {
+        self.queues.borrow_mut().remove(&(controller, qid));
+        let left = self.target.borrow_mut().disconnect(controller, qid);
+        match left {
+            Disconnected::CloseIoQueues => self.close_queues(reactor, controller, false),
+            Disconnected::Gone => {
+                self.quiescing.borrow_mut().remove(&controller);
+            }
+            Disconnected::Remains => self.quiesced_check(reactor, controller),
+        }
+        self.carry_out(reactor);
+    }
+
+    /// An admin command.
+    pub fn admin(
+        &self,
+        reactor: &Reactor,
+        controller: ControllerHandle,
+        sqe: &Sqe,
+        out_len: usize,
+        mut counters: SmartCounters,
+    ) -> AdminAnswer {
+        let now_ns = reactor.clock().now();
+        counters.power_on_ns = u128::from(now_ns - self.started_ns);
+        counters.power_cycles = 1;
+        let mut out = vec![0; out_len];
+        let context = AdminContext { now_ns, counters: &counters };
+        let outcome = self.target.borrow_mut().admin(controller, sqe, &context, &mut out);
+        self.carry_out(reactor);
+        match outcome {
+            Outcome::Done { cqe, data_len } => {
+                out.truncate(data_len);
+                AdminAnswer::Done(cqe, out)
+            }
+            Outcome::Parked => AdminAnswer::Parked,
+            Outcome::Abort { sqid, cid } => {
+                AdminAnswer::Abort { place: self.place(controller, sqid).map(|p| (p.reactor, p.connection)), cid }
+            }
+            Outcome::Quiesce { cqe, reason } => AdminAnswer::Quiesce(cqe, reason),
+        }
+    }
+
+    /// An admin command that failed before it got here.
+    pub fn admin_fault(&self, controller: ControllerHandle, sqe: &Sqe, fault: Fault) -> Cqe {
+        self.target.borrow_mut().admin_fault(controller, sqe, fault)
+    }
+
+    /// An abort was tried.
+    pub fn abort_done(&self, controller: ControllerHandle, sqe: &Sqe, aborted: bool) -> Cqe {
+        self.target.borrow_mut().abort_done(controller, sqe, aborted)
+    }
+
+    /// A failed I/O command.
+    pub fn log_error(&self, controller: ControllerHandle, report: &ErrorReport) {
+        self.target.borrow_mut().log_error(controller, report);
+    }
+
+    /// Deletes the I/O queues of a controller; the engine hears of it when the last one has ended.
+    pub fn quiesce(&self, reactor: &Rc<Reactor>, controller: ControllerHandle, reason: Quiesce) {
+        self.quiescing.borrow_mut().insert(controller, reason);
+        self.close_queues(reactor, controller, false);
+        self.quiesced_check(reactor, controller);
+    }
+
+    fn quiesced_check(&self, reactor: &Rc<Reactor>, controller: ControllerHandle) {
+        let io_queues = self.queues.borrow().range((controller, 1)..=(controller, u16::MAX)).next().is_some();
+        if io_queues {
+            return;
+        }
+        let Some(reason) = self.quiescing.borrow_mut().remove(&controller) else { return };
+        match reason {
+            Quiesce::Reset => self.target.borrow_mut().quiesced(controller),
+            Quiesce::Shutdown => {
+                // Shutdown is complete only when what was acknowledged is durable (Base §3.6.2).
+                let nqn = self.target.borrow().subsystem_of(controller).unwrap_or_default().to_owned();
+                let task = reactor.clone();
+                reactor.spawn("nvmf shutdown flush", async move {
+                    let namespaces = Local::of(&task).map(|l| l.subsystem(&nqn).namespaces()).unwrap_or_default();
+                    if let Some(mut io) = task.create_io() {
+                        for ns in namespaces {
+                            io.prepare(IoOp::Flush, 0, 0);
+                            io = ns.handle.execute(io).await;
+                        }
+                        task.retire_io(io);
+                    }
+                    if let Some(home) = of(&task) {
+                        home.target.borrow_mut().quiesced(controller);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Stops listening and tells persistent discovery controllers that the log has become empty.
+    pub fn stop_listening(&self, reactor: &Reactor) {
+        for listener in self.listeners.borrow_mut().drain(..) {
+            listener.stop();
+        }
+        self.target.borrow_mut().set_listeners(Vec::new());
+        self.carry_out(reactor);
+    }
+}

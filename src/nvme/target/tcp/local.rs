@@ -1,0 +1,325 @@
+//! What each reactor knows of the NVMe/TCP target: the namespaces as they are now, its connections, its counters.
+//!
+//! The home reactor decides ([`super::home`]); what is here are copies that it changes by message, and what only this reactor
+//! counts.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::conn::{Command, Conn, Queue};
+use super::home::{self, HOME};
+use crate::bdev::{BlockDevice, DeviceError, Handle, OpSet};
+use crate::limits::CONNECTIONS_PER_REACTOR;
+use crate::nvme::spec::{Cqe, Sqe, Status, StatusCode};
+use crate::nvme::target::{ErrorReport, Fault, IoOp as NvmeOp, NamespaceInfo, Namespaces, SmartCounters};
+use crate::reactor::Reactor;
+use crate::reactor::io::IoOp;
+use crate::reactor::mailbox::Message;
+
+/// One namespace on one reactor.
+pub struct Namespace {
+    info: NamespaceInfo,
+    /// The device's channel on this reactor.
+    pub handle: Handle,
+    shift: u32,
+    keeps_nothing: bool,
+    can_unmap: bool,
+}
+
+impl Namespace {
+    fn open(reactor: &Rc<Reactor>, info: NamespaceInfo, device: &Arc<dyn BlockDevice>) -> Result<Self, DeviceError> {
+        let handle = Handle::open(reactor, device)?;
+        let traits = handle.common().traits();
+        let ops: OpSet = traits.ops;
+        Ok(Namespace {
+            shift: info.block_shift(),
+            keeps_nothing: traits.keeps_nothing,
+            can_unmap: ops.has(IoOp::Unmap),
+            info,
+            handle,
+        })
+    }
+
+    /// A range of blocks in bytes.
+    #[inline]
+    pub fn bytes(&self, lba: u64, blocks: u64) -> (u64, u64) {
+        (lba << self.shift, blocks << self.shift)
+    }
+
+    /// Reads need no buffer: zeros are sent.
+    #[inline]
+    pub fn keeps_nothing(&self) -> bool {
+        self.keeps_nothing
+    }
+
+    /// Whether the device can deallocate.
+    pub fn can_unmap(&self) -> bool {
+        self.can_unmap
+    }
+
+    /// What hosts are told.
+    pub fn info(&self) -> &NamespaceInfo {
+        &self.info
+    }
+}
+
+/// The namespaces of a subsystem on one reactor.
+#[derive(Default)]
+pub struct Table {
+    /// What commands are checked against.
+    pub infos: Namespaces,
+    handles: Vec<Option<Rc<Namespace>>>,
+}
+
+impl Table {
+    /// The namespace of a valid `nsid`.
+    #[inline]
+    pub fn handle(&self, nsid: u32) -> Option<Rc<Namespace>> {
+        self.handles.get((nsid as usize).wrapping_sub(1))?.clone()
+    }
+}
+
+/// A namespace as the control plane names it: sent to every reactor.
+#[derive(Clone)]
+pub struct NamespaceSpec {
+    /// What hosts are told.
+    pub info: NamespaceInfo,
+    /// The device behind it.
+    pub device: Arc<dyn BlockDevice>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    bytes_read: u64,
+    bytes_written: u64,
+    reads: u64,
+    writes: u64,
+    media_errors: u64,
+}
+
+/// A subsystem on one reactor.
+#[derive(Default)]
+pub struct Subsystem {
+    table: RefCell<Table>,
+    counts: Cell<Counts>,
+}
+
+impl Subsystem {
+    /// Looks into the namespaces.
+    #[inline]
+    pub fn with_table<R>(&self, f: impl FnOnce(&Table) -> R) -> R {
+        f(&self.table.borrow())
+    }
+
+    /// All namespaces.
+    pub fn namespaces(&self) -> Vec<Rc<Namespace>> {
+        self.table.borrow().handles.iter().flatten().cloned().collect()
+    }
+}
+
+/// See the module's head.
+pub struct Local {
+    reactor: Rc<Reactor>,
+    subsystems: RefCell<BTreeMap<String, Rc<Subsystem>>>,
+    conns: RefCell<BTreeMap<u64, Rc<Conn>>>,
+    next_id: Cell<u64>,
+    draining: Cell<bool>,
+    discovery: Rc<Subsystem>,
+}
+
+impl Local {
+    /// Makes a reactor ready to take connections.
+    pub fn install(reactor: &Rc<Reactor>) {
+        reactor.set_service(Rc::new(Local {
+            reactor: reactor.clone(),
+            subsystems: RefCell::default(),
+            conns: RefCell::default(),
+            // Unique in the process: the reactor in the upper half.
+            next_id: Cell::new(u64::from(reactor.id()) << 48 | 1),
+            draining: Cell::new(false),
+            discovery: Rc::default(),
+        }));
+    }
+
+    /// The reactor's state, if it takes connections.
+    pub fn of(reactor: &Reactor) -> Option<Rc<Local>> {
+        reactor.service()
+    }
+
+    /// Sets the namespaces of a subsystem, new or known.
+    ///
+    /// # Errors
+    /// If a device does not open; then nothing has changed.
+    pub fn set_namespaces(&self, nqn: &str, list: &[NamespaceSpec], max_nsid: u32) -> Result<(), DeviceError> {
+        let mut table = Table { infos: Namespaces::new(max_nsid), handles: (0..max_nsid).map(|_| None).collect() };
+        for spec in list {
+            let ns = Namespace::open(&self.reactor, spec.info.clone(), &spec.device)?;
+            if table.infos.insert(spec.info.clone()) {
+                table.handles[spec.info.nsid as usize - 1] = Some(Rc::new(ns));
+            }
+        }
+        self.subsystems.borrow_mut().entry(nqn.to_owned()).or_default().table.replace(table);
+        Ok(())
+    }
+
+    /// Forgets a subsystem; its connections are closed by the home.
+    pub fn remove_subsystem(&self, nqn: &str) {
+        if let Some(subsystem) = self.subsystems.borrow_mut().remove(nqn) {
+            // Connections that still run see no namespace.
+            subsystem.table.take();
+        }
+    }
+
+    /// The subsystem of that name; discovery has an empty one.
+    pub fn subsystem(&self, nqn: &str) -> Rc<Subsystem> {
+        self.subsystems.borrow().get(nqn).cloned().unwrap_or_else(|| self.discovery.clone())
+    }
+
+    /// Whether one more connection may live on this reactor.
+    pub fn admits_connection(&self) -> bool {
+        let room = self.conns.borrow().len() < CONNECTIONS_PER_REACTOR;
+        if !room {
+            tracing::warn!("a connection was refused: reactor {} has {CONNECTIONS_PER_REACTOR}", self.reactor.id());
+        }
+        room && !self.draining.get()
+    }
+
+    /// A number for a new connection.
+    pub fn next_connection_id(&self) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        id
+    }
+
+    /// Keeps a connection until [`Local::remove`].
+    pub fn insert(&self, conn: &Rc<Conn>) {
+        self.conns.borrow_mut().insert(conn.id, conn.clone());
+    }
+
+    /// Forgets a connection that has ended.
+    pub fn remove(&self, id: u64) {
+        self.conns.borrow_mut().remove(&id);
+    }
+
+    /// A connection of this reactor.
+    pub fn connection(&self, id: u64) -> Option<Rc<Conn>> {
+        self.conns.borrow().get(&id).cloned()
+    }
+
+    /// Connections that have not ended.
+    pub fn connections(&self) -> usize {
+        self.conns.borrow().len()
+    }
+
+    /// Takes no more connections or commands, and closes each connection once it has answered.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        let conns: Vec<_> = self.conns.borrow().values().cloned().collect();
+        for conn in conns {
+            conn.drain();
+        }
+    }
+
+    /// Closes all connections at once, answers or not.
+    pub fn close_all(&self) {
+        self.draining.set(true);
+        let conns: Vec<_> = self.conns.borrow().values().cloned().collect();
+        for conn in conns {
+            conn.close();
+        }
+    }
+
+    /// Carries out a Connect at the home.
+    ///
+    /// # Errors
+    /// The completion that says why not.
+    pub async fn connect(&self, conn: &Rc<Conn>, command: &Command, data: Option<&[u8]>) -> Result<(Queue, Cqe), Cqe> {
+        let sqe = command.sqe;
+        if command.damaged {
+            return Err(Cqe::new(sqe.cid.get(), StatusCode::TRANSIENT_TRANSPORT_ERROR.retry()));
+        }
+        let data = data.unwrap_or_default().to_vec();
+        let (local, from, id) = (conn.local_address().ip(), self.reactor.id(), conn.id);
+        let answer = self
+            .reactor
+            .call(HOME, move |home| match home::of(home) {
+                Some(service) => service.connect(home, &sqe, &data, local, from, id),
+                None => Err(Cqe::new(sqe.cid.get(), StatusCode::INTERNAL_ERROR.retry())),
+            })
+            .await?;
+        let (connected, nqn) = answer;
+        let queue = Queue {
+            controller: connected.controller,
+            subsystem: self.subsystem(&nqn),
+            nqn,
+            qid: connected.qid,
+            entries: connected.entries,
+            flow_control: !connected.sq_flow_control_disabled,
+        };
+        Ok((queue, connected.cqe))
+    }
+
+    /// Tells the home that a queue's connection has ended.
+    pub async fn leave(&self, conn: &Conn) {
+        let Some(queue) = conn.queue() else { return };
+        let (controller, qid) = (queue.controller, queue.qid);
+        self.reactor
+            .call(HOME, move |home| {
+                if let Some(service) = home::of(home) {
+                    service.disconnect(home, controller, qid);
+                }
+            })
+            .await;
+    }
+
+    /// Notes a failed command in its controller's error log, and returns the status to answer with.
+    pub fn note_failure(&self, conn: &Conn, sqe: &Sqe, fault: Fault) -> Status {
+        let Some(queue) = conn.queue() else { return fault.status };
+        if matches!(fault.status.code(), StatusCode::WRITE_FAULT | StatusCode::UNRECOVERED_READ_ERROR) {
+            let mut counts = queue.subsystem.counts.get();
+            counts.media_errors += 1;
+            queue.subsystem.counts.set(counts);
+        }
+        let report = ErrorReport { sqid: queue.qid, cid: sqe.cid.get(), fault, lba: sqe.slba(), nsid: sqe.nsid.get() };
+        let controller = queue.controller;
+        self.reactor.send(
+            HOME,
+            Message::Call(Box::new(move |home| {
+                if let Some(service) = home::of(home) {
+                    service.log_error(controller, &report);
+                }
+            })),
+        );
+        fault.status
+    }
+
+    /// Counts a command that succeeded.
+    #[inline]
+    pub fn count(&self, subsystem: &Subsystem, op: NvmeOp, bytes: u64) {
+        let mut counts = subsystem.counts.get();
+        match op {
+            NvmeOp::Read | NvmeOp::Compare => {
+                counts.reads += 1;
+                counts.bytes_read += bytes;
+            }
+            NvmeOp::Write => {
+                counts.writes += 1;
+                counts.bytes_written += bytes;
+            }
+            NvmeOp::WriteZeroes | NvmeOp::Flush | NvmeOp::Dsm => return,
+        }
+        subsystem.counts.set(counts);
+    }
+
+    /// Adds this reactor's counters of a subsystem.
+    pub fn add_counters(&self, nqn: &str, into: &mut SmartCounters) {
+        let counts = self.subsystem(nqn).counts.get();
+        into.bytes_read += u128::from(counts.bytes_read);
+        into.bytes_written += u128::from(counts.bytes_written);
+        into.read_commands += u128::from(counts.reads);
+        into.write_commands += u128::from(counts.writes);
+        into.media_errors += u128::from(counts.media_errors);
+    }
+}

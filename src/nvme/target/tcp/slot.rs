@@ -1,0 +1,323 @@
+//! A command slot of an I/O queue: the life of one command, read from top to bottom in [`execute`].
+
+use std::rc::Rc;
+
+use hugepages::Buf;
+
+use super::conn::{Command, Conn, Slot};
+use super::fused;
+use super::local::Namespace;
+use crate::nvme::spec::{Cqe, Fuse, Sqe, Status, StatusCode};
+use crate::nvme::target::{DataPlace, Fault, IoOp as NvmeOp, IoRequest, decode_io, dsm_ranges};
+use crate::nvme::tcp::{DIGEST_LEN, DataDigest, MAX_PREFIX_LEN};
+use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
+
+/// What a command that succeeded answers with.
+pub enum Done {
+    /// A response capsule.
+    Plain,
+    /// That many bytes, in the I/O's data, and a response.
+    Data(u32),
+    /// That many zeros and a response: the device keeps nothing.
+    Zeroes(u32),
+}
+
+/// Why a command did not succeed.
+pub enum Failure {
+    /// Answer with this.
+    Fault(Fault),
+    /// The connection ended: nobody to answer.
+    Gone,
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Failure {
+        Failure::Fault(fault)
+    }
+}
+
+/// The body of a slot's task: command after command until the connection has ended.
+pub async fn run(conn: Rc<Conn>, slot: Rc<Slot>) {
+    let Some(mut io) = conn.reactor().create_io() else {
+        // All I/Os of the reactor are taken: every command of this slot is told to try again.
+        while let Some(command) = slot.next(&conn).await {
+            let fault = Fault::retry(StatusCode::COMMAND_INTERRUPTED);
+            let number = refuse(&conn, &command.sqe, fault).await;
+            conn.release(&slot, number);
+        }
+        return;
+    };
+    slot.set_io(io.slot());
+    while let Some(command) = slot.next(&conn).await {
+        let number;
+        (io, number) = execute(&conn, &slot, command, io).await;
+        conn.release(&slot, number);
+    }
+    conn.reactor().retire_io(io);
+}
+
+/// Carries out one command and answers it. Returns the number of the batch that the answer is in.
+async fn execute(conn: &Rc<Conn>, slot: &Slot, mut command: Command, io: Io) -> (Io, u64) {
+    if let Some(first) = command.first.take() {
+        return fused::execute(conn, slot, &command, &first, io).await;
+    }
+    let (mut io, outcome) = carry_out(conn, slot, &command, io).await;
+    let sqe = &command.sqe;
+    let number = match outcome {
+        Ok(Done::Plain) => respond(conn, sqe).await,
+        Ok(Done::Data(len)) => send_data(conn, sqe, len, &mut io).await,
+        Ok(Done::Zeroes(len)) => send_zeroes(conn, sqe, len).await,
+        Err(Failure::Fault(fault)) => refuse(conn, sqe, fault).await,
+        Err(Failure::Gone) => 0,
+    };
+    (io, number)
+}
+
+/// Decodes, moves data in, runs the I/O.
+async fn carry_out(conn: &Rc<Conn>, slot: &Slot, command: &Command, io: Io) -> (Io, Result<Done, Failure>) {
+    let (request, ns) = match lookup(conn, slot, command) {
+        Ok(found) => found,
+        Err(fault) => return (io, Err(fault.into())),
+    };
+    if request.fuse != Fuse::NONE {
+        return (io, Err(Fault::new(StatusCode::ABORTED_MISSING_FUSED).into()));
+    }
+    slot.set_command(command.sqe.cid.get(), request.nsid);
+    let cid = command.sqe.cid.get();
+    let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
+    let (io, result) = match request.op {
+        NvmeOp::Read => read(conn, slot, &ns, &request, io).await,
+        NvmeOp::Write | NvmeOp::Compare => match data_in(conn, slot, &request, cid).await {
+            Ok(data) => with_data(slot, &ns, &request, data, io).await,
+            Err(failure) => (io, Err(failure)),
+        },
+        NvmeOp::Dsm => match data_in(conn, slot, &request, cid).await {
+            Ok(data) => manage_dataset(slot, &ns, &request, &data, io).await,
+            Err(failure) => (io, Err(failure)),
+        },
+        NvmeOp::Flush => without_data(slot, &ns, (IoOp::Flush, 0, 0, false), io).await,
+        NvmeOp::WriteZeroes => {
+            let op = if request.deallocate && ns.can_unmap() { IoOp::Unmap } else { IoOp::WriteZeroes };
+            without_data(slot, &ns, (op, offset, len, request.fua), io).await
+        }
+    };
+    if request.place == DataPlace::HostBuffer && request.op != NvmeOp::Read {
+        conn.tx.unreserve(conn.reactor(), request.data_len as usize);
+    }
+    if result.is_ok() {
+        conn.local.count(&conn.queue().expect("slots run after Connect").subsystem, request.op, len);
+    }
+    (io, result)
+}
+
+/// Decodes a command against the namespaces as this reactor knows them.
+pub fn lookup(conn: &Conn, slot: &Slot, command: &Command) -> Result<(IoRequest, Rc<Namespace>), Fault> {
+    if command.damaged {
+        return Err(Fault::retry(StatusCode::TRANSIENT_TRANSPORT_ERROR));
+    }
+    let capsule_len = slot.data.borrow().as_ref().map_or(0, |data| data.len() as u32);
+    let queue = conn.queue().expect("slots run after Connect");
+    queue.subsystem.with_table(|table| {
+        let (request, info) = decode_io(&command.sqe, &table.infos, capsule_len)?;
+        table.handle(info.nsid).map(|ns| (request, ns)).ok_or(Fault::retry(StatusCode::NAMESPACE_NOT_READY))
+    })
+}
+
+/// The data a command brings: in its capsule, or fetched by an R2T into a buffer of its own.
+pub async fn data_in(conn: &Conn, slot: &Slot, request: &IoRequest, cid: u16) -> Result<Buf, Failure> {
+    match request.place {
+        DataPlace::InCapsule => {
+            let data = slot.data.borrow_mut().take();
+            data.ok_or(Failure::Fault(Fault::new(StatusCode::DATA_TRANSFER_ERROR)))
+        }
+        DataPlace::HostBuffer => {
+            conn.tx.reserve(conn.reactor(), request.data_len as usize).await;
+            let buf = conn.reactor().buffer(request.data_len as usize).await;
+            match slot.fetch(conn, cid, request.data_len, buf).await {
+                Some((data, true)) => Ok(data),
+                Some((_, false)) => Err(Fault::retry(StatusCode::TRANSIENT_TRANSPORT_ERROR).into()),
+                None => Err(Failure::Gone),
+            }
+        }
+        DataPlace::None => Err(Fault::new(StatusCode::DATA_TRANSFER_ERROR).into()),
+    }
+}
+
+async fn read(
+    conn: &Conn,
+    slot: &Slot,
+    ns: &Namespace,
+    request: &IoRequest,
+    mut io: Io,
+) -> (Io, Result<Done, Failure>) {
+    let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
+    io.prepare(IoOp::Read, offset, len);
+    if ns.keeps_nothing() {
+        let (io, result) = finish(slot, ns, io).await;
+        return (io, result.map(|()| Done::Zeroes(request.data_len)));
+    }
+    conn.tx.reserve(conn.reactor(), request.data_len as usize).await;
+    io.data.push_buf(conn.reactor().buffer(request.data_len as usize).await);
+    let (mut io, result) = finish(slot, ns, io).await;
+    if result.is_err() {
+        // Whatever a failed read left in the buffer is not the host's.
+        io.data.clear();
+        conn.tx.unreserve(conn.reactor(), request.data_len as usize);
+    }
+    (io, result.map(|()| Done::Data(request.data_len)))
+}
+
+async fn with_data(
+    slot: &Slot,
+    ns: &Namespace,
+    request: &IoRequest,
+    data: Buf,
+    mut io: Io,
+) -> (Io, Result<Done, Failure>) {
+    let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
+    io.prepare(if request.op == NvmeOp::Write { IoOp::Write } else { IoOp::Compare }, offset, len);
+    io.fua = request.fua;
+    io.data.push_buf(data);
+    let (mut io, result) = finish(slot, ns, io).await;
+    io.data.clear();
+    (io, result.map(|()| Done::Plain))
+}
+
+async fn without_data(
+    slot: &Slot,
+    ns: &Namespace,
+    (op, offset, len, fua): (IoOp, u64, u64, bool),
+    mut io: Io,
+) -> (Io, Result<Done, Failure>) {
+    io.prepare(op, offset, len);
+    io.fua = fua;
+    let (io, result) = finish(slot, ns, io).await;
+    (io, result.map(|()| Done::Plain))
+}
+
+/// Dataset Management: only Deallocate does something, the other attributes are hints (NVM §3.2.3).
+async fn manage_dataset(
+    slot: &Slot,
+    ns: &Namespace,
+    request: &IoRequest,
+    data: &[u8],
+    mut io: Io,
+) -> (Io, Result<Done, Failure>) {
+    let ranges = match dsm_ranges(request, data, ns.info()) {
+        Ok(ranges) => ranges,
+        Err(fault) => return (io, Err(fault.into())),
+    };
+    if !request.deallocate || !ns.can_unmap() {
+        return (io, Ok(Done::Plain));
+    }
+    for (lba, blocks) in ranges {
+        let (offset, len) = ns.bytes(lba, u64::from(blocks));
+        io.prepare(IoOp::Unmap, offset, len);
+        let result;
+        (io, result) = finish(slot, ns, io).await;
+        if let Err(failure) = result {
+            return (io, Err(failure));
+        }
+    }
+    (io, Ok(Done::Plain))
+}
+
+/// Runs a prepared I/O and turns its status into the command's.
+pub async fn finish(slot: &Slot, ns: &Namespace, io: Io) -> (Io, Result<(), Failure>) {
+    slot.set_in_device(true);
+    let io = ns.handle.execute(io).await;
+    slot.set_in_device(false);
+    let result = match fault_of(io.status, io.op) {
+        None => Ok(()),
+        Some(fault) => Err(Failure::Fault(fault)),
+    };
+    (io, result)
+}
+
+/// The status of the block layer as an NVMe status, once, here.
+pub fn fault_of(status: IoStatus, op: IoOp) -> Option<Fault> {
+    Some(match status {
+        IoStatus::Success => return None,
+        IoStatus::OutOfRange => Fault::new(StatusCode::LBA_OUT_OF_RANGE),
+        IoStatus::Misaligned | IoStatus::Empty | IoStatus::DataLength => Fault::new(StatusCode::INVALID_FIELD),
+        IoStatus::Unsupported => Fault::new(StatusCode::INVALID_OPCODE),
+        IoStatus::ReadOnly => Fault::new(StatusCode::NAMESPACE_WRITE_PROTECTED),
+        IoStatus::Miscompare => Fault::new(StatusCode::COMPARE_FAILURE),
+        IoStatus::NoSpace => Fault::new(StatusCode::CAPACITY_EXCEEDED),
+        IoStatus::MediaError if op.writes() || op == IoOp::Flush => Fault::new(StatusCode::WRITE_FAULT),
+        IoStatus::MediaError => Fault::new(StatusCode::UNRECOVERED_READ_ERROR),
+        IoStatus::DeviceError => Fault::retry(StatusCode::INTERNAL_ERROR),
+        IoStatus::Aborted => Fault::new(StatusCode::ABORT_REQUESTED),
+        IoStatus::Gone => Fault::new(StatusCode::NAMESPACE_NOT_READY),
+    })
+}
+
+/// A response without data.
+pub async fn respond(conn: &Conn, sqe: &Sqe) -> u64 {
+    conn.respond(Cqe::new(sqe.cid.get(), Status::SUCCESS)).await
+}
+
+/// A response that says why not, noted in the controller's error log.
+pub async fn refuse(conn: &Rc<Conn>, sqe: &Sqe, fault: Fault) -> u64 {
+    let cqe = Cqe::new(sqe.cid.get(), conn.local.note_failure(conn, sqe, fault));
+    conn.respond(cqe).await
+}
+
+/// The data of a read and its response: in one send, or as one PDU where the data may stand for the response.
+async fn send_data(conn: &Conn, sqe: &Sqe, len: u32, io: &mut Io) -> u64 {
+    let Some(Segment::Buf(buf)) = io.data.pop() else { unreachable!("a read has one buffer") };
+    debug_assert_eq!(buf.len(), len as usize);
+    let digest = conn.framing().data_digest().then(|| {
+        let mut digest = DataDigest::new();
+        digest.update(&buf);
+        digest
+    });
+    push_data(conn, sqe, len, digest, |batch| batch.push_buf(buf)).await
+}
+
+async fn send_zeroes(conn: &Conn, sqe: &Sqe, len: u32) -> u64 {
+    let digest = conn.framing().data_digest().then(|| {
+        let mut digest = DataDigest::new();
+        const ZEROES: [u8; 4096] = [0; 4096];
+        let mut left = len as usize;
+        while left > 0 {
+            let now = left.min(ZEROES.len());
+            digest.update(&ZEROES[..now]);
+            left -= now;
+        }
+        digest
+    });
+    push_data(conn, sqe, len, digest, |batch| batch.push_zeroes(len as usize)).await
+}
+
+async fn push_data(
+    conn: &Conn,
+    sqe: &Sqe,
+    len: u32,
+    digest: Option<DataDigest>,
+    push: impl FnOnce(&mut crate::sys::tx::TxBatch),
+) -> u64 {
+    let cid = sqe.cid.get();
+    let framing = *conn.framing();
+    // SUCCESS in the data's header replaces the response, where SQHD need not be told (TCP §3.3.2.2).
+    let success = conn.queue().is_some_and(|q| !q.flow_control);
+    let pushed = conn
+        .tx
+        .push(conn.reactor(), 3, 2 * MAX_PREFIX_LEN + DIGEST_LEN, |batch| {
+            batch.push_head(|out| framing.c2h_data(cid, 0, len, true, success, out));
+            push(batch);
+            if let Some(digest) = digest {
+                batch.push_head(|out| {
+                    out[..DIGEST_LEN].copy_from_slice(&digest.to_bytes());
+                    DIGEST_LEN
+                });
+            }
+            if !success {
+                let mut cqe = Cqe::new(cid, Status::SUCCESS);
+                conn.stamp(&mut cqe);
+                batch.push_head(|out| framing.capsule_resp(&cqe, out));
+            }
+        })
+        .await;
+    pushed.unwrap_or(0)
+}
