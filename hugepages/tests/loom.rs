@@ -19,12 +19,7 @@ struct Cells(Arc<BTreeMap<usize, UnsafeCell<()>>>);
 
 impl Cells {
     fn of(blocks: &[Buf]) -> Self {
-        Self(Arc::new(
-            blocks
-                .iter()
-                .map(|block| (block.address(), UnsafeCell::new(())))
-                .collect(),
-        ))
+        Self(Arc::new(blocks.iter().map(|block| (block.address(), UnsafeCell::new(()))).collect()))
     }
 
     fn touch(&self, address: usize) {
@@ -35,11 +30,7 @@ impl Cells {
 fn pool(blocks: usize) -> Pool {
     let pool = Pool::new(0);
     let size = blocks * BLOCK_MIN;
-    Arena::heap(size)
-        .grow(size)
-        .expect("a heap arena grows to its size")
-        .into_iter()
-        .for_each(|chunk| pool.add(chunk));
+    Arena::heap(size).grow(size).expect("a heap arena grows to its size").into_iter().for_each(|chunk| pool.add(chunk));
     pool
 }
 
@@ -72,12 +63,8 @@ fn blocks_return_from_two_cores_while_the_home_collects() {
             .collect();
         home.collect();
         // Whatever is back may be used at once.
-        all(&home)
-            .iter()
-            .for_each(|block| cells.touch(block.address()));
-        threads
-            .into_iter()
-            .for_each(|thread| thread.join().expect("it only drops"));
+        all(&home).iter().for_each(|block| cells.touch(block.address()));
+        threads.into_iter().for_each(|thread| thread.join().expect("it only drops"));
         assert_eq!(home.leaked(), 0);
         assert_eq!(home.stats().remote_returns, 2);
         let blocks = all(&home);
@@ -95,11 +82,7 @@ fn the_last_part_of_a_block_sends_it_home() {
         let front = parts[0].split_to(1024);
         let middle = parts[0].split_to(1024);
         // A cell per part, all of the block: the next owner touches them all.
-        let cells = Arc::new([
-            UnsafeCell::new(()),
-            UnsafeCell::new(()),
-            UnsafeCell::new(()),
-        ]);
+        let cells = Arc::new([UnsafeCell::new(()), UnsafeCell::new(()), UnsafeCell::new(())]);
         let part = |which: usize, remote: RemoteBuf| {
             let cells = Arc::clone(&cells);
             thread::spawn(move || {
@@ -114,9 +97,7 @@ fn the_last_part_of_a_block_sends_it_home() {
             assert_eq!(block.address(), address);
             cells.iter().for_each(|cell| cell.with_mut(|_| ()));
         }
-        threads
-            .into_iter()
-            .for_each(|thread| thread.join().expect("it only drops"));
+        threads.into_iter().for_each(|thread| thread.join().expect("it only drops"));
         assert_eq!(home.leaked(), 0);
         assert_eq!(all(&home).len(), 1);
     });
@@ -136,9 +117,7 @@ fn a_pool_ends_while_its_blocks_return() {
             })
             .collect();
         drop(home);
-        threads
-            .into_iter()
-            .for_each(|thread| thread.join().expect("it only drops"));
+        threads.into_iter().for_each(|thread| thread.join().expect("it only drops"));
     });
 }
 
