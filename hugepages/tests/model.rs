@@ -15,6 +15,8 @@ enum Step {
     Alloc(usize),
     Drop(Index),
     Split(Index, Index),
+    /// Leaves nothing on one side: of the front (false), of the rest (true).
+    SplitEdge(Index, bool),
     Unsplit(Index, Index),
     /// Joins with whatever follows in memory, if anything does.
     Rejoin(Index),
@@ -34,6 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => len.prop_map(Step::Alloc),
         4 => index().prop_map(Step::Drop),
         5 => (index(), index()).prop_map(|(which, at)| Step::Split(which, at)),
+        2 => (index(), any::<bool>()).prop_map(|(which, end)| Step::SplitEdge(which, end)),
         1 => (index(), index()).prop_map(|(front, next)| Step::Unsplit(front, next)),
         3 => index().prop_map(Step::Rejoin),
         1 => (index(), index()).prop_map(|(which, at)| Step::Truncate(which, at)),
@@ -65,8 +68,19 @@ impl Bench {
     fn new() -> Self {
         let (home, other) = (Pool::new(0), Pool::new(1));
         let arena = Arena::heap(ARENA);
-        arena.grow(ARENA).expect("a heap arena grows to its size").into_iter().for_each(|chunk| home.add(chunk));
-        Self { home, other, here: Vec::new(), away: Vec::new(), owned: BTreeMap::new(), marks: 0 }
+        arena
+            .grow(ARENA)
+            .expect("a heap arena grows to its size")
+            .into_iter()
+            .for_each(|chunk| home.add(chunk));
+        Self {
+            home,
+            other,
+            here: Vec::new(),
+            away: Vec::new(),
+            owned: BTreeMap::new(),
+            marks: 0,
+        }
     }
 
     fn own(&mut self, buf: &Buf) {
@@ -85,7 +99,10 @@ impl Bench {
 
     fn disown(&mut self, buf: &Buf) {
         if buf.capacity() > 0 {
-            assert_eq!(self.owned.remove(&buf.address()), Some(buf.address() + buf.capacity()));
+            assert_eq!(
+                self.owned.remove(&buf.address()),
+                Some(buf.address() + buf.capacity())
+            );
         }
     }
 
@@ -96,14 +113,21 @@ impl Bench {
         buf.set_len(buf.capacity());
         buf.fill(self.marks);
         buf.set_len(len);
-        Held { buf, mark: self.marks }
+        Held {
+            buf,
+            mark: self.marks,
+        }
     }
 
     /// Nobody else wrote into it.
     fn verify(held: &mut Held<Buf>) {
         let len = held.buf.len();
         held.buf.set_len(held.buf.capacity());
-        assert!(held.buf.iter().all(|byte| *byte == held.mark), "somebody else wrote into {:?}", held.buf);
+        assert!(
+            held.buf.iter().all(|byte| *byte == held.mark),
+            "somebody else wrote into {:?}",
+            held.buf
+        );
         held.buf.set_len(len);
     }
 
@@ -121,6 +145,19 @@ impl Bench {
         self.own(&buf);
         let held = self.mark(buf);
         self.here.push(held);
+    }
+
+    fn split(&mut self, mut buf: Buf, at: usize) {
+        let (start, len, capacity) = (buf.address(), buf.len(), buf.capacity());
+        let front = buf.split_to(at);
+        assert_eq!(
+            (front.address(), front.len(), front.capacity()),
+            (start, at, at)
+        );
+        assert_eq!((buf.len(), buf.capacity()), (len - at, capacity - at));
+        assert!(buf.capacity() == 0 || buf.address() == start + at);
+        self.keep(front);
+        self.keep(buf);
     }
 
     fn unsplit(&mut self, front: Held<Buf>, next: Held<Buf>) -> bool {
@@ -157,15 +194,15 @@ impl Bench {
             }
             Step::Drop(which) => drop(self.take(which)),
             Step::Split(which, at) => {
-                if let Some(Held { mut buf, .. }) = self.take(which) {
-                    let (start, len, capacity) = (buf.address(), buf.len(), buf.capacity());
-                    let at = at.index(len + 1);
-                    let front = buf.split_to(at);
-                    assert_eq!((front.address(), front.len(), front.capacity()), (start, at, at));
-                    assert_eq!((buf.len(), buf.capacity()), (len - at, capacity - at));
-                    assert!(buf.capacity() == 0 || buf.address() == start + at);
-                    self.keep(front);
-                    self.keep(buf);
+                if let Some(Held { buf, .. }) = self.take(which) {
+                    let at = at.index(buf.len() + 1);
+                    self.split(buf, at);
+                }
+            }
+            Step::SplitEdge(which, end) => {
+                if let Some(Held { buf, .. }) = self.take(which) {
+                    let at = if end { buf.len() } else { 0 };
+                    self.split(buf, at);
                 }
             }
             Step::Unsplit(front, next) => {
@@ -181,7 +218,8 @@ impl Bench {
                     return;
                 };
                 let end = front.buf.address() + front.buf.capacity();
-                let follows = |held: &Held<Buf>| held.buf.address() == end && held.buf.capacity() > 0;
+                let follows =
+                    |held: &Held<Buf>| held.buf.address() == end && held.buf.capacity() > 0;
                 match self.here.iter().position(follows) {
                     Some(index) if front.buf.capacity() > 0 => {
                         let mut next = self.here.swap_remove(index);
@@ -207,7 +245,10 @@ impl Bench {
             Step::Depart(which) => {
                 if let Some(held) = self.take(which) {
                     self.own(&held.buf);
-                    self.away.push(Held { buf: held.buf.into_remote(), mark: held.mark });
+                    self.away.push(Held {
+                        buf: held.buf.into_remote(),
+                        mark: held.mark,
+                    });
                 }
             }
             Step::DropAway(which) => {
@@ -234,9 +275,15 @@ impl Bench {
             return None;
         }
         let Held { buf, mark } = self.away.swap_remove(which.index(self.away.len()));
-        assert!(buf.iter().all(|byte| *byte == mark), "somebody else wrote into {buf:?}");
+        assert!(
+            buf.iter().all(|byte| *byte == mark),
+            "somebody else wrote into {buf:?}"
+        );
         let pool = if other { &self.other } else { &self.home };
-        let mut held = Held { buf: pool.import(buf), mark };
+        let mut held = Held {
+            buf: pool.import(buf),
+            mark,
+        };
         Self::verify(&mut held);
         Some(held)
     }

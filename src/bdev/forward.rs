@@ -101,6 +101,22 @@ impl Channel for Forward {
         reach.send_waiting();
         Poll::Pending
     }
+
+    /// What has left is asked for at the home, which may be too late: only what has not is promised to end.
+    fn abort(&self, io_slot: u32) -> bool {
+        let reach = &*self.0;
+        if let Some(io) = reach.waiting.remove(io_slot) {
+            reach.reactor.complete(io.with_status(IoStatus::Aborted));
+            return true;
+        }
+        if let State::Open(_) = reach.state.get() {
+            let (from, sink) = (reach.reactor.id(), reach.sink.get());
+            reach
+                .reactor
+                .send(reach.home, Message::Call(Box::new(move |there| Server::of(there).abort(from, sink, io_slot))));
+        }
+        false
+    }
 }
 
 impl Drop for Forward {
@@ -185,9 +201,14 @@ struct Server {
     sink: Cell<u32>,
     layer: Cell<u32>,
     targets: RefCell<Vec<Option<Rc<Handle>>>>,
-    /// Parcels whose I/O is being carried out, by the number in its frame.
-    jobs: RefCell<Vec<Option<Box<Parcel>>>>,
+    /// What is being carried out, by the number in the I/O's frame.
+    jobs: RefCell<Vec<Option<Job>>>,
     free_jobs: RefCell<Vec<u32>>,
+}
+
+struct Job {
+    parcel: Box<Parcel>,
+    io_slot: u32,
 }
 
 impl Server {
@@ -232,13 +253,26 @@ impl Server {
         drop(handle);
     }
 
-    fn start_job(&self, parcel: Box<Parcel>) -> u32 {
+    fn abort(&self, from: u16, sink: u32, io_slot: u32) {
+        let asked = |job: &&Job| {
+            let (reactor, reply_sink, token) = job.parcel.reply_to;
+            (reactor, reply_sink, IoToken::from_bits(token).slot()) == (from, sink, io_slot)
+        };
+        let here = self.jobs.borrow().iter().flatten().find(asked).map(|job| (job.parcel.target as usize, job.io_slot));
+        if let Some((target, io_slot)) = here
+            && let Some(handle) = self.targets.borrow()[target].clone()
+        {
+            handle.abort(io_slot);
+        }
+    }
+
+    fn start_job(&self, parcel: Box<Parcel>, io_slot: u32) -> u32 {
         let mut jobs = self.jobs.borrow_mut();
         let job = self.free_jobs.borrow_mut().pop().unwrap_or_else(|| {
             jobs.push(None);
             jobs.len() as u32 - 1
         });
-        jobs[job as usize] = Some(parcel);
+        jobs[job as usize] = Some(Job { parcel, io_slot });
         job
     }
 
@@ -248,7 +282,7 @@ impl Server {
     }
 
     fn finish(&self, mut io: Io, job: u32) {
-        let mut parcel = self.jobs.borrow_mut()[job as usize].take().expect("each job ends once");
+        let Job { mut parcel, .. } = self.jobs.borrow_mut()[job as usize].take().expect("each job ends once");
         self.free_jobs.borrow_mut().push(job);
         parcel.status = io.status;
         parcel.info = io.info;
@@ -278,10 +312,10 @@ impl Sink for Server {
         io.class = parcel.class;
         io.trace = parcel.trace;
         parcel.unload(&mut io.data, self.reactor.pool());
-        let job = self.start_job(parcel);
+        let job = self.start_job(parcel, io.slot());
         io.push_frame(Frame { layer: self.layer.get(), a: u64::from(job), b: 0 });
         // The reactor that asked counts the I/O in its own handle; counted here too, it would be there twice.
-        if let Poll::Ready(mut io) = handle.submit(io) {
+        if let Poll::Ready(mut io) = handle.relay(io) {
             io.pop_frame();
             self.finish(io, job);
         }

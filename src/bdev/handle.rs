@@ -158,9 +158,15 @@ impl Handle {
 
     /// Submits an I/O whose end the caller collects itself; see [`Handle::execute`] for tasks.
     #[inline]
-    pub fn submit(&self, mut io: Io) -> Poll<Io> {
-        io.start = self.reactor.clock().stamp();
+    pub fn submit(&self, io: Io) -> Poll<Io> {
         self.stats.taken();
+        self.relay(io)
+    }
+
+    /// As [`Handle::submit`] for an I/O that another handle on this device has counted.
+    #[inline]
+    pub(super) fn relay(&self, mut io: Io) -> Poll<Io> {
+        io.start = self.reactor.clock().stamp();
         match self.check(&io) {
             Ok(()) => self.channel.submit(io),
             Err(status) => Poll::Ready(io.with_status(status)),

@@ -16,9 +16,10 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use super::contract::{Channel, DeviceError, DeviceLimits, Traits};
+use super::steps::{Outstanding, WorkQueue};
 use crate::limits::{SEGMENTS_MAX, SPLIT_CHILDREN, SPLIT_PARENTS, TRANSFER_MAX};
-use crate::reactor::io::{Io, IoList, IoOp, IoStatus, Segment, Segments};
-use crate::reactor::{Reactor, TaskId};
+use crate::reactor::Reactor;
+use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
 
 /// A channel in front of one that takes only I/Os within its limits.
 pub(super) struct Split(Rc<Splitter>);
@@ -31,15 +32,20 @@ struct Splitter {
     transfer_max: u64,
     zeroes_max: u64,
     boundary: u64,
-    waiting: IoList,
-    resets: IoList,
-    /// Helpers without work.
-    idle: RefCell<Vec<TaskId>>,
-    /// By helper: the number of resets when it took its parent.
-    working_since: RefCell<[Option<u64>; SPLIT_PARENTS]>,
-    resets_seen: Cell<u64>,
-    resetter: Cell<TaskId>,
-    ended: Cell<bool>,
+    /// What is to be cut.
+    parents: WorkQueue,
+    resets: WorkQueue,
+    outstanding: Outstanding,
+    /// Resets so far: no piece of a parent starts after one.
+    reset_count: Cell<u64>,
+    /// By helper: the parent it works on.
+    working: RefCell<[Option<Working>; SPLIT_PARENTS]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Working {
+    slot: u32,
+    aborted: bool,
 }
 
 impl Split {
@@ -74,13 +80,11 @@ impl Split {
             transfer_max,
             zeroes_max,
             boundary,
-            waiting: IoList::default(),
-            resets: IoList::default(),
-            idle: RefCell::new(Vec::with_capacity(SPLIT_PARENTS)),
-            working_since: RefCell::default(),
-            resets_seen: Cell::new(0),
-            resetter: Cell::new(TaskId::NONE),
-            ended: Cell::new(false),
+            parents: WorkQueue::new(reactor),
+            resets: WorkQueue::new(reactor),
+            outstanding: Outstanding::new(reactor),
+            reset_count: Cell::new(0),
+            working: RefCell::default(),
         });
         splitter.start_tasks().ok_or_else(|| {
             DeviceError::Refused(format!("volume \"{}\": all I/Os of reactor {} are taken", traits.name, reactor.id()))
@@ -94,15 +98,24 @@ impl Channel for Split {
     fn submit(&self, io: Io) -> Poll<Io> {
         if io.len < self.0.look_from[io.op as usize] { self.0.below.submit(io) } else { self.0.look(io) }
     }
+
+    fn abort(&self, io_slot: u32) -> bool {
+        if let Some(io) = self.0.parents.remove(io_slot) {
+            self.0.end(io.with_status(IoStatus::Aborted));
+            return true;
+        }
+        if let Some(working) = self.0.working.borrow_mut().iter_mut().flatten().find(|w| w.slot == io_slot) {
+            working.aborted = true;
+            return true;
+        }
+        self.0.below.abort(io_slot)
+    }
 }
 
 impl Drop for Split {
     fn drop(&mut self) {
-        self.0.ended.set(true);
-        for helper in self.0.idle.borrow_mut().drain(..) {
-            self.0.reactor.wake(helper);
-        }
-        self.0.reactor.wake(self.0.resetter.get());
+        self.0.parents.close();
+        self.0.resets.close();
     }
 }
 
@@ -130,7 +143,7 @@ impl Splitter {
             self.reactor.spawn("split", async move { this.help(helper, children).await });
         }
         let (this, io) = (self.clone(), ios.pop()?);
-        self.resetter.set(self.reactor.spawn("split resets", async move { this.reset(io).await }));
+        self.reactor.spawn("split resets", async move { this.reset(io).await });
         Some(())
     }
 
@@ -145,55 +158,47 @@ impl Splitter {
     }
 
     #[cold]
-    fn look(&self, io: Io) -> Poll<Io> {
-        match io.op {
-            IoOp::Reset => {
-                self.resets_seen.set(self.resets_seen.get() + 1);
-                while let Some(io) = self.waiting.pop() {
-                    self.reactor.complete(io.with_status(IoStatus::Aborted));
-                }
-                self.resets.push(io);
-                self.reactor.wake(self.resetter.get());
-                return Poll::Pending;
+    fn look(&self, mut io: Io) -> Poll<Io> {
+        if io.op == IoOp::Reset {
+            self.reset_count.set(self.reset_count.get() + 1);
+            while let Some(io) = self.parents.take_waiting() {
+                self.end(io.with_status(IoStatus::Aborted));
             }
-            _ if self.piece(io.op, io.offset, io.len) == io.len => return self.below.submit(io),
+            self.resets.push(io);
+            return Poll::Pending;
+        }
+        if self.piece(io.op, io.offset, io.len) == io.len {
+            return self.below.submit(io);
+        }
+        if io.op == IoOp::CompareAndWrite {
             // In pieces it would not be one step.
-            IoOp::CompareAndWrite => return Poll::Ready(io.with_status(IoStatus::Unsupported)),
-            _ => self.waiting.push(io),
+            return Poll::Ready(io.with_status(IoStatus::Unsupported));
         }
-        let helper = self.idle.borrow_mut().pop();
-        if let Some(helper) = helper {
-            self.reactor.wake(helper);
-        }
+        io.scratch = u64::from(self.outstanding.enter());
+        self.parents.push(io);
         Poll::Pending
+    }
+
+    /// Ends an I/O that was to be cut.
+    fn end(&self, io: Io) {
+        self.outstanding.leave(io.scratch as u8);
+        self.reactor.complete(io);
     }
 
     /// A helper's life: one parent after the other, until the channel goes.
     async fn help(&self, number: usize, mut children: Vec<Io>) {
-        while let Some(parent) = poll_fn(|_| self.next_parent()).await {
-            self.working_since.borrow_mut()[number] = Some(self.resets_seen.get());
-            let done = self.carry_out(parent, &mut children).await;
-            self.working_since.borrow_mut()[number] = None;
-            self.reactor.complete(done);
-            if !self.resets.is_empty() {
-                self.reactor.wake(self.resetter.get());
-            }
+        while let Some(parent) = self.parents.next().await {
+            self.working.borrow_mut()[number] = Some(Working { slot: parent.slot(), aborted: false });
+            let done = self.carry_out(parent, number, &mut children).await;
+            self.working.borrow_mut()[number] = None;
+            self.end(done);
         }
         children.drain(..).for_each(|io| self.reactor.retire_io(io));
     }
 
-    fn next_parent(&self) -> Poll<Option<Io>> {
-        if let Some(io) = self.waiting.pop() {
-            return Poll::Ready(Some(io));
-        }
-        if self.ended.get() {
-            return Poll::Ready(None);
-        }
-        let (mut idle, current) = (self.idle.borrow_mut(), self.reactor.current_task());
-        if !idle.contains(&current) {
-            idle.push(current);
-        }
-        Poll::Pending
+    /// Whether the parent of a helper may have no further piece.
+    fn is_stopped(&self, number: usize, resets: u64) -> bool {
+        resets != self.reset_count.get() || self.working.borrow()[number].is_some_and(|working| working.aborted)
     }
 
     fn start(&self, child: Io) -> impl Future<Output = Io> + Unpin + '_ {
@@ -201,8 +206,8 @@ impl Splitter {
     }
 
     /// Runs a parent in pieces and returns it finished, its data whole.
-    async fn carry_out(&self, mut parent: Io, children: &mut Vec<Io>) -> Io {
-        let resets = self.resets_seen.get();
+    async fn carry_out(&self, mut parent: Io, number: usize, children: &mut Vec<Io>) -> Io {
+        let resets = self.reset_count.get();
         let (op, offset, len) = (parent.op, parent.offset, parent.len);
         let mut carver = Carver::new(parent.data.take_all());
         let mut places = [const { Place::Empty }; SPLIT_CHILDREN];
@@ -210,7 +215,7 @@ impl Splitter {
         loop {
             while sent < len
                 && parent.status == IoStatus::Success
-                && resets == self.resets_seen.get()
+                && !self.is_stopped(number, resets)
                 && let Some(mut child) = children.pop()
             {
                 let piece = self.piece(op, offset + sent, len - sent);
@@ -262,26 +267,14 @@ impl Splitter {
         parent
     }
 
-    /// Carries out resets: the channel below ends what it has, then the parents that were there before end.
+    /// Carries out resets: the channel below ends what it has, then what was to be cut ends.
     async fn reset(&self, mut child: Io) {
-        loop {
-            let next = poll_fn(|_| match self.resets.pop() {
-                Some(io) => Poll::Ready(Some(io)),
-                None if self.ended.get() => Poll::Ready(None),
-                None => Poll::Pending,
-            });
-            let Some(io) = next.await else {
-                break;
-            };
-            let seen = self.resets_seen.get();
+        while let Some(io) = self.resets.next().await {
             child.prepare(IoOp::Reset, 0, 0);
             child = self.start(child).await;
-            poll_fn(|_| {
-                let older = self.working_since.borrow().iter().flatten().any(|&since| since < seen);
-                if older { Poll::Pending } else { Poll::Ready(()) }
-            })
-            .await;
-            self.reactor.complete(io.with_status(child.status));
+            if let Poll::Ready(io) = self.outstanding.reset(io.with_status(child.status)) {
+                self.reactor.complete(io);
+            }
         }
         self.reactor.retire_io(child);
     }

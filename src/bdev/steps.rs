@@ -35,6 +35,16 @@ impl WorkQueue {
         }
     }
 
+    /// Takes the oldest I/O that no helper has taken yet, to end it.
+    pub fn take_waiting(&self) -> Option<Io> {
+        self.list.pop()
+    }
+
+    /// Takes the I/O of that slot, if no helper has taken it yet.
+    pub fn remove(&self, io_slot: u32) -> Option<Io> {
+        self.list.remove(io_slot)
+    }
+
     /// The next I/O, for a helper task; `None` once the queue is closed and empty: then the helper ends.
     pub fn next(&self) -> impl Future<Output = Option<Io>> + '_ {
         std::future::poll_fn(|_| match self.list.pop() {

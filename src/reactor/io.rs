@@ -261,6 +261,11 @@ impl IoToken {
     pub fn from_bits(bits: u64) -> IoToken {
         IoToken(bits)
     }
+
+    /// The slot of the I/O in its reactor's table.
+    pub fn slot(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 /// The cell behind an [`Io`]. Fields that describe the request belong to whoever holds the handle.
@@ -427,6 +432,19 @@ impl IoList {
         self.oldest.set(io.0.next.take());
         self.len.set(self.len.get() - 1);
         Some(io)
+    }
+
+    /// Takes the one of that slot, for an abort; looks at all of them.
+    pub fn remove(&self, slot: u32) -> Option<Io> {
+        let mut found = None;
+        for _ in 0..self.len() {
+            match self.pop() {
+                Some(io) if io.slot() == slot => found = Some(io),
+                Some(io) => self.push(io),
+                None => break,
+            }
+        }
+        found
     }
 
     /// How many wait.
@@ -655,6 +673,11 @@ mod tests {
         let order: Vec<u32> = std::iter::from_fn(|| list.pop()).map(|io| (io.slot(), table.retire(io)).0).collect();
         assert_eq!(order, [1, 2, 0]);
         assert_eq!(list.len(), 0);
+        slots(3).into_iter().for_each(|io| list.push(io));
+        assert!(list.remove(9).is_none());
+        let middle = list.remove(2).map(|io| (io.slot(), table.retire(io)).0);
+        let order: Vec<u32> = std::iter::from_fn(|| list.pop()).map(|io| (io.slot(), table.retire(io)).0).collect();
+        assert_eq!((middle, order.len()), (Some(2), 2), "{order:?}");
         table.close();
     }
 

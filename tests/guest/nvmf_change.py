@@ -1,6 +1,8 @@
 """Changes while hosts are connected: growth, namespaces, discovery; then death and rebirth of the target."""
 
 import os
+import pathlib
+import re
 import socket
 import struct
 import threading
@@ -20,7 +22,19 @@ from host import (
     nvme,
     nvme_json,
 )
-from nvmf_world import EMULATION_SLACK_S, FOURK, GROW, LATE, MAIN, STOP_LIMIT_S, WORLD, pattern, suite
+from nvmf_world import (
+    EMULATION_SLACK_S,
+    FOURK,
+    GROW,
+    LATE,
+    MAIN,
+    STOP_LIMIT_S,
+    WORLD,
+    fio,
+    only_reactor,
+    pattern,
+    suite,
+)
 from target import MIB
 
 
@@ -207,6 +221,37 @@ def terminate_under_load_drains():
         writer.join(60)
         check(not writer.is_alive() and writer.error is None, f"a writer did not come back: {writer.error}")
     note(f"ended after {seconds:.2f} s, {safe} records safe")
+
+
+@suite.case
+def hugepages_are_used_where_reserved():
+    only_reactor("arena")
+    reserved = pathlib.Path("/proc/sys/vm/nr_hugepages")
+
+    def free():
+        return int(re.search(r"HugePages_Free:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text())[1])
+
+    WORLD.target.stop(30)
+    # Memory is made of whole pages again, or there are not enough of them left to reserve.
+    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
+    pathlib.Path("/proc/sys/vm/compact_memory").write_text("1")
+    reserved.write_text("96")
+    try:
+        before = free()
+        check(before == 96, f"the guest could reserve only {before} hugepages")
+        WORLD.before()
+        connect(MAIN, "-i", 4, "--data-digest")
+        for nsid in (1, 2):
+            fio(Block(MAIN, nsid), "libaio", "randrw", "4k-1m", jobs=2, size_mib=8)
+        # The arena has 128 MiB, of which 32 are there when it says that it is ready.
+        wait_until("64 hugepages in use", lambda: before - free() >= 64)
+        disconnect_all()
+        code, _ = WORLD.target.stop(30)
+        check(code == 0, f"SIGTERM: exit {code}")
+        check(free() == before, f"{before - free()} hugepages were not given back")
+    finally:
+        reserved.write_text("0")
+        WORLD.before()
 
 
 @suite.case

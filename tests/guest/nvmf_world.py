@@ -3,6 +3,7 @@
 import hashlib
 import pathlib
 import sys
+import sysconfig
 
 from harness import Suite, Unsupported, run, wait_until
 from host import SERVICE, controllers, disconnect_all, host_nqn, nvme
@@ -15,7 +16,7 @@ MAIN, FOURK, GROW, PRIVATE, GUARD, LATE = (
 ALICE = "a11ce000-0000-4000-8000-000000000001"
 SCRATCH = pathlib.Path("/scratch")
 MOUNT = pathlib.Path("/mnt/volume")
-TREE = pathlib.Path("/usr/lib/python3")
+TREE = pathlib.Path(sysconfig.get_path("stdlib"))
 GUARDED = b"written before the target started".ljust(4096, b".")
 STOP_LIMIT_S = 2
 # An emulated processor is slower than the machine that the limit was set for.
@@ -70,8 +71,6 @@ class World:
         if MOUNT.is_mount():
             run("umount", MOUNT)
         disconnect_all()
-        if not self.target.alive():
-            self.target.show()
         self.target.assert_alive()
 
     def recover(self):

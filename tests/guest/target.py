@@ -61,6 +61,7 @@ class Reactor:
         self.binary = binary
         self.config_file = directory / "poll.toml"
         self.log = directory / "reactor.log"
+        self.log_start = 0
         self.process = None
         self.printed = []
         self.ready = threading.Event()
@@ -71,6 +72,7 @@ class Reactor:
         self.printed = []
         self.ready = threading.Event()
         with open(self.log, "ab") as log:
+            self.log_start = log.tell()
             self.process = subprocess.Popen(
                 [self.binary, "--config", self.config_file],
                 stdin=subprocess.DEVNULL,
@@ -115,7 +117,7 @@ class Reactor:
         return self.process is not None and self.process.poll() is None
 
     def assert_alive(self):
-        check(self.alive(), f"reactor ended with {self.process.returncode}{self._said()}")
+        check(self.alive(), f"reactor ended with {self.process.returncode}")
 
     def connect_lines(self):
         """The `nvme connect` commands that it printed."""
@@ -125,10 +127,13 @@ class Reactor:
         note("reactor:\n" + "\n".join(self._tail()))
 
     def _said(self):
-        return ": " + " | ".join(self._tail()[-6:])
+        return ": " + " | ".join(self._tail()[-3:])
 
     def _tail(self):
-        return self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+        """The last lines since the last start."""
+        with open(self.log, "rb") as file:
+            file.seek(self.log_start)
+            return file.read().decode(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
 
 
 class Nvmet:

@@ -3,4 +3,4 @@
 pub mod malloc;
 pub mod null;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -80,7 +80,7 @@ open_enum! {
     }
 }
 
-/// Submission queue entry, 64 bytes (Base §3.3.3.1, Figure 87). The same layout holds for admin and I/O
+/// Submission queue entry, 64 bytes (Base §3.3.3.1). The same layout holds for admin and I/O
 /// commands; Fabrics commands are read through their own views ([`super::ConnectCmd`] and others).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]

@@ -17,7 +17,7 @@ pub const CNTLID_STATIC_ANY: u16 = 0xfffe;
 /// Largest controller identifier a subsystem may hand out; FFF0h to FFFFh are reserved (Base §3.1.2.1).
 pub const CNTLID_MAX: u16 = 0xffef;
 
-/// Connect command, 64 bytes (Base §6.3, Figure 379).
+/// Connect command, 64 bytes (Base §6.3).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ConnectCmd {
@@ -86,7 +86,7 @@ impl ConnectCmd {
     }
 }
 
-/// Data of the Connect command, 1,024 bytes (Base §6.3, Figure 380).
+/// Data of the Connect command, 1,024 bytes (Base §6.3).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ConnectData {
@@ -108,7 +108,7 @@ const _: () = assert!(size_of::<ConnectData>() == 1024);
 const _: () = assert!(offset_of!(ConnectData, subnqn) == 256);
 const _: () = assert!(offset_of!(ConnectData, hostnqn) == 512);
 
-/// Dword 0 of a Connect that failed with Connect Invalid Parameters (Base §6.3, Figure 382): where the fault is.
+/// Dword 0 of a Connect that failed with Connect Invalid Parameters (Base §6.3): where the fault is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidParameter {
     /// Byte offset into the submission queue entry.
@@ -238,7 +238,7 @@ impl PropertySetCmd {
 }
 
 open_enum! {
-    /// Transport type (Base §5.16.1.23, Figure 264).
+    /// Transport type (Base §5.16.1.23).
     pub enum TransportType: u8 {
         /// RDMA.
         RDMA = 1,
@@ -252,7 +252,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Address family (Base §5.16.1.23, Figure 264).
+    /// Address family (Base §5.16.1.23).
     pub enum AddressFamily: u8 {
         /// IPv4.
         IPV4 = 1,
@@ -262,7 +262,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Type of the subsystem a discovery log entry names (Base §5.16.1.23, Figure 264).
+    /// Type of the subsystem a discovery log entry names (Base §5.16.1.23).
     pub enum SubsystemType: u8 {
         /// Referral to another discovery subsystem.
         REFERRAL = 1,
@@ -285,7 +285,7 @@ pub const EFLAGS_EPCSD: u16 = 1 << 1;
 /// Smallest Admin Max SQ Size an entry may state (Base §5.16.1.23).
 pub const ASQSZ_MIN: u16 = 32;
 
-/// Header of the Discovery log page, 1,024 bytes; entries follow (Base §5.16.1.23, Figure 263).
+/// Header of the Discovery log page, 1,024 bytes; entries follow (Base §5.16.1.23).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct DiscoveryLogHeader {
@@ -301,7 +301,7 @@ pub struct DiscoveryLogHeader {
 
 const _: () = assert!(size_of::<DiscoveryLogHeader>() == 1024);
 
-/// Discovery log page entry, 1,024 bytes (Base §5.16.1.23, Figure 264).
+/// Discovery log page entry, 1,024 bytes (Base §5.16.1.23).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct DiscoveryLogEntry {

@@ -4,7 +4,7 @@ use super::Sqe;
 use crate::util::open_enum;
 
 open_enum! {
-    /// Feature Identifier (Base §5.27.1, Figure 317).
+    /// Feature Identifier (Base §5.27.1).
     pub enum FeatureId: u8 {
         /// Arbitration.
         ARBITRATION = 0x01,
@@ -12,7 +12,7 @@ open_enum! {
         POWER_MANAGEMENT = 0x02,
         /// Temperature Threshold.
         TEMPERATURE_THRESHOLD = 0x04,
-        /// Error Recovery (NVM §4.1.3.1).
+        /// Error Recovery (NVM §4.1.3.3).
         ERROR_RECOVERY = 0x05,
         /// Volatile Write Cache.
         VOLATILE_WRITE_CACHE = 0x06,
@@ -22,7 +22,7 @@ open_enum! {
         INTERRUPT_COALESCING = 0x08,
         /// Interrupt Vector Configuration (PCIe only).
         INTERRUPT_VECTOR = 0x09,
-        /// Write Atomicity Normal (NVM §4.1.3.2).
+        /// Write Atomicity Normal (NVM §4.1.3.4).
         WRITE_ATOMICITY = 0x0a,
         /// Asynchronous Event Configuration.
         ASYNC_EVENT_CONFIG = 0x0b,
@@ -46,7 +46,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Select field of Get Features (Base §5.15, Figure 190).
+    /// Select field of Get Features (Base §5.15).
     pub enum FeatureSelect: u8 {
         /// Current value.
         CURRENT = 0,
@@ -59,7 +59,7 @@ open_enum! {
     }
 }
 
-/// Capability bits that Get Features returns in dword 0 for [`FeatureSelect::SUPPORTED`] (Base §5.15, Figure 192).
+/// Capability bits that Get Features returns in dword 0 for [`FeatureSelect::SUPPORTED`] (Base §5.15).
 pub mod feature_capability {
     /// The value can be saved.
     pub const SAVEABLE: u32 = 1 << 0;
@@ -94,7 +94,7 @@ impl FeatureFields {
 }
 
 open_enum! {
-    /// Type of an asynchronous event, bits 2:0 of dword 0 of the completion (Base §5.2.1, Figure 145).
+    /// Type of an asynchronous event, bits 2:0 of dword 0 of the completion (Base §5.2.1).
     pub enum AsyncEventType: u8 {
         /// Error status.
         ERROR = 0,
@@ -106,7 +106,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Information of an asynchronous event of type Notice (Base §5.2.1, Figure 148).
+    /// Information of an asynchronous event of type Notice (Base §5.2.1).
     pub enum NoticeInfo: u8 {
         /// Namespace attribute changed; read [`super::LogId::CHANGED_NAMESPACES`].
         NAMESPACE_ATTRIBUTE_CHANGED = 0x00,
@@ -142,7 +142,7 @@ impl AsyncEventResult {
     }
 }
 
-/// Bits of the Asynchronous Event Configuration feature (Base §5.27.1.8, Figure 327).
+/// Bits of the Asynchronous Event Configuration feature (Base §5.27.1.8).
 pub mod async_event_config {
     /// SMART / health critical warnings, bits 7:0.
     pub const SMART: u32 = 0xff;

@@ -12,7 +12,7 @@ use crate::util::open_enum;
 pub const IDENTIFY_LEN: usize = 4096;
 
 open_enum! {
-    /// Controller or Namespace Structure, bits 7:0 of dword 10 of Identify (Base §5.17, Figure 273).
+    /// Controller or Namespace Structure, bits 7:0 of dword 10 of Identify (Base §5.17).
     pub enum Cns: u8 {
         /// Identify Namespace, NVM Command Set.
         NAMESPACE = 0x00,
@@ -96,7 +96,7 @@ impl IdentifyFields {
     }
 }
 
-/// Power state descriptor, 32 bytes (Base §5.17.2.1, Figure 276).
+/// Power state descriptor, 32 bytes (Base §5.17.2.1).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct PowerState {
@@ -118,7 +118,7 @@ pub struct PowerState {
 
 const _: () = assert!(size_of::<PowerState>() == 32);
 
-/// Identify Controller data structure, CNS 01h, 4,096 bytes (Base §5.17.2.1, Figure 275).
+/// Identify Controller data structure, CNS 01h, 4,096 bytes (Base §5.17.2.1).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IdentifyController {
@@ -327,7 +327,7 @@ const _: () = assert!(offset_of!(IdentifyController, subnqn) == 768);
 const _: () = assert!(offset_of!(IdentifyController, ioccsz_16b) == 1792);
 const _: () = assert!(offset_of!(IdentifyController, psd) == 2048);
 
-/// LBA format (NVM §4.1.5.1, Figure 98).
+/// LBA format (NVM §4.1.5.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct LbaFormat {
@@ -348,7 +348,7 @@ pub const NSFEAT_NSABP: u8 = 1 << 1;
 /// NSFEAT bit: thin provisioning, NUSE below NCAP is meaningful.
 pub const NSFEAT_THIN: u8 = 1 << 0;
 
-/// Identify Namespace data structure of the NVM Command Set, CNS 00h, 4,096 bytes (NVM §4.1.5.1, Figure 97).
+/// Identify Namespace data structure of the NVM Command Set, CNS 00h, 4,096 bytes (NVM §4.1.5.1).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IdentifyNamespace {
@@ -459,7 +459,7 @@ pub struct IdentifyNamespaceNvm {
 
 const _: () = assert!(size_of::<IdentifyNamespaceNvm>() == IDENTIFY_LEN);
 
-/// I/O Command Set specific Identify Controller of the NVM Command Set, CNS 06h CSI 00h (NVM §4.1.5.2, Figure 102).
+/// I/O Command Set specific Identify Controller of the NVM Command Set, CNS 06h CSI 00h (NVM §4.1.5.4).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IdentifyControllerNvm {
@@ -481,7 +481,7 @@ pub struct IdentifyControllerNvm {
 
 const _: () = assert!(size_of::<IdentifyControllerNvm>() == IDENTIFY_LEN);
 
-/// I/O Command Set Independent Identify Namespace, CNS 08h (Base §5.17.2.8, Figure 280).
+/// I/O Command Set Independent Identify Namespace, CNS 08h (Base §5.17.2.8).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IdentifyNamespaceIndependent {
@@ -513,7 +513,7 @@ const _: () = assert!(size_of::<IdentifyNamespaceIndependent>() == IDENTIFY_LEN)
 const _: () = assert!(offset_of!(IdentifyNamespaceIndependent, nstat) == 14);
 
 open_enum! {
-    /// Type of a Namespace Identification Descriptor (Base §5.17.2.3, Figure 277).
+    /// Type of a Namespace Identification Descriptor (Base §5.17.2.3).
     pub enum DescriptorType: u8 {
         /// EUI64, 8 bytes.
         EUI64 = 1,

@@ -9,7 +9,7 @@ use super::Sqe;
 use crate::util::open_enum;
 
 open_enum! {
-    /// Log Page Identifier (Base §5.16.1, Figure 202).
+    /// Log Page Identifier (Base §5.16.1).
     pub enum LogId: u8 {
         /// Supported Log Pages.
         SUPPORTED_PAGES = 0x00,
@@ -34,7 +34,7 @@ open_enum! {
     }
 }
 
-/// Fields of the Get Log Page command (Base §5.16, Figures 197 to 201).
+/// Fields of the Get Log Page command (Base §5.16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GetLogFields {
     /// Which log page.
@@ -93,7 +93,7 @@ impl GetLogFields {
     }
 }
 
-/// Entry of the Error Information log page, 64 bytes (Base §5.16.1.2, Figure 206).
+/// Entry of the Error Information log page, 64 bytes (Base §5.16.1.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ErrorLogEntry {
@@ -129,7 +129,7 @@ const _: () = assert!(size_of::<ErrorLogEntry>() == 64);
 const _: () = assert!(offset_of!(ErrorLogEntry, trtype) == 29);
 const _: () = assert!(offset_of!(ErrorLogEntry, command_specific) == 32);
 
-/// SMART / Health Information log page, 512 bytes (Base §5.16.1.3, Figure 207).
+/// SMART / Health Information log page, 512 bytes (Base §5.16.1.3).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SmartLog {
@@ -184,7 +184,7 @@ const _: () = assert!(offset_of!(SmartLog, data_units_read) == 32);
 const _: () = assert!(offset_of!(SmartLog, error_log_entries) == 176);
 const _: () = assert!(offset_of!(SmartLog, temperature_sensors_k) == 200);
 
-/// Firmware Slot Information log page, 512 bytes (Base §5.16.1.4, Figure 208).
+/// Firmware Slot Information log page, 512 bytes (Base §5.16.1.4).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct FirmwareSlotLog {
@@ -203,7 +203,7 @@ const _: () = assert!(size_of::<FirmwareSlotLog>() == 512);
 /// Most namespaces the Changed Namespace List names; beyond, its first entry is FFFFFFFFh (Base §5.16.1.5).
 pub const CHANGED_NAMESPACES_MAX: usize = 1024;
 
-/// Commands Supported and Effects log page, 4,096 bytes (Base §5.16.1.6, Figure 210).
+/// Commands Supported and Effects log page, 4,096 bytes (Base §5.16.1.6).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct CommandsEffectsLog {
@@ -217,7 +217,7 @@ pub struct CommandsEffectsLog {
 
 const _: () = assert!(size_of::<CommandsEffectsLog>() == 4096);
 
-/// Bits of an entry of the Commands Supported and Effects log page (Base §5.16.1.6, Figure 211).
+/// Bits of an entry of the Commands Supported and Effects log page (Base §5.16.1.6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommandEffects(pub u32);
 

@@ -45,7 +45,7 @@ impl DsmAttributes {
 /// Most ranges one Dataset Management command carries (NVM §3.2.3).
 pub const DSM_MAX_RANGES: usize = 256;
 
-/// One range of a Dataset Management command, 16 bytes (NVM §3.2.3, Figure 39).
+/// One range of a Dataset Management command, 16 bytes (NVM §3.2.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct DsmRange {

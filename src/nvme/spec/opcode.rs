@@ -3,7 +3,7 @@
 use crate::util::open_enum;
 
 open_enum! {
-    /// Opcodes of the Admin Command Set (Base §5, Figure 138).
+    /// Opcodes of the Admin Command Set (Base §5).
     pub enum AdminOpcode: u8 {
         /// Delete I/O Submission Queue (memory-based transports only).
         DELETE_IO_SQ = 0x00,
@@ -35,7 +35,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Opcodes of the NVM Command Set (NVM §3, Figure 5).
+    /// Opcodes of the NVM Command Set (NVM §3).
     pub enum NvmOpcode: u8 {
         /// Flush (Base §7.1).
         FLUSH = 0x00,
@@ -69,7 +69,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Fabrics Command Types, byte 4 of a command whose opcode is 7Fh (Base §6, Figure 376).
+    /// Fabrics Command Types, byte 4 of a command whose opcode is 7Fh (Base §6).
     pub enum FabricsType: u8 {
         /// Property Set.
         PROPERTY_SET = 0x00,

@@ -3,7 +3,7 @@
 use crate::util::open_enum;
 
 open_enum! {
-    /// Property offsets (Base §3.1.3, Figure 33).
+    /// Property offsets (Base §3.1.3).
     pub enum Property: u32 {
         /// Controller Capabilities, 8 bytes.
         CAP = 0x00,

@@ -24,7 +24,7 @@ fn changeable(controller: &Controller, fid: FeatureId) -> Option<bool> {
     }
 }
 
-/// The entry of the Feature Identifiers Supported and Effects log page (Base §5.16.1.19): supported, and the scope of a
+/// The entry of the Feature Identifiers Supported and Effects log page (Base §5.16.1.18): supported, and the scope of a
 /// controller.
 pub(super) fn effects(controller: &Controller, fid: FeatureId) -> u32 {
     const SUPPORTED: u32 = 1 << 0;

@@ -210,6 +210,7 @@ impl Decoder {
         }
     }
 
+    #[inline]
     fn header<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, FatalError> {
         if self.carry_len == 0
             && let Ok((ch, _)) = CommonHeader::ref_from_prefix(input)
@@ -272,6 +273,7 @@ impl Decoder {
 
     /// Checks a common header. Fields are checked in the order of their offsets, because the lowest one at fault is to
     /// be reported (TCP §3.6.2.4).
+    #[inline]
     fn plan(&self, ch: &CommonHeader) -> Result<Plan, FatalError> {
         const SEQUENCE: FatalError = FatalError::status(FatalErrorStatus::SEQUENCE_ERROR);
         let digest = FLAG_HEADER_DIGEST;
@@ -325,8 +327,8 @@ impl Decoder {
             return Err(FatalError::invalid_field(field::PLEN));
         }
         let pdo = usize::from(ch.pdo);
-        let alignment = (usize::from(self.limits.alignment_z) + 1) * 4;
-        if pdo < header_len || !pdo.is_multiple_of(alignment) || pdo as u32 > plen {
+        // Data right behind the header is aligned to a dword: the usual case needs no division.
+        if (pdo != header_len || self.limits.alignment_z != 0) && !self.aligned(pdo, header_len) || pdo as u32 > plen {
             return Err(FatalError::invalid_field(field::PDO));
         }
         let digest_len = if data_digest != 0 { DIGEST_LEN as u32 } else { 0 };
@@ -344,6 +346,11 @@ impl Decoder {
         })
     }
 
+    /// Whether data may start at `pdo` behind a header of `header_len` bytes.
+    fn aligned(&self, pdo: usize, header_len: usize) -> bool {
+        pdo >= header_len && pdo.is_multiple_of((usize::from(self.limits.alignment_z) + 1) * 4)
+    }
+
     /// A termination request ends the connection in any case; only its length decides whether it is read (TCP §3.5).
     fn plan_term(ch: &CommonHeader) -> Result<Plan, FatalError> {
         let hlen = size_of::<TermReqPdu>();
@@ -355,6 +362,7 @@ impl Decoder {
     }
 
     /// Turns a complete header of `plan.header_len` bytes into its event.
+    #[inline]
     fn dispatch<'a>(&mut self, header: &[u8], plan: Plan) -> Result<Event<'a>, FatalError> {
         let (pdu, digest) = header.split_at(plan.hlen);
         if let Ok(digest) = <[u8; DIGEST_LEN]>::try_from(digest) {
@@ -381,6 +389,7 @@ impl Decoder {
     }
 
     /// Reads and checks the PDU specific header.
+    #[inline]
     fn event<'a>(&mut self, pdu: &[u8], plan: &Plan) -> Result<Event<'a>, FatalError> {
         // The type was checked with the common header, and with it the length of `pdu`.
         match PduType(pdu[field::TYPE]) {
@@ -433,6 +442,7 @@ impl Decoder {
         }
     }
 
+    #[inline]
     fn check_data(&self, data: &DataPdu, plan: &Plan) -> Result<(), FatalError> {
         if data.datal.get() != plan.data_len {
             return Err(FatalError::invalid_field(field::PLEN));
@@ -453,6 +463,7 @@ impl Decoder {
         Ok(())
     }
 
+    #[inline]
     fn payload<'a>(&mut self, input: &mut &'a [u8]) -> Option<Event<'a>> {
         if self.pad_left != 0 {
             let skip = usize::from(self.pad_left).min(input.len());

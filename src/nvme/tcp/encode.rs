@@ -30,8 +30,10 @@ const _: () = assert!(MAX_PREFIX_LEN >= 2 * size_of::<CapsuleCmdPdu>());
 pub struct Framing {
     header_digest: bool,
     data_digest: bool,
-    /// Alignment of data in bytes, 4 to 128.
-    alignment: u16,
+    /// Where data starts in a command capsule.
+    capsule_pdo: u8,
+    /// Where data starts in H2CData and C2HData.
+    data_pdo: u8,
 }
 
 impl Framing {
@@ -41,10 +43,13 @@ impl Framing {
             Role::Controller => agreed.hpda_z,
             Role::Host => agreed.cpda_z,
         };
+        let alignment = (alignment_z as usize + 1) * 4;
+        let digest_len = if agreed.header_digest { DIGEST_LEN } else { 0 };
         Self {
             header_digest: agreed.header_digest,
             data_digest: agreed.data_digest,
-            alignment: (alignment_z as u16 + 1) * 4,
+            capsule_pdo: (size_of::<CapsuleCmdPdu>() + digest_len).next_multiple_of(alignment) as u8,
+            data_pdo: (size_of::<DataPdu>() + digest_len).next_multiple_of(alignment) as u8,
         }
     }
 
@@ -54,19 +59,26 @@ impl Framing {
     }
 
     /// Header of a command capsule with `data_len` bytes of in-capsule data, 0 for none.
+    #[inline]
     pub fn capsule_cmd(&self, sqe: &Sqe, data_len: u32, out: &mut [u8]) -> usize {
-        let ch = self.common(PduType::CAPSULE_CMD, size_of::<CapsuleCmdPdu>(), 0, data_len);
+        let hlen = size_of::<CapsuleCmdPdu>();
+        let ch = match data_len {
+            0 => self.without_data(PduType::CAPSULE_CMD, hlen),
+            _ => self.with_data(PduType::CAPSULE_CMD, hlen, 0, self.capsule_pdo, data_len),
+        };
         self.finish(&CapsuleCmdPdu { ch, sqe: *sqe }, &ch, out)
     }
 
     /// A response capsule.
+    #[inline]
     pub fn capsule_resp(&self, cqe: &Cqe, out: &mut [u8]) -> usize {
-        let ch = self.common(PduType::CAPSULE_RESP, size_of::<CapsuleRespPdu>(), 0, 0);
+        let ch = self.without_data(PduType::CAPSULE_RESP, size_of::<CapsuleRespPdu>());
         self.finish(&CapsuleRespPdu { ch, cqe: *cqe }, &ch, out)
     }
 
     /// Header of a C2HData PDU with `len` bytes, not 0, from `offset` of the command's data. `success` needs `last`:
     /// it replaces the response capsule.
+    #[inline]
     pub fn c2h_data(&self, cid: u16, offset: u32, len: u32, last: bool, success: bool, out: &mut [u8]) -> usize {
         debug_assert!(last || !success, "SUCCESS without LAST_PDU");
         let flags = if last { FLAG_LAST } else { 0 } | if success { FLAG_SUCCESS } else { 0 };
@@ -74,14 +86,16 @@ impl Framing {
     }
 
     /// Header of an H2CData PDU with `len` bytes, not 0, from `offset` of the command's data, for the R2T `ttag`.
+    #[inline]
     pub fn h2c_data(&self, cid: u16, ttag: u16, offset: u32, len: u32, last: bool, out: &mut [u8]) -> usize {
         let flags = if last { FLAG_LAST } else { 0 };
         self.data(PduType::H2C_DATA, flags, cid, ttag, offset, len, out)
     }
 
     /// An R2T for `len` bytes from `offset` of the command's data.
+    #[inline]
     pub fn r2t(&self, cid: u16, ttag: u16, offset: u32, len: u32, out: &mut [u8]) -> usize {
-        let ch = self.common(PduType::R2T, size_of::<R2tPdu>(), 0, 0);
+        let ch = self.without_data(PduType::R2T, size_of::<R2tPdu>());
         let pdu = R2tPdu {
             ch,
             cccid: U16::new(cid),
@@ -96,7 +110,7 @@ impl Framing {
     #[expect(clippy::too_many_arguments, reason = "the fields of one header, private")]
     fn data(&self, kind: PduType, flags: u8, cid: u16, ttag: u16, offset: u32, len: u32, out: &mut [u8]) -> usize {
         debug_assert!(len != 0, "a data PDU without data");
-        let ch = self.common(kind, size_of::<DataPdu>(), flags, len);
+        let ch = self.with_data(kind, size_of::<DataPdu>(), flags, self.data_pdo, len);
         let pdu = DataPdu {
             ch,
             cccid: U16::new(cid),
@@ -108,25 +122,29 @@ impl Framing {
         self.finish(&pdu, &ch, out)
     }
 
-    fn common(&self, pdu_type: PduType, hlen: usize, mut flags: u8, data_len: u32) -> CommonHeader {
-        let mut header_len = hlen as u32;
+    fn without_data(&self, pdu_type: PduType, hlen: usize) -> CommonHeader {
+        let mut ch = plain(pdu_type, hlen, 0);
         if self.header_digest {
-            flags |= FLAG_HEADER_DIGEST;
-            header_len += DIGEST_LEN as u32;
+            ch.flags = FLAG_HEADER_DIGEST;
+            ch.plen.set((hlen + DIGEST_LEN) as u32);
         }
-        let mut pdo = 0;
-        let mut plen = header_len;
-        if data_len != 0 {
-            pdo = header_len.next_multiple_of(u32::from(self.alignment));
-            plen = pdo + data_len;
-            if self.data_digest {
-                flags |= FLAG_DATA_DIGEST;
-                plen += DIGEST_LEN as u32;
-            }
-        }
-        CommonHeader { pdu_type, flags, hlen: hlen as u8, pdo: pdo as u8, plen: U32::new(plen) }
+        ch
     }
 
+    fn with_data(&self, pdu_type: PduType, hlen: usize, flags: u8, pdo: u8, data_len: u32) -> CommonHeader {
+        let mut flags = flags;
+        let mut plen = u32::from(pdo) + data_len;
+        if self.header_digest {
+            flags |= FLAG_HEADER_DIGEST;
+        }
+        if self.data_digest {
+            flags |= FLAG_DATA_DIGEST;
+            plen += DIGEST_LEN as u32;
+        }
+        CommonHeader { pdu_type, flags, hlen: hlen as u8, pdo, plen: U32::new(plen) }
+    }
+
+    #[inline]
     fn finish<T: IntoBytes + zerocopy::Immutable>(&self, pdu: &T, ch: &CommonHeader, out: &mut [u8]) -> usize {
         let header = pdu.as_bytes();
         let mut len = header.len();

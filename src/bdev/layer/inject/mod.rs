@@ -240,6 +240,17 @@ impl Channel for InjectChannel {
         let gate = &*self.0;
         if gate.shared.rules.any() || io.op == IoOp::Reset { gate.judge(io) } else { gate.pass(io) }
     }
+
+    fn abort(&self, io_slot: u32) -> bool {
+        let gate = &*self.0;
+        match gate.take_waiting(io_slot) {
+            Some(io) => {
+                gate.reactor.complete(io.with_status(IoStatus::Aborted));
+                true
+            }
+            None => gate.base.abort(io_slot),
+        }
+    }
 }
 
 impl Drop for InjectChannel {
@@ -328,6 +339,14 @@ impl Gate {
         self.publish_held();
     }
 
+    fn take_waiting(&self, io_slot: u32) -> Option<Io> {
+        let held = self.held.remove(io_slot);
+        self.publish_held();
+        let mut delayed = self.delayed.borrow_mut();
+        let key = delayed.iter().find(|(_, io)| io.slot() == io_slot).map(|(key, _)| *key);
+        held.or_else(|| delayed.remove(&key?))
+    }
+
     fn end_waiting(&self, status: IoStatus) {
         let delayed = std::mem::take(&mut *self.delayed.borrow_mut());
         for io in std::iter::from_fn(|| self.held.pop()).chain(delayed.into_values()) {
@@ -367,3 +386,6 @@ impl Gate {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests;
