@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use reactor::control::cli::{self, Command};
-use reactor::control::{log, serve};
+use reactor::control::{bench, log, serve};
 
 fn main() -> ExitCode {
     let command = cli::parse();
     log::start();
     let code = match &command {
         Command::Serve(options) => serve::run(options),
-        Command::Bench(_) => ExitCode::from(1),
+        Command::Bench(options) => bench::run(options),
     };
     log::flush();
     code

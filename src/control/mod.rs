@@ -1,6 +1,7 @@
 //! What stands outside the data path: command line, configuration, start, reload and end. Nothing here runs on a reactor
 //! other than by message.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod log;

@@ -31,6 +31,22 @@ impl Volumes {
         Ok(volumes)
     }
 
+    /// Opens one volume of a configuration and what it stands on.
+    ///
+    /// # Errors
+    /// As [`Volumes::open_all`].
+    pub fn open_stack(config: &Config, name: &str) -> Result<Volumes, String> {
+        let mut needed = vec![name];
+        while let Some(base) = needed.last().and_then(|top| config.bdev(top)).and_then(|bdev| bdev.driver.base()) {
+            needed.push(base);
+        }
+        let mut volumes = Volumes::default();
+        for bdev in config.bdevs.iter().filter(|bdev| needed.contains(&bdev.name.as_str())) {
+            volumes.open(bdev).map_err(|e| format!("{}: bdev \"{}\": {e}", config.at(bdev.place), bdev.name))?;
+        }
+        Ok(volumes)
+    }
+
     /// Opens one volume.
     ///
     /// # Errors

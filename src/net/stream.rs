@@ -125,27 +125,32 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Stream::recv`]; a stream that ends in the middle is [`StreamError::Closed`].
-    pub async fn recv_into(&self, mut buf: Buf, mut from: usize) -> Result<Buf, StreamError> {
+    pub async fn recv_into(&self, buf: Buf, from: usize) -> Result<Buf, StreamError> {
+        let (buf, result) = self.fill(buf, from).await;
+        result.map(|()| buf)
+    }
+
+    /// As [`Stream::recv_into`] for a buffer that is wanted back in any case; after an error its contents from `from` on are
+    /// undefined.
+    pub async fn fill(&self, mut buf: Buf, mut from: usize) -> (Buf, Result<(), StreamError>) {
         while from < buf.len() {
             if self.shut.get() {
-                return Err(StreamError::Closed);
+                return (buf, Err(StreamError::Closed));
             }
             let op = self.reactor.op(Op::RecvInto { file: self.file, buf, from: from as u32 });
             self.receiving.set(Some(op.token()));
             let done = op.await;
             self.receiving.set(None);
-            let Payload::Buf(back) = done.payload else {
-                return Err(StreamError::Closed);
-            };
+            let Payload::Buf(back) = done.payload else { unreachable!("a receive gives its buffer back") };
             buf = back;
             match done.result {
-                0 => return Err(StreamError::Closed),
+                0 => return (buf, Err(StreamError::Closed)),
                 n if n > 0 => from += n as usize,
                 e if e == -libc::EINTR || e == -libc::EAGAIN => {}
-                e => return Err(StreamError::Os(-e)),
+                e => return (buf, Err(StreamError::Os(-e))),
             }
         }
-        Ok(buf)
+        (buf, Ok(()))
     }
 
     /// Sends the whole batch. The batch comes back in any case; its payloads are the kernel's until then.

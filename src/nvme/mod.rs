@@ -6,8 +6,10 @@
 //!   tcp     NVMe/TCP PDUs: decoder, encoders, negotiation, digests, for both ends (bytes in, events out)
 //!     ^
 //!   target  subsystems, controllers, admin commands, decoding of I/O commands (no I/O, plain state)
+//!   host    connections to remote controllers on a reactor: admin commands, discovery, I/O queues
 //! ```
 
+pub mod host;
 pub mod spec;
 pub mod target;
 pub mod tcp;

@@ -139,6 +139,16 @@ impl TxBatch {
         assert!(self.sent <= self.total, "sent more than there was");
     }
 
+    /// As [`TxBatch::clear`], but gives the payloads back, in the order they were pushed: for senders that only lent them.
+    pub fn reclaim(&mut self, mut take: impl FnMut(Buf)) {
+        for part in self.parts.drain(..) {
+            if let Part::Buf(buf) = part {
+                take(buf);
+            }
+        }
+        self.clear();
+    }
+
     /// Drops all payloads and starts over.
     pub fn clear(&mut self) {
         self.parts.clear();

@@ -6,7 +6,7 @@ use super::controller::{Controller, ErrorReport};
 use super::engine::TargetParams;
 use super::fault::{Fault, at};
 use crate::nvme::spec::{
-    AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, FeatureId, FirmwareSlotLog, GetLogFields,
+    AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, Csi, FeatureId, FirmwareSlotLog, GetLogFields,
     LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Sqe, StatusCode, put_text,
 };
 
@@ -139,10 +139,13 @@ pub(super) fn get_log(
             window(&page, fields.offset, out)
         }
         LogId::COMMANDS_EFFECTS => {
-            if fields.csi != 0 {
-                return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW14 + 3));
+            let mut log = commands_effects();
+            if fields.csi != Csi::NVM.0 {
+                // No command of another I/O command set is supported, which is what the log then says; nvme-cli asks for every
+                // set that a controller with CAP.CSS bit 6 might have.
+                log.io = FromZeros::new_zeroed();
             }
-            window(commands_effects().as_bytes(), fields.offset, out)
+            window(log.as_bytes(), fields.offset, out)
         }
         LogId::FEATURES_EFFECTS => {
             let mut page = [0; 1024];

@@ -1,0 +1,250 @@
+//! One namespace through one queue.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+
+use hugepages::{Buf, MAX_BUF};
+
+use super::HostError;
+use super::command::{BLOCKS_MAX, Place};
+use super::queue::Queue;
+use crate::bdev::{DeviceLimits, OpSet, load};
+use crate::nvme::spec::{IdentifyController, IdentifyNamespace, NSFEAT_OPTPERF};
+use crate::reactor::Reactor;
+use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
+
+/// ONCS bits (Base §5.17.2.1).
+mod oncs {
+    pub(super) const COMPARE: u16 = 1 << 0;
+    pub(super) const DATASET_MANAGEMENT: u16 = 1 << 2;
+    pub(super) const WRITE_ZEROES: u16 = 1 << 3;
+}
+
+/// FUSES bit: compare and write.
+const FUSES_COMPARE_AND_WRITE: u16 = 1 << 0;
+
+/// What a namespace is, as its controller says.
+#[derive(Clone, Copy, Debug)]
+pub struct Geometry {
+    /// Namespace identifier.
+    pub nsid: u32,
+    /// log2 of the block size in bytes.
+    pub block_shift: u8,
+    /// Size in bytes.
+    pub size: u64,
+    /// What it can do.
+    pub ops: OpSet,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Acknowledged writes may be lost until a flush.
+    pub volatile_cache: bool,
+    /// Most bytes of one compare and write.
+    pub compare_and_write_max: u64,
+    /// Limits of the commands.
+    pub limits: DeviceLimits,
+}
+
+impl Geometry {
+    pub(super) fn new(
+        nsid: u32,
+        controller: &IdentifyController,
+        namespace: &IdentifyNamespace,
+        transfer_max: u64,
+        queue_size: u16,
+    ) -> Result<Geometry, HostError> {
+        if namespace.nsze.get() == 0 {
+            return Err(HostError::Unsupported(format!("namespace {nsid} is not active")));
+        }
+        // Bits 3:0 and 6:5 of FLBAS (NVM §4.1.5.1).
+        let format = namespace.lbaf[usize::from(namespace.flbas & 0xf | (namespace.flbas >> 5 & 3) << 4)];
+        let shift = format.lbads;
+        if !matches!(shift, 9 | 12) || format.ms.get() != 0 {
+            return Err(HostError::Unsupported(format!(
+                "namespace {nsid} has blocks of 2^{shift} bytes with {} bytes of metadata; usable are 512 and 4096 without",
+                format.ms
+            )));
+        }
+        let size = namespace
+            .nsze
+            .get()
+            .checked_mul(1 << shift)
+            .ok_or_else(|| HostError::Unsupported(format!("namespace {nsid} is larger than 2^64 bytes")))?;
+        let can = controller.oncs.get();
+        let mut ops = OpSet::ALL.without(IoOp::Reset);
+        for (there, op) in [
+            (can & oncs::COMPARE != 0, IoOp::Compare),
+            (can & oncs::DATASET_MANAGEMENT != 0, IoOp::Unmap),
+            (can & oncs::WRITE_ZEROES != 0, IoOp::WriteZeroes),
+            // A pair takes two slots.
+            (controller.fuses.get() & FUSES_COMPARE_AND_WRITE != 0 && queue_size > 2, IoOp::CompareAndWrite),
+        ] {
+            if !there {
+                ops = ops.without(op);
+            }
+        }
+        let blocks_z = |z: u16| (u32::from(z) + 1) << shift;
+        let performance = namespace.nsfeat & NSFEAT_OPTPERF != 0;
+        let transfer_max = transfer_max.min(BLOCKS_MAX << shift);
+        let acwu = (u64::from(controller.acwu_z.get()) + 1) << shift;
+        Ok(Geometry {
+            nsid,
+            block_shift: shift,
+            size,
+            ops,
+            read_only: namespace.nsattr & 1 != 0,
+            volatile_cache: controller.vwc & 1 != 0,
+            compare_and_write_max: acwu.min(MAX_BUF as u64 / 2),
+            limits: DeviceLimits {
+                transfer_max,
+                zeroes_max: BLOCKS_MAX << shift,
+                boundary: u64::from(namespace.noiob.get()) << shift,
+                data_align: 1,
+                write_granularity: if performance { blocks_z(namespace.npwg_z.get()) } else { 0 },
+                unmap_granularity: if performance { blocks_z(namespace.npdg_z.get()) } else { 0 },
+            },
+        })
+    }
+}
+
+/// A namespace through one queue. Several volumes may share a queue.
+pub struct Volume {
+    queue: Rc<Queue>,
+    geometry: Cell<Geometry>,
+}
+
+impl Volume {
+    /// The namespace that `geometry` describes, through `queue` of the same controller.
+    pub fn new(queue: Rc<Queue>, geometry: Geometry) -> Volume {
+        Volume { queue, geometry: Cell::new(geometry) }
+    }
+
+    /// What the namespace is.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry.get()
+    }
+
+    /// Takes over what the controller says after a namespace attribute event: a new size.
+    pub fn set_geometry(&self, geometry: Geometry) {
+        self.geometry.set(geometry);
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &Rc<Queue> {
+        &self.queue
+    }
+
+    #[inline]
+    fn check(&self, io: &Io) -> Result<Place, IoStatus> {
+        let geometry = self.geometry.get();
+        if !geometry.ops.has(io.op) {
+            return Err(IoStatus::Unsupported);
+        }
+        if geometry.read_only && io.op.writes() {
+            return Err(IoStatus::ReadOnly);
+        }
+        if io.op.has_range() {
+            if (io.offset | io.len) & ((1 << geometry.block_shift) - 1) != 0 {
+                return Err(IoStatus::Misaligned);
+            }
+            if io.len == 0 {
+                return Err(IoStatus::Empty);
+            }
+            if io.offset.checked_add(io.len).is_none_or(|end| end > geometry.size) {
+                return Err(IoStatus::OutOfRange);
+            }
+            let most = match io.op {
+                IoOp::Unmap => u64::from(u32::MAX) << geometry.block_shift,
+                IoOp::WriteZeroes => geometry.limits.zeroes_max,
+                IoOp::CompareAndWrite => geometry.compare_and_write_max,
+                _ => geometry.limits.transfer_max,
+            };
+            if io.len > most {
+                return Err(IoStatus::Unsupported);
+            }
+        }
+        if io.data.bytes() != io.op.data_len(io.len) {
+            return Err(IoStatus::DataLength);
+        }
+        Ok(Place { nsid: geometry.nsid, shift: geometry.block_shift })
+    }
+
+    /// Carries out one I/O. What is larger than [`Geometry::limits`] says is [`IoStatus::Unsupported`]: the block layer splits.
+    /// Data to be sent that is not in buffers, and that of a compare and write, is copied once more; all other data stays in
+    /// place.
+    pub async fn execute(&self, mut io: Io) -> Io {
+        let reactor = self.queue.reactor();
+        io.start = reactor.clock().stamp();
+        let place = match self.check(&io) {
+            Ok(place) => place,
+            Err(status) => return io.with_status(status),
+        };
+        let sends = matches!(io.op, IoOp::Write | IoOp::Compare);
+        let shared = |io: &Io| io.data.iter().any(|s| matches!(s, Segment::Region { .. }));
+        if io.op == IoOp::CompareAndWrite || sends && shared(&io) {
+            let data = io.data.take_all();
+            let kept = Kept { reactor, io: Some(io) };
+            let buf = reactor.buffer(data.bytes() as usize).await;
+            let mut io = kept.release();
+            gather(&mut io, &data, buf);
+            io.scratch = place.to_bits();
+            io = reactor.run_io(io, |io| self.queue.submit(io)).await;
+            io.data = data;
+            return io;
+        }
+        io.scratch = place.to_bits();
+        reactor.run_io(io, |io| self.queue.submit(io)).await
+    }
+}
+
+/// Copies `data` into `buf`, which becomes the I/O's in the segments that [`Queue::submit`] wants.
+fn gather(io: &mut Io, data: &Segments, mut buf: Buf) {
+    let mut at = 0;
+    for segment in data.iter() {
+        let into = &mut buf[at..at + segment.len()];
+        match segment {
+            Segment::Buf(from) => into.copy_from_slice(from),
+            Segment::Region { region, offset, .. } => region.read(*offset as usize, into),
+        }
+        at += segment.len();
+    }
+    if io.op == IoOp::CompareAndWrite {
+        let compare = buf.split_to(io.len as usize);
+        io.data.push_buf(compare);
+    }
+    io.data.push_buf(buf);
+}
+
+/// An I/O in the hands of a future that waits for something else: retired if the future is dropped.
+struct Kept<'a> {
+    reactor: &'a Reactor,
+    io: Option<Io>,
+}
+
+impl Kept<'_> {
+    fn release(mut self) -> Io {
+        self.io.take().expect("released once")
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if let Some(io) = self.io.take() {
+            self.reactor.retire_io(io);
+        }
+    }
+}
+
+impl load::Volume for Volume {
+    fn execute(&self, io: Io) -> impl Future<Output = Io> {
+        Volume::execute(self, io)
+    }
+
+    fn size(&self) -> u64 {
+        self.geometry.get().size
+    }
+
+    fn keeps_nothing(&self) -> bool {
+        false
+    }
+}
