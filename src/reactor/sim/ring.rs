@@ -126,7 +126,7 @@ fn file_of(op: &Op) -> Option<FileId> {
         | Op::Write { file, .. }
         | Op::Sync { file }
         | Op::Allocate { file, .. }
-        | Op::Shutdown { file } => Some(*file),
+        | Op::Shutdown { file, .. } => Some(*file),
         Op::Cancel { .. } | Op::Doorbell => None,
     }
 }
@@ -199,6 +199,7 @@ impl State {
                     Op::Connect { to, .. } => (false, false, Some(*to)),
                     op => (matches!(op, Op::Recv { .. } | Op::RecvInto { .. }), matches!(op, Op::Send { .. }), None),
                 };
+                let one_way = matches!(op, Op::Shutdown { sending_only: true, .. });
                 let Object::Socket(end) = &mut self.objects[number] else {
                     return self.finish(at, -libc::ENOTSOCK, None);
                 };
@@ -211,7 +212,7 @@ impl State {
                     end.senders.push_back(at);
                     self.send(number);
                 } else {
-                    let result = self.shut(number);
+                    let result = self.shut(number, one_way);
                     self.finish(at, result, None);
                 }
             }
