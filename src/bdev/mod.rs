@@ -21,6 +21,7 @@
 //! |---|---|
 //! | [`layer::inject`] | fails, delays and holds I/Os by rules |
 
+pub mod conformance;
 pub mod contract;
 pub mod device;
 pub mod exclusion;
@@ -28,6 +29,7 @@ mod forward;
 mod handle;
 pub mod layer;
 pub mod load;
+pub mod registry;
 pub mod scatter;
 mod split;
 mod stats;

@@ -75,6 +75,7 @@ impl BlockDevice for Null {
     }
 
     fn grow(&self, size: u64) -> Result<(), DeviceError> {
+        self.common.check_growth(size)?;
         self.common.set_size(size);
         Ok(())
     }

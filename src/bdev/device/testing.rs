@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
@@ -125,9 +126,12 @@ where
     receiver.iter().collect()
 }
 
-/// A block of 512 bytes in which every word is `value`.
+/// Bytes that racing writes share: enough that a compare and write takes a while between its read and its write.
+const SPAN: usize = 16 << 10;
+
+/// A span in which every word is `value`.
 fn block(handle: &Handle, value: u64) -> hugepages::Buf {
-    let mut buf = handle.reactor().pool().alloc(512).expect("few are out");
+    let mut buf = handle.reactor().pool().alloc(SPAN).expect("few are out");
     for word in buf.chunks_exact_mut(8) {
         word.copy_from_slice(&value.to_le_bytes());
     }
@@ -136,7 +140,7 @@ fn block(handle: &Handle, value: u64) -> hugepages::Buf {
 
 async fn execute(handle: &Handle, op: IoOp, offset: u64, data: Vec<hugepages::Buf>) -> (IoStatus, Vec<u64>) {
     let mut io = handle.reactor().create_io().unwrap();
-    io.prepare(op, offset, 512);
+    io.prepare(op, offset, SPAN as u64);
     for buf in data {
         io.data.push_buf(buf);
     }
@@ -150,13 +154,13 @@ async fn execute(handle: &Handle, op: IoOp, offset: u64, data: Vec<hugepages::Bu
     (status, words)
 }
 
-async fn read_word(handle: &Handle, offset: u64) -> u64 {
+async fn read_words(handle: &Handle, offset: u64) -> Vec<u64> {
     let (status, words) = execute(handle, IoOp::Read, offset, vec![block(handle, 0)]).await;
     assert_eq!(status, IoStatus::Success);
-    words[0]
+    words
 }
 
-/// Both reactors count in one block by compare and write, several tasks each: no count is lost, no block is torn.
+/// Both reactors count in one range by compare and write, several tasks each: no count is lost, none is torn.
 pub(crate) fn count_together(device: Arc<dyn BlockDevice>, each: u64) {
     let reactors = two_reactors();
     let successes =
@@ -168,7 +172,7 @@ pub(crate) fn count_together(device: Arc<dyn BlockDevice>, each: u64) {
                 reactor.spawn("counter", async move {
                     for _ in 0..each {
                         loop {
-                            let now = read_word(&handle, 1024).await;
+                            let now = read_words(&handle, 1024).await[0];
                             let data = vec![block(&handle, now), block(&handle, now + 1)];
                             match execute(&handle, IoOp::CompareAndWrite, 1024, data).await.0 {
                                 IoStatus::Success => break,
@@ -187,58 +191,83 @@ pub(crate) fn count_together(device: Arc<dyn BlockDevice>, each: u64) {
             .await;
             4 * each
         });
+    assert_eq!(successes.len(), 2, "a reactor failed");
     let total: u64 = successes.iter().sum();
     let seen = on_each(&reactors, &device, |handle, _| async move {
         execute(&handle, IoOp::Read, 1024, vec![block(&handle, 0)]).await.1
     });
     for words in seen {
-        assert!(words.iter().all(|word| *word == total), "{total} counted, found {words:?}");
+        let other = words.iter().find(|word| **word != total);
+        assert_eq!(other, None, "{total} were counted");
     }
     assert_eq!(reactors.stop(), 0, "leaked buffers");
 }
 
-/// One reactor writes a block plainly, the other changes what it finds there by compare and write: an acknowledged plain
-/// write is never undone. Returns how often the compare and write succeeded.
-pub(crate) fn race_plain_writes(device: Arc<dyn BlockDevice>, writes: u64) -> u64 {
+/// One reactor writes a range plainly, the other changes what it finds there by compare and write: an acknowledged plain
+/// write is never undone. Every second write lets one whole compare and write pass before it, the others race it.
+pub(crate) fn race_plain_writes(device: Arc<dyn BlockDevice>, writes: u64) {
     let reactors = two_reactors();
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // Attempts of the other side that were started, that ended, and whether to stop.
+    let shared = Arc::new((AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false)));
     let results = on_each(&reactors, &device, move |handle, index| {
-        let stop = stop.clone();
+        let shared = shared.clone();
         async move {
+            let (started, ended, stop) = &*shared;
             if index == 0 {
+                let _stop = StopAtEnd(stop);
                 // The upper half of each word counts the plain writes, the lower half what was added to each.
                 for count in 1..=writes {
                     let (status, _) = execute(&handle, IoOp::Write, 0, vec![block(&handle, count << 32)]).await;
                     assert_eq!(status, IoStatus::Success);
-                    let (_, words) = execute(&handle, IoOp::Read, 0, vec![block(&handle, 0)]).await;
-                    if let Some(word) = words.iter().find(|word| **word >> 32 != count) {
-                        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-                        panic!("plain write {count} was undone: {word:#x}");
+                    let (before, marker) =
+                        (started.load(Ordering::SeqCst), if count % 2 == 0 { ended } else { started });
+                    loop {
+                        let words = read_words(&handle, 0).await;
+                        let other = words.iter().find(|word| **word >> 32 != count);
+                        assert_eq!(other, None, "plain write {count} was undone");
+                        if marker.load(Ordering::SeqCst) > before {
+                            for _ in 0..handle.reactor().entropy().below(100) {
+                                handle.reactor().yield_now().await;
+                            }
+                            break;
+                        }
+                        handle.reactor().sleep(5_000).await;
                     }
                 }
-                stop.store(true, std::sync::atomic::Ordering::Relaxed);
                 return 0;
             }
             let mut successes = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let now = read_word(&handle, 0).await;
+            while !stop.load(Ordering::SeqCst) {
+                started.fetch_add(1, Ordering::SeqCst);
+                let now = read_words(&handle, 0).await[0];
                 let data = vec![block(&handle, now), block(&handle, now + 1)];
                 match execute(&handle, IoOp::CompareAndWrite, 0, data).await.0 {
                     IoStatus::Success => successes += 1,
                     IoStatus::Miscompare => {}
                     other => panic!("{other:?}"),
                 }
+                ended.fetch_add(1, Ordering::SeqCst);
             }
             successes
         }
     });
+    assert_eq!(results.len(), 2, "a reactor failed");
+    assert!(results.iter().sum::<u64>() >= writes / 2, "{results:?} of {writes} compare and writes succeeded");
     let seen = on_each(&reactors, &device, |handle, _| async move {
         execute(&handle, IoOp::Read, 0, vec![block(&handle, 0)]).await.1
     });
     for words in seen {
-        assert!(words.iter().all(|word| *word == words[0] && *word >> 32 == writes), "torn: {words:?}");
+        assert_eq!(words[0] >> 32, writes, "the last plain write was undone");
+        assert_eq!(words.iter().find(|word| **word != words[0]), None, "torn: the rest is {:#x}", words[0]);
     }
     assert_eq!(reactors.stop(), 0, "leaked buffers");
-    assert_eq!(results.len(), 2, "a reactor failed");
-    results.into_iter().max().unwrap()
+}
+
+/// Tells the other side to stop, at a panic too.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }

@@ -372,7 +372,7 @@ impl SimRing {
     pub(crate) fn add_socket(&mut self, _: SocketAddr) -> io::Result<FileId> {
         let mut state = self.world.state();
         let end = End::new(&state, state.rings[self.ring].machine);
-        let fd = state.open(Object::Socket(end));
+        let fd = state.open(Object::Socket(Box::new(end)));
         Ok(state.rings[self.ring].add_file(fd))
     }
 

@@ -1,0 +1,120 @@
+use super::*;
+use crate::bdev::device::malloc::{self, Malloc};
+use crate::bdev::device::null::{self, CompleteIn, Null};
+use crate::bdev::layer::inject::{self, Action, Inject, Rule, When};
+
+mod broken;
+
+use broken::{Fault, Ram};
+
+const SIZE: u64 = 8 << 20;
+
+fn options() -> Options {
+    Options { grow_to: Some(SIZE + (4 << 20)), ..Options::default() }
+}
+
+fn ram_volume(block_size: u32) -> Arc<dyn BlockDevice> {
+    let volume = Malloc::new(malloc::Options {
+        name: "ram".to_owned(),
+        uuid: [3; 16],
+        size: SIZE,
+        block_size,
+        physical_block_size: block_size,
+        hugepages: false,
+        home: 0,
+    });
+    Arc::new(volume.unwrap())
+}
+
+fn inject(rules: Vec<Rule>) -> Arc<dyn BlockDevice> {
+    let options = inject::Options { name: "layer".to_owned(), uuid: [4; 16], base: ram_volume(512), rules };
+    Arc::new(Inject::new(options).unwrap())
+}
+
+#[test]
+fn null_conforms_but_for_its_data() {
+    for (complete, block_size) in [(CompleteIn::Poll, 512), (CompleteIn::Submit, 4096)] {
+        let make = || -> Arc<dyn BlockDevice> {
+            Arc::new(Null::new(null::Options {
+                name: "null".to_owned(),
+                uuid: [5; 16],
+                size: SIZE,
+                block_size,
+                physical_block_size: block_size,
+                complete,
+            }))
+        };
+        run(make, &options());
+    }
+}
+
+#[test]
+fn a_ram_volume_conforms() {
+    for block_size in [512, 4096] {
+        run(|| ram_volume(block_size), &options());
+    }
+}
+
+#[test]
+fn inject_conforms_without_rules() {
+    run(|| inject(Vec::new()), &options());
+}
+
+#[test]
+fn inject_conforms_when_it_delays() {
+    let late = Rule { op: None, when: When::Every(7), count: None, action: Action::Delay(50_000) };
+    run(|| inject(vec![late]), &options());
+}
+
+#[test]
+fn the_device_that_faults_are_added_to_conforms() {
+    run(|| Ram::device(None), &options());
+}
+
+#[test]
+fn every_fault_is_caught_by_its_scenario() {
+    for (fault, way, scenario) in [
+        (Fault::Garbage, Way::Home, "fresh"),
+        (Fault::ReadsDropLastBlock, Way::Home, "fresh"),
+        (Fault::WritesDropLastBlock, Way::Home, "writes"),
+        (Fault::WritesSpill, Way::Home, "writes"),
+        (Fault::UnmapDoesNothing, Way::Home, "zeroes"),
+        (Fault::ZeroesRoundOut, Way::Home, "zeroes"),
+        (Fault::CompareIsBlind, Way::Home, "compare"),
+        (Fault::CompareSaysZero, Way::Home, "compare"),
+        (Fault::SwapStoresAlways, Way::Home, "compare and write"),
+        (Fault::SwapStoresFirstHalf, Way::Home, "compare and write"),
+        (Fault::OnlyFirstSegment, Way::Home, "segments"),
+        (Fault::LosesSegment, Way::Home, "segments"),
+        (Fault::ResetIsEarly, Way::Home, "reset"),
+        (Fault::ForgetsFua, Way::Home, "writes"),
+        (Fault::SwapInTwoSteps, Way::Home, "counting by compare and write"),
+        (Fault::SwapInTwoSteps, Way::Forward, "compare and write against plain writes"),
+        (Fault::SwapInTwoSteps, Way::Two, "compare and write against plain writes"),
+        (Fault::GrowthLosesData, Way::Home, "growth"),
+        (Fault::GrowthIsGarbage, Way::Home, "growth"),
+        (Fault::GrowthIsNotSaid, Way::Home, "growth"),
+        (Fault::Shrinks, Way::Home, "growth"),
+        (Fault::KeepsIo, Way::Home, "random"),
+        (Fault::KeepsIoOfClosing, Way::Home, "closing"),
+        (Fault::LargeWritesTear, Way::Home, "writes"),
+        (Fault::RandomlyLost, Way::Home, "random"),
+    ] {
+        let hangs = matches!(fault, Fault::KeepsIo | Fault::KeepsIoOfClosing);
+        let limit = Duration::from_secs(if hangs { 5 } else { 60 });
+        let options = Options { ways: vec![way], limit, seed: Some(7), ..options() };
+        match check(|| Ram::device(Some(fault)), &options) {
+            Ok(()) => panic!("{fault:?} was not caught"),
+            Err(failure) => assert_eq!(failure.scenario, scenario, "{fault:?} was caught, but: {failure}"),
+        }
+    }
+}
+
+#[test]
+fn a_failure_is_played_again_by_its_seed() {
+    let options = Options { ways: vec![Way::Home], ..options() };
+    let failure =
+        |seed| check(|| Ram::device(Some(Fault::RandomlyLost)), &Options { seed, ..options.clone() }).unwrap_err();
+    let first = failure(None);
+    assert_eq!(failure(Some(first.seed)).what, first.what);
+}
