@@ -80,7 +80,7 @@ pub(super) fn open(options: &Options) -> Result<Opened, DeviceError> {
     };
     let mut align = None;
     if options.direct && note.is_none() {
-        match direct_align(&file, options.size) {
+        match direct_align(&file, device, options.size) {
             Ok(found) => align = Some(found),
             Err(reason) => {
                 note = Some(buffered_note(options, &reason));
@@ -158,8 +158,9 @@ fn buffered_note(options: &Options, reason: &str) -> String {
 }
 
 /// What direct I/O on this file asks for, or why there is none.
-fn direct_align(file: &fs::File, size: u64) -> Result<DirectAlign, String> {
-    if file::is_in_memory(file).map_err(|e| e.to_string())? {
+fn direct_align(file: &fs::File, device: bool, size: u64) -> Result<DirectAlign, String> {
+    // The file system of a device's node says nothing about the device.
+    if !device && file::is_in_memory(file).map_err(|e| e.to_string())? {
         return Err("its file system is in memory".to_owned());
     }
     let align = match file::direct_align(file) {
