@@ -1,15 +1,19 @@
 //! An echo server and its clients, built on the real listener, stream and sending side, in simulated worlds: every message
-//! comes back whole and in order however the network cuts and delays it, and a planted fault is found.
+//! comes back whole and in order however the network cuts and delays it, and a planted fault is found. The same server and
+//! client also run on the kernel's ring.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use hugepages::Buf;
 use reactor::net::{Listener, Stream, StreamError, Tx};
 use reactor::reactor::Reactor;
-use reactor::reactor::sim::{Fault, Rates, Simulation, Stuck, World};
+use reactor::reactor::sim::{Fault, Rates, Simulation, Stuck};
+use reactor::reactor::start;
 use reactor::sys::descriptor::Descriptor;
+use reactor::sys::socket;
 
 /// A message: length of the payload and its number, little endian, then the payload.
 const HEAD: usize = 8;
@@ -101,21 +105,22 @@ fn serve(reactor: &Rc<Reactor>, fd: Descriptor) {
     });
 }
 
-/// A planted fault: at this byte of the first connection's way there.
-type Plant = fn(std::net::SocketAddr, std::net::SocketAddr) -> Fault;
+/// A fault for a connection, given its local and its peer address.
+type Plant = fn(SocketAddr, SocketAddr) -> Fault;
+
+/// What a client chooses by.
+type Chance = Rc<dyn Fn(u64) -> u64>;
 
 /// Sends `count` messages and checks that exactly those come back.
 async fn converse(
     reactor: Rc<Reactor>,
-    world: World,
-    to: std::net::SocketAddr,
+    pick: Chance,
+    to: SocketAddr,
     count: u32,
-    plant: Option<Plant>,
+    connected: impl FnOnce(&Stream),
 ) -> Result<(), String> {
     let stream = Rc::new(Stream::connect(&reactor, to).await.map_err(|e| format!("connect: {e}"))?);
-    if let Some(plant) = plant {
-        world.fault(plant(stream.local(), stream.peer()));
-    }
+    connected(&stream);
     let tx = Rc::new(Tx::new(&reactor));
     let (sending, sender) = (stream.clone(), tx.clone());
     reactor.spawn("client sender", async move { sender.run(&sending).await });
@@ -123,11 +128,11 @@ async fn converse(
     let (asked, source, there) = (expected.clone(), tx.clone(), reactor.clone());
     reactor.spawn("client", async move {
         for number in 0..count {
-            let len = match world.pick(10) {
+            let len = match pick(10) {
                 0 => 0,
-                1 => world.pick(200_000) as usize,
-                2..6 => world.pick(10_000) as usize,
-                _ => world.pick(100) as usize,
+                1 => pick(200_000) as usize,
+                2..6 => pick(10_000) as usize,
+                _ => pick(100) as usize,
             };
             while asked.borrow().iter().map(|(_, len)| len).sum::<usize>() + len > WINDOW {
                 there.sleep(100_000).await;
@@ -140,8 +145,8 @@ async fn converse(
             if push(&source, &there, number, payload).await.is_err() {
                 return;
             }
-            if world.pick(8) == 0 {
-                there.sleep(world.pick(3_000_000)).await;
+            if pick(8) == 0 {
+                there.sleep(pick(3_000_000)).await;
             }
         }
     });
@@ -182,7 +187,13 @@ fn run(seed: u64, rates: Rates, plant: Option<Plant>) -> Outcome {
         let (here, world, left, results) = (reactor.clone(), sim.world().clone(), left.clone(), results.clone());
         let plant = plant.filter(|_| connection == 0);
         reactor.spawn("conversation", async move {
-            let result = converse(here, world, address, 40, plant).await;
+            let chance = world.clone();
+            let planting = |stream: &Stream| {
+                if let Some(plant) = plant {
+                    world.fault(plant(stream.local(), stream.peer()));
+                }
+            };
+            let result = converse(here, Rc::new(move |bound| chance.pick(bound)), address, 40, planting).await;
             results.borrow_mut().push(result);
             left.set(left.get() - 1);
         });
@@ -270,4 +281,28 @@ fn resets_at_random_leak_nothing() {
     let rates = Rates { reset: 5_000, ..Rates::default() };
     let broken = (0..50).filter(|seed| run(*seed, rates, None).result.is_err()).count();
     assert!(broken > 10, "only {broken} of 50 worlds had a reset");
+}
+
+#[test]
+fn the_same_code_runs_on_the_kernels_ring() {
+    let reactor = start::solo(64 << 20).unwrap();
+    let (fd, address) = socket::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = Listener::start(&reactor, fd, address, serve);
+    let here = reactor.clone();
+    let named = Rc::new(Cell::new(None));
+    let names = named.clone();
+    let result = reactor.run_until(async move {
+        let chance = here.clone();
+        let pick: Chance = Rc::new(move |bound| chance.entropy().below(bound));
+        let noting = |stream: &Stream| names.set(Some((stream.peer(), stream.local().ip())));
+        let result = converse(here.clone(), pick, address, 100, noting).await;
+        let refused = Stream::connect(&here, SocketAddr::new(address.ip(), 1)).await.err().map(|e| e.kind());
+        (result, refused)
+    });
+    assert_eq!(result, (Ok(()), Some(std::io::ErrorKind::ConnectionRefused)));
+    assert_eq!(named.get(), Some((address, address.ip())));
+    assert_eq!(reactor.service::<Served>().unwrap().0.get(), 1);
+    listener.stop();
+    drop(listener);
+    assert_eq!(reactor.shut_down(), 0, "DMA buffers leaked");
 }

@@ -177,8 +177,8 @@ impl Arena {
             warning = Some(shortage.preferred());
         }
         let size = size.next_multiple_of(PLAIN_PAGE);
-        let mapping = Mapping::shared(size, PLAIN_PAGE, hugepages == HugepagePolicy::Prefer)
-            .map_err(|source| ArenaError::Map { size, source })?;
+        let mapping =
+            Mapping::shared(size, PLAIN_PAGE).map_err(|source| ArenaError::Map { size, source })?;
         Ok(Self::over(mapping, numa_node, warning))
     }
 
@@ -197,7 +197,7 @@ impl Arena {
         let on_node = |len: usize, page: usize| numa_node.is_none_or(|node| free_pages(page, Some(node)) >= len / page);
         if size.is_multiple_of(HUGE_1G)
             && on_node(size, HUGE_1G)
-            && let Ok(mapping) = Mapping::shared(size, HUGE_1G, false)
+            && let Ok(mapping) = Mapping::shared(size, HUGE_1G)
         {
             return Ok(mapping);
         }
@@ -205,7 +205,7 @@ impl Arena {
         if !on_node(size, HUGE_2M) {
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         }
-        Mapping::shared(size, HUGE_2M, false)
+        Mapping::shared(size, HUGE_2M)
     }
 
     fn over(mapping: Mapping, numa_node: Option<u32>, warning: Option<String>) -> Self {
@@ -234,7 +234,7 @@ impl Arena {
     /// pages a chunk has at most 16 MiB (more if the arena is beyond 128 GiB), on hugepages at most 1 GiB. `bytes` is
     /// rounded up to 1 MiB, or to the size of a hugepage.
     ///
-    /// Takes long (about 0.3 s per GiB): for control threads.
+    /// Takes long (plain pages: 0.8 s per GiB of one core, in a virtual machine): for control threads.
     ///
     /// # Errors
     /// If the memory cannot be had; nothing has changed then, and a later call may succeed.

@@ -15,20 +15,47 @@ fn region(len: usize) -> Region {
     Region::new(len, RegionOptions::default()).expect("address space for a small region")
 }
 
-/// Bytes of memory behind the mapping that starts in this process at the region's first byte.
-fn resident(region: &Region) -> usize {
+/// A line of smaps in bytes, of the mapping that starts at the region's first byte.
+fn detail(region: &Region, name: &str) -> usize {
     let start = format!("{:x}-", region.address_of(0));
     let maps = fs::read_to_string("/proc/self/smaps").expect("proc is mounted");
     let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
-    let rss = lines
-        .find_map(|line| line.strip_prefix("Rss:"))
+    let value = lines
+        .find_map(|line| line.strip_prefix(name))
         .expect("the region is mapped");
-    let kib: usize = rss
+    let kib: usize = value
         .trim()
         .trim_end_matches(" kB")
         .parse()
         .expect("a number of kB");
     kib * 1024
+}
+
+fn resident(region: &Region) -> usize {
+    detail(region, "Rss:")
+}
+
+#[test]
+fn hugepages_are_a_wish_that_the_kernel_grants() {
+    let mode =
+        fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    if !mode.contains("[madvise]") {
+        eprintln!("skipped: transparent hugepages are not a matter of madvise here: {mode}");
+        return;
+    }
+    for (hugepages, bytes) in [(true, 4 << 20), (false, 0)] {
+        let region = Region::new(
+            8 << 20,
+            RegionOptions {
+                hugepages,
+                ..RegionOptions::default()
+            },
+        );
+        let region = region.expect("address space for a small region");
+        region.write(1, b"x");
+        region.write(2 << 20, b"x");
+        assert_eq!(detail(&region, "AnonHugePages:"), bytes);
+    }
 }
 
 #[test]

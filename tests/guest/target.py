@@ -14,7 +14,7 @@ from harness import Failure, Unsupported, check, note, run, wait_until
 
 MIB = 1 << 20
 READY_TIMEOUT_S = 30
-LOG_LINES_SHOWN = 25
+LOG_LINES_SHOWN = 12
 
 
 class Config:

@@ -13,7 +13,7 @@ pub(super) const HUGE_2M: usize = 2 << 20;
 /// Size of the large hugepage.
 pub(super) const HUGE_1G: usize = 1 << 30;
 
-/// Every chunk starts at a multiple of this, so the largest buffer is naturally aligned and a transparent hugepage fits.
+/// Every chunk starts at a multiple of this, so the largest buffer is naturally aligned, in memory and on any device.
 const ALIGNMENT: usize = HUGE_2M;
 
 /// Nodes that a node mask holds: the kernel's own upper bound (CONFIG_NODES_SHIFT is at most 10).
@@ -59,7 +59,7 @@ impl Mapping {
 
     /// Maps a new memfd of `len` bytes (a multiple of `page_size`). On hugetlb this reserves all pages, so that nobody
     /// else can take them, but touches none.
-    pub(super) fn shared(len: usize, page_size: usize, transparent: bool) -> io::Result<Self> {
+    pub(super) fn shared(len: usize, page_size: usize) -> io::Result<Self> {
         let memfd = memfd(len, page_size)?;
         let alignment = ALIGNMENT.max(page_size);
         let reserved = len.checked_add(alignment).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
@@ -82,11 +82,6 @@ impl Mapping {
         };
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
-        }
-        if transparent {
-            // SAFETY: the range was mapped above. A kernel without transparent hugepages for shared memory refuses,
-            // which costs nothing but speed.
-            unsafe { libc::madvise(mapped, len, libc::MADV_HUGEPAGE) };
         }
         Ok(mapping)
     }

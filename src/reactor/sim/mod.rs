@@ -52,7 +52,7 @@ use super::backend::Backend;
 use super::{Reactor, Turn, start};
 
 /// Turns without an advance of time after which the reactors are said to run in circles.
-const TURNS_PER_INSTANT_MAX: u64 = 1_000_000;
+const TURNS_PER_INSTANT_MAX: u64 = 100_000;
 /// Simulated time of one [`Simulation::run_until`]: what takes longer hangs.
 const RUN_NS_MAX: u64 = 3_600_000_000_000;
 /// How far time moves for a reactor that polls memory.

@@ -68,7 +68,8 @@ pub(super) struct End {
     gone: bool,
     /// A delivery is planned.
     moving: bool,
-    giving_up: bool,
+    /// When it gives up on a peer that is silent.
+    giving_up: Option<u64>,
     /// Bytes that left `out` so far.
     delivered: u64,
     spoils: Vec<(u64, Spoil)>,
@@ -99,7 +100,7 @@ impl End {
             closed: false,
             gone: false,
             moving: false,
-            giving_up: false,
+            giving_up: None,
             delivered: 0,
             spoils: Vec::new(),
             receivers: VecDeque::new(),
@@ -213,7 +214,7 @@ impl State {
         end.local = Some(to);
         end.remote = local;
         end.peer = Some(number);
-        self.objects.push(Object::Socket(end));
+        self.objects.push(Object::Socket(Box::new(end)));
         let other = self.objects.len() - 1;
         self.end(number).peer = Some(other);
         self.note("connection", other, number as i64);
@@ -381,11 +382,15 @@ impl State {
         }
         let other = self.end(peer).machine;
         if self.is_silent(machine) || self.is_silent(other) {
-            if !std::mem::replace(&mut self.end(number).giving_up, true) {
+            let deadline = self.now() + GIVE_UP_NS;
+            let end = self.end(number);
+            if end.giving_up.is_none() {
+                end.giving_up = Some(deadline);
                 self.after(GIVE_UP_NS, Event::TimeOut { end: number });
             }
             return;
         }
+        self.end(number).giving_up = None;
         if self.happens(self.rates.reset) {
             self.reset(peer, libc::ECONNRESET);
             return self.reset(number, libc::ECONNRESET);
@@ -441,13 +446,13 @@ impl State {
 
     // --- ending ---
 
-    /// Both directions of an end are shut down by its owner.
-    pub(super) fn shut(&mut self, number: usize) -> i32 {
+    /// An end is shut down by its owner, both directions or only what it sends.
+    pub(super) fn shut(&mut self, number: usize, sending_only: bool) -> i32 {
         let end = self.end(number);
         if end.peer.is_none() || end.dead {
             return -libc::ENOTCONN;
         }
-        end.shut = true;
+        end.shut |= !sending_only;
         if end.fin == Fin::No {
             end.fin = Fin::Queued;
         }
@@ -473,11 +478,9 @@ impl State {
     }
 
     pub(super) fn time_out(&mut self, number: usize) {
-        let end = self.end(number);
-        end.giving_up = false;
-        let (machine, peer) = (end.machine, end.peer);
-        let other = peer.map_or(machine, |peer| self.end(peer).machine);
-        if self.end(number).has_outgoing() && (self.is_silent(machine) || self.is_silent(other)) {
+        // Else the peer was heard of in between.
+        let now = self.now();
+        if self.end(number).giving_up == Some(now) {
             self.reset(number, libc::ETIMEDOUT);
         }
     }

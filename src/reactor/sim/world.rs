@@ -45,7 +45,7 @@ pub(super) enum Event {
 
 /// Everything that a descriptor can be open on. Numbers are never given out again.
 pub(super) enum Object {
-    Socket(End),
+    Socket(Box<End>),
     Port(Port),
     Disk(usize),
 }

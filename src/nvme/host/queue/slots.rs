@@ -152,11 +152,12 @@ impl Ending {
     const ANSWERED: u64 = 1 << 63;
     const DIGEST_OK: u64 = 1 << 62;
 
+    /// Received bytes in bits 23:0, status in 38:24, SQHD in 55:40.
     fn put(self, io: &mut Io) {
         io.info = self.cqe.result.get();
-        // 46 bits of received and status, then the flags.
         io.scratch = u64::from(self.received)
-            | u64::from(self.cqe.status().0) << 32
+            | u64::from(self.cqe.status().0) << 24
+            | u64::from(self.cqe.sqhd.get()) << 40
             | if self.digest_ok { Self::DIGEST_OK } else { 0 }
             | Self::ANSWERED;
     }
@@ -165,37 +166,23 @@ impl Ending {
     pub(super) fn of(io: &Io) -> Option<Ending> {
         (io.scratch & Self::ANSWERED != 0).then(|| {
             let mut cqe = Cqe::with_result(0, io.info);
-            cqe.set_status(Status((io.scratch >> 32) as u16 & 0x7fff));
-            Ending { cqe, received: io.scratch as u32, digest_ok: io.scratch & Self::DIGEST_OK != 0 }
+            cqe.set_status(Status((io.scratch >> 24) as u16 & 0x7fff));
+            cqe.sqhd.set((io.scratch >> 40) as u16);
+            Ending { cqe, received: io.scratch as u32 & 0xff_ffff, digest_ok: io.scratch & Self::DIGEST_OK != 0 }
         })
     }
 }
 
-/// Submission queue flow control (Base §3.3.1.3): where the tail is, how far the controller says it has read.
+const _: () = assert!(hugepages::MAX_BUF < 1 << 24, "received bytes of one buffer");
+
+/// Submission queue flow control (Base §3.3.1.3). Fewer commands are in flight than the queue has entries, so its head is
+/// needed for nothing but a check; it is not expected to move in order, since controllers with several threads send
+/// completions in another order than they count them.
 #[derive(Clone, Copy, Debug)]
 struct Flow {
     /// Entries of the queue.
     size: u16,
-    tail: u16,
     disabled: bool,
-    in_flight: u16,
-}
-
-impl Flow {
-    fn sent(&mut self) {
-        self.tail = (self.tail + 1) % self.size;
-        self.in_flight += 1;
-    }
-
-    /// A response with `sqhd` arrived. What lies between head and tail has not been read, so was not answered; Connect may or
-    /// may not have been counted.
-    fn answered(&mut self, sqhd: u16) -> bool {
-        let unread = u32::from(self.tail) + u32::from(self.size) - u32::from(sqhd.min(self.size));
-        let plausible =
-            self.disabled || sqhd < self.size && unread % u32::from(self.size) <= u32::from(self.in_flight) + 1;
-        self.in_flight -= 1;
-        plausible
-    }
 }
 
 /// All that the tasks of a connection share.
@@ -246,7 +233,7 @@ impl Slots {
             to_send: VecDeque::with_capacity(slots),
             next: None,
             waiting: IoList::default(),
-            flow: Flow { size: shape.size, tail: 0, disabled: false, in_flight: 0 },
+            flow: Flow { size: shape.size, disabled: false },
             framing: shape.framing,
             max_h2c_data: shape.max_h2c_data,
             max_r2t: shape.max_r2t,
@@ -354,7 +341,6 @@ impl Slots {
         if inside > 0 {
             self.push_data(index, 0, inside);
         }
-        self.flow.sent();
     }
 
     /// Appends `len` bytes of the slot's data, from `offset`, and their digest.
@@ -627,7 +613,6 @@ impl Slots {
 
     /// A data PDU with the SUCCESS flag ended: it is the response, too.
     pub(super) fn on_success(&mut self, index: u16, reactor: &Reactor) {
-        self.flow.in_flight -= 1;
         self.answered(index, Cqe::default(), reactor);
     }
 
@@ -635,7 +620,7 @@ impl Slots {
     #[inline]
     pub(super) fn on_response(&mut self, cqe: &Cqe, reactor: &Reactor) -> Result<(), FatalError> {
         let index = self.find(cqe.cid.get())?;
-        if !self.flow.answered(cqe.sqhd.get()) && self.slots[usize::from(index)].opcode != FABRICS {
+        if cqe.sqhd.get() >= self.flow.size && !self.flow.disabled && self.slots[usize::from(index)].opcode != FABRICS {
             return Err(FatalError::invalid_field(SQHD_OFFSET));
         }
         self.answered(index, *cqe, reactor);
@@ -745,7 +730,7 @@ pub(super) struct Placed {
     pub(super) buf: Buf,
 }
 
-/// Opcode of the commands of the Fabrics Command Set: Connect is answered before its queue has a head.
+/// Opcode of the commands of the Fabrics Command Set: the answer to Connect says by its head whether there is flow control.
 const FABRICS: u8 = crate::nvme::spec::AdminOpcode::FABRICS.0;
 
 /// Where SQHD stands in a response PDU.

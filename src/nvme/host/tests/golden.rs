@@ -41,7 +41,7 @@ fn talk(listener: &TcpListener) {
     ic[..8].copy_from_slice(&[0, 0, 128, 0, 128, 0, 0, 0]);
     ic[12] = 3;
     expect(&mut stream, &ic, "ICReq");
-    let mut answer = vec![0; 128];
+    let mut answer = [0; 128];
     answer[..8].copy_from_slice(&[1, 0, 128, 0, 128, 0, 0, 0]);
     // MAXH2CDATA 4096.
     answer[12..16].copy_from_slice(&[0, 16, 0, 0]);

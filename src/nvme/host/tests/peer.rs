@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -116,7 +116,7 @@ pub struct Peer {
     pub generation: AtomicU32,
     fault_done: AtomicBool,
     /// Admin connection and identifier of the outstanding event request.
-    event: Mutex<Option<(TcpStream, u16)>>,
+    event: Mutex<Option<(TcpStream, u16, Arc<AtomicU16>)>>,
 }
 
 impl Peer {
@@ -153,13 +153,13 @@ impl Peer {
 
     /// Answers the outstanding event request; `false` if there is none.
     pub fn notify(&self, event: AsyncEventResult) -> bool {
-        let Some((mut stream, cid)) = self.event.lock().unwrap().take() else {
+        let Some((mut stream, cid, head)) = self.event.lock().unwrap().take() else {
             return false;
         };
         let framing = Framing::new(Role::Controller, &NO_DIGESTS);
         let mut out = [0; MAX_PREFIX_LEN];
         let mut cqe = Cqe::with_result(cid, u64::from(event.to_dword()));
-        cqe.sqhd.set(1);
+        cqe.sqhd.set(head.load(Ordering::SeqCst));
         let len = framing.capsule_resp(&cqe, &mut out);
         stream.write_all(&out[..len]).unwrap();
         true
@@ -184,7 +184,9 @@ struct Connection {
     max_r2t: usize,
     qid: u16,
     size: u16,
-    head: u16,
+    head: Arc<AtomicU16>,
+    /// The first I/O command has come: faults may begin.
+    begun: bool,
     no_flow: bool,
     ready: bool,
     shutdown: bool,
@@ -208,7 +210,8 @@ impl Connection {
             max_r2t: 1,
             qid: 0,
             size: 1,
-            head: 0,
+            head: Arc::default(),
+            begun: false,
             no_flow: false,
             ready: false,
             shutdown: false,
@@ -301,18 +304,19 @@ impl Connection {
 
     /// Queues PDUs, then a response.
     fn respond_with(&mut self, mut bytes: Vec<u8>, mut cqe: Cqe) {
-        self.head = (self.head + 1) % self.size;
-        let bad_head = self.qid != 0 && self.peer.fault(Fault::Sqhd);
+        let head = (self.head.load(Ordering::SeqCst) + 1) % self.size;
+        self.head.store(head, Ordering::SeqCst);
+        let bad_head = self.begun && self.peer.fault(Fault::Sqhd);
         cqe.sqhd.set(if bad_head {
             self.size
         } else if self.no_flow {
             u16::MAX
         } else {
-            self.head
+            head
         });
         let mut out = [0; MAX_PREFIX_LEN];
         let len = self.framing.capsule_resp(&cqe, &mut out);
-        if self.qid != 0 && self.peer.fault(Fault::DamagedHeader) {
+        if self.begun && self.peer.fault(Fault::DamagedHeader) {
             out[9] ^= 0xff;
         }
         bytes.extend_from_slice(&out[..len]);
@@ -339,7 +343,7 @@ impl Connection {
 
     /// Answers with data and success.
     fn send_data(&mut self, cid: u16, data: &[u8]) {
-        let success = self.no_flow || self.qid != 0 && self.peer.fault(Fault::SuccessFlag);
+        let success = self.no_flow || self.begun && self.peer.fault(Fault::SuccessFlag);
         let bytes = self.data_pdus(cid, data, success);
         if success {
             self.answers.push(bytes);
@@ -495,7 +499,7 @@ impl Connection {
                 self.respond(Cqe::new(cid, Status::SUCCESS));
             }
             AdminOpcode::ASYNC_EVENT_REQUEST => {
-                *self.peer.event.lock().unwrap() = Some((self.stream.try_clone()?, cid));
+                *self.peer.event.lock().unwrap() = Some((self.stream.try_clone()?, cid, self.head.clone()));
             }
             AdminOpcode::GET_LOG_PAGE => {
                 let fields = GetLogFields::of(&sqe);
@@ -570,6 +574,7 @@ impl Connection {
     }
 
     fn io(&mut self, sqe: Sqe, data: &[u8]) -> End {
+        self.begun = true;
         let peer = self.peer.clone();
         let shift = peer.config.block_shift;
         let cid = sqe.cid.get();
