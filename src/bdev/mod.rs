@@ -16,6 +16,7 @@
 //! |---|---|---|---|
 //! | [`device::null`] | takes everything, keeps nothing | no | yes |
 //! | [`device::malloc`] | RAM | no | yes |
+//! | [`device::file`] | a regular file or block device, by the reactor's ring | yes | yes |
 //!
 //! | layer | what it does |
 //! |---|---|

@@ -75,9 +75,13 @@ impl Volumes {
                 home: HOME,
             })?),
             Driver::Inject { base, rules } => {
-                let base = self.get(base).ok_or_else(|| DeviceError::Refused(format!("its base \"{base}\" is not open")))?;
+                let base =
+                    self.get(base).ok_or_else(|| DeviceError::Refused(format!("its base \"{base}\" is not open")))?;
                 let rules = rules.iter().map(rule).collect();
-                Arc::new(inject::Inject::new(inject::Options { name: bdev.name.clone(), uuid, base, rules }).map_err(|e| DeviceError::Refused(e.to_string()))?)
+                Arc::new(
+                    inject::Inject::new(inject::Options { name: bdev.name.clone(), uuid, base, rules })
+                        .map_err(|e| DeviceError::Refused(e.to_string()))?,
+                )
             }
             Driver::File { .. } => return Err(DeviceError::Refused("driver not built".into())),
         };
