@@ -4,7 +4,7 @@ use reactor::nvme::host::Controller;
 
 use super::host::{on_host, options, read, volume};
 use super::load::Load;
-use super::server::{PATIENCE, Place, nqn, signal};
+use super::server::{PATIENCE, Place, nqn};
 
 fn config(port: u16, direct: bool) -> String {
     format!(
@@ -32,7 +32,7 @@ fn no_flushed_write_is_lost_by_a_kill() {
     for direct in [true, false] {
         let place = Place::new();
         let mut server = place.serve(&config(0, direct));
-        let (address, pid) = (server.address(), server.program.pid());
+        let address = server.address();
         on_host(move |reactor| async move {
             let mut options = options(&nqn(0));
             options.queues = 2;
@@ -40,7 +40,7 @@ fn no_flushed_write_is_lost_by_a_kill() {
             let volumes = [volume(&reactor, &controller, 1, 1).await, volume(&reactor, &controller, 2, 1).await];
             let load = Load::start(&volumes, 8, true);
             load.until(&reactor, 5, true).await;
-            signal(pid, "KILL");
+            server.program.signal("KILL");
             load.ended(&reactor).await;
             server.program.end(PATIENCE);
             let server = place.serve(&config(address.port(), direct));

@@ -138,6 +138,8 @@ impl Lines {
 /// A running program.
 pub struct Program {
     child: Child,
+    /// When it was last told to end.
+    signalled: Option<Duration>,
     /// Standard output.
     pub out: Lines,
     /// Standard error.
@@ -151,7 +153,7 @@ impl Program {
         let mut child = command.spawn().unwrap();
         let out = Lines::of(child.stdout.take().unwrap());
         let err = Lines::of(child.stderr.take().unwrap());
-        Program { child, out, err }
+        Program { child, signalled: None, out, err }
     }
 
     /// Its process number.
@@ -160,16 +162,18 @@ impl Program {
     }
 
     /// Sends a signal by its name without SIG.
-    pub fn signal(&self, name: &str) {
-        signal(self.pid(), name);
+    pub fn signal(&mut self, name: &str) {
+        self.signalled = Some(now());
+        let line = format!("kill -s {name} {}", self.pid());
+        assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success(), "{line}");
     }
 
-    /// Waits for its end; how it ended and how long that took.
+    /// Waits for its end; how it ended and how long that took since the last signal, or else since now.
     ///
     /// # Panics
     /// If it does not end: it is killed then.
     pub fn end(&mut self, limit: Duration) -> (ExitStatus, Duration) {
-        let start = now();
+        let start = self.signalled.unwrap_or_else(now);
         let mut status = None;
         until(limit, || {
             status = self.child.try_wait().unwrap();
@@ -205,12 +209,6 @@ impl Drop for Program {
             eprintln!("--- standard error of the program:\n{}", self.err.all().join("\n"));
         }
     }
-}
-
-/// Sends a signal, by its name without SIG, to a process.
-pub fn signal(pid: u32, name: &str) {
-    let line = format!("kill -s {name} {pid}");
-    assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success(), "{line}");
 }
 
 /// A program that serves.

@@ -11,7 +11,7 @@ use reactor::sys::affinity;
 
 use super::host::{Connected, expect_notice, on_host, options, pause, run, volume};
 use super::load::Load;
-use super::server::{END_LIMIT, PATIENCE, Place, Server, bytes_of, nqn, signal};
+use super::server::{END_LIMIT, PATIENCE, Place, Server, bytes_of, nqn};
 use super::wire::{Arrived, Wire};
 
 const SIZE: usize = 16 << 20;
@@ -45,7 +45,7 @@ fn config() -> String {
 fn a_stop_under_load_keeps_what_was_acknowledged_and_closes_in_order() {
     let place = Place::new();
     let mut server = place.serve(&config());
-    let (address, pid) = (server.address(), server.program.pid());
+    let address = server.address();
     let file = place.path("disk0.img");
     on_host(move |reactor| async move {
         let mut options = options(&nqn(0));
@@ -57,7 +57,7 @@ fn a_stop_under_load_keeps_what_was_acknowledged_and_closes_in_order() {
         }
         let load = Load::start(&volumes, 8, false);
         load.until(&reactor, 20, false).await;
-        signal(pid, "TERM");
+        server.program.signal("TERM");
         load.ended(&reactor).await;
         for queue in volumes.iter().map(|volume| volume.queue()).map(|queue| &**queue).chain([controller.admin_queue()])
         {
@@ -170,7 +170,7 @@ fn a_device_that_does_not_answer_is_named_after_two_seconds() {
     let text = text.replace(r#"{ bdev = "disk0" }"#, r#"{ bdev = "stuck0" }"#);
     let place = Place::new();
     let Server { mut program, addresses } = place.serve(&text);
-    let (address, pid) = (addresses[0], program.pid());
+    let address = addresses[0];
     on_host(move |reactor| async move {
         let connected = Connected::new(&reactor, address, options(&nqn(0)), 1).await;
         let volume = connected.volume.clone();
@@ -181,7 +181,7 @@ fn a_device_that_does_not_answer_is_named_after_two_seconds() {
         });
         // A flush passes: the held write has arrived, on the same queue, before it.
         super::host::flush(&volume).await;
-        signal(pid, "TERM");
+        program.signal("TERM");
         let (status, took) = program.end(PATIENCE);
         let text = program.err.all().join("\n");
         assert_eq!(status.code(), Some(1), "{text}");
@@ -194,14 +194,14 @@ fn a_device_that_does_not_answer_is_named_after_two_seconds() {
 #[test]
 fn discovery_controllers_hear_of_the_end() {
     let mut server = Place::new().serve(&config());
-    let (address, pid) = (server.address(), server.program.pid());
+    let address = server.address();
     on_host(move |reactor| async move {
         let mut options = options(DISCOVERY_NQN);
         options.events = true;
         let controller = Controller::connect(&reactor, address, options.clone()).await.unwrap();
         options.events = false;
         let deaf = Controller::connect(&reactor, address, options).await.unwrap();
-        signal(pid, "TERM");
+        server.program.signal("TERM");
         expect_notice(&reactor, &controller, NoticeInfo::DISCOVERY_LOG_CHANGED).await;
         for controller in [controller, deaf] {
             while controller.admin_queue().ended().is_none() {
@@ -209,6 +209,6 @@ fn discovery_controllers_hear_of_the_end() {
             }
             assert_eq!(controller.admin_queue().ended(), Some(Ended::Stream(StreamError::Closed)));
         }
+        server.ended();
     });
-    server.ended();
 }

@@ -89,6 +89,16 @@ impl Wire {
         }
     }
 
+    /// Whether the peer has closed; waits as long as the socket's time limit.
+    pub fn is_over(&mut self) -> bool {
+        match self.socket.read(&mut [0]) {
+            Ok(0) => true,
+            Ok(_) => panic!("bytes that nobody asked for"),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+            Err(e) => panic!("{e}"),
+        }
+    }
+
     /// The next response, or the end; data is dropped.
     pub fn next(&mut self) -> Arrived {
         loop {
