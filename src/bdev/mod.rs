@@ -29,6 +29,8 @@ pub mod exclusion;
 mod forward;
 mod handle;
 pub mod layer;
+#[cfg(test)]
+mod leaf;
 pub mod load;
 pub mod registry;
 pub mod scatter;

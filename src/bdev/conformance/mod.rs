@@ -80,7 +80,7 @@ impl Default for Options {
             grow_to: None,
             seed: None,
             random_ops: 400,
-            races: 100,
+            races: 50,
             limit: Duration::from_secs(60),
         }
     }
