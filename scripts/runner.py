@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "qemu"))
 
 STEP_TIMEOUT_S = 900
 TAIL_LINES = 40
+SAID_LINES = 10
 
 # program -> package that has it
 PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin"}
@@ -48,15 +49,17 @@ class Report:
             self.passed += 1
             print(f"ok   {name}", flush=True)
 
-    def fail(self, name, why, log=None):
+    def fail(self, name, why, log=None, said=None):
+        """Counts a failure; shows what the test `said`, or else the end of its log."""
         with self.lock:
             self.failed += 1
-            print(f"FAIL {name}: {why}", flush=True)
+            print(f"FAIL {name}: {why}")
             if log and log.exists():
-                print(f"     {log}, its end:")
-                for line in log.read_text(errors="replace").splitlines()[-TAIL_LINES:]:
+                lines = said or log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+                print(f"     {log}:")
+                for line in lines:
                     print(f"     | {line}")
-                sys.stdout.flush()
+            sys.stdout.flush()
 
     def skip(self, name, why):
         with self.lock:
@@ -145,11 +148,22 @@ def as_cargo_tests(report, step):
             report.skip(f"{step.name} {name}", rest.lstrip(", ") or "ignored")
         else:
             failed += 1
-            report.fail(f"{step.name} {name}", "failed", step.log if failed == 1 else None)
+            report.fail(f"{step.name} {name}", "failed", step.log, said_by(step, name))
     if step.why and not failed:
         report.fail(step.name, step.why, step.log)
     elif not count and not step.why:
         report.note(f"{step.name}: no tests")
+
+
+def said_by(step, test):
+    """The first lines that a failed test printed, which hold its panic."""
+    lines = step.lines()
+    try:
+        start = lines.index(f"---- {test} stdout ----") + 1
+    except ValueError:
+        return None
+    end = next((at for at in range(start, len(lines)) if lines[at].startswith(("----", "failures:"))), len(lines))
+    return [line for line in lines[start:end] if line][:SAID_LINES]
 
 
 def test_targets(package):
@@ -190,9 +204,11 @@ def unit(report, _):
     """Tests of the modules, of the documentation, and of the hugepages crate"""
     test = ["cargo", "test", "--no-fail-fast"]
     as_cargo_tests(report, Step("unit-lib", [*test, "--workspace", "--lib", "--bins"]))
-    targets = test_targets("hugepages")
-    if targets:
-        as_cargo_tests(report, Step("unit-hugepages", [*test, "-p", "hugepages", *selected(targets)]))
+    targets = [name for name in test_targets("hugepages") if name != "loom"]
+    as_cargo_tests(report, Step("unit-hugepages", [*test, "-p", "hugepages", *selected(targets)]))
+    # A build of its own: the flag changes every crate, and in the common folder would undo what is built there.
+    loom = [*test, "--release", "-p", "hugepages", "--test", "loom", "--target-dir", TARGET / "loom"]
+    as_cargo_tests(report, Step("unit-loom", loom, {"RUSTFLAGS": "--cfg loom"}))
     as_cargo_tests(report, Step("unit-doc", [*test, "--workspace", "--doc"]))
 
 

@@ -158,8 +158,8 @@ fn with_gate(reactor: &Reactor, device: u32, f: impl FnOnce(&Gate)) {
 
 fn arbiter_of(reactor: &Reactor, device: u32) -> Rc<Arbiter> {
     let all = service::<Arbiters>(reactor);
-    let arbiter = all.0.borrow_mut().entry(device).or_insert_with(|| Rc::new(Arbiter::new(device))).clone();
-    arbiter
+    let mut all = all.0.borrow_mut();
+    all.entry(device).or_insert_with(|| Rc::new(Arbiter::new(device))).clone()
 }
 
 impl Gate {
@@ -662,7 +662,11 @@ mod tests {
             let gate = gate.clone();
             reactor.spawn("asker", async move { place.set(Some(gate.acquire(range(from, 1024)).await)) });
         }
-        let turns = || (0..10).for_each(|_| drop(reactor.turn()));
+        let turns = || {
+            for _ in 0..10 {
+                reactor.turn();
+            }
+        };
         turns();
         assert!(granted.take().is_none(), "a write is in flight");
         assert!(!gate.may_write(range(1024, 512)) && gate.admit(range(1024, 512)).is_none());

@@ -50,8 +50,12 @@ struct Reach {
     home: u16,
     sink: Cell<u32>,
     state: Cell<State>,
+    #[expect(clippy::vec_box, reason = "a parcel travels in its box, which comes back")]
     free: RefCell<Vec<Box<Parcel>>>,
     waiting: IoList,
+    /// A reset has a parcel of its own: it is what ends the I/Os that hold all the others.
+    free_for_reset: Cell<Option<Box<Parcel>>>,
+    resets: IoList,
 }
 
 impl Forward {
@@ -76,6 +80,8 @@ impl Forward {
             state: Cell::new(State::Asking),
             free: RefCell::new((0..FORWARD_DEPTH).map(|_| Box::default()).collect()),
             waiting: IoList::default(),
+            free_for_reset: Cell::new(Some(Box::default())),
+            resets: IoList::default(),
         });
         reach.sink.set(reactor.add_sink("forward", reach.clone()));
         let (asking, device) = (reach.clone(), device.clone());
@@ -96,8 +102,10 @@ impl Channel for Forward {
             while let Some(io) = reach.waiting.pop() {
                 reach.reactor.complete(io.with_status(IoStatus::Aborted));
             }
+            reach.resets.push(io);
+        } else {
+            reach.waiting.push(io);
         }
-        reach.waiting.push(io);
         reach.send_waiting();
         Poll::Pending
     }
@@ -151,7 +159,7 @@ impl Reach {
             State::Refused | State::Closed => {
                 let closing = self.device.common().is_closing();
                 let status = if closing { IoStatus::Gone } else { IoStatus::DeviceError };
-                while let Some(io) = self.waiting.pop() {
+                while let Some(io) = self.waiting.pop().or_else(|| self.resets.pop()) {
                     self.reactor.complete(io.with_status(status));
                 }
                 return;
@@ -159,21 +167,30 @@ impl Reach {
         };
         let mut free = self.free.borrow_mut();
         while !free.is_empty()
-            && let Some(mut io) = self.waiting.pop()
+            && let Some(io) = self.waiting.pop()
         {
-            let mut parcel = free.pop().expect("looked");
-            parcel.op = io.op;
-            parcel.fua = io.fua;
-            parcel.class = io.class;
-            parcel.offset = io.offset;
-            parcel.len = io.len;
-            parcel.trace = io.trace;
-            parcel.load(&mut io.data);
-            parcel.target = address.target;
-            let token = self.reactor.park(io);
-            parcel.reply_to = (self.reactor.id(), self.sink.get(), token.to_bits());
-            self.reactor.send(self.home, Message::Parcel(address.sink, parcel));
+            self.send(io, free.pop().expect("looked"), address);
         }
+        if !self.resets.is_empty()
+            && let Some(parcel) = self.free_for_reset.take()
+            && let Some(io) = self.resets.pop()
+        {
+            self.send(io, parcel, address);
+        }
+    }
+
+    fn send(&self, mut io: Io, mut parcel: Box<Parcel>, address: Address) {
+        parcel.op = io.op;
+        parcel.fua = io.fua;
+        parcel.class = io.class;
+        parcel.offset = io.offset;
+        parcel.len = io.len;
+        parcel.trace = io.trace;
+        parcel.load(&mut io.data);
+        parcel.target = address.target;
+        let token = self.reactor.park(io);
+        parcel.reply_to = (self.reactor.id(), self.sink.get(), token.to_bits());
+        self.reactor.send(self.home, Message::Parcel(address.sink, parcel));
     }
 }
 
@@ -190,7 +207,10 @@ impl Sink for Reach {
             parcel.unload(&mut io.data, self.reactor.pool());
             self.reactor.complete(io);
         }
-        self.free.borrow_mut().push(parcel);
+        match parcel.op {
+            IoOp::Reset => self.free_for_reset.set(Some(parcel)),
+            _ => self.free.borrow_mut().push(parcel),
+        }
         self.send_waiting();
     }
 }
@@ -328,3 +348,6 @@ impl Layer for Server {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests;

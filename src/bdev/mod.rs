@@ -16,6 +16,7 @@
 //! |---|---|---|---|
 //! | [`device::null`] | takes everything, keeps nothing | no | yes |
 //! | [`device::malloc`] | RAM | no | yes |
+//! | [`device::file`] | a regular file or block device, by the reactor's ring | yes | yes |
 //!
 //! | layer | what it does |
 //! |---|---|
@@ -28,6 +29,8 @@ pub mod exclusion;
 mod forward;
 mod handle;
 pub mod layer;
+#[cfg(test)]
+mod leaf;
 pub mod load;
 pub mod registry;
 pub mod scatter;

@@ -128,6 +128,8 @@ pub struct Listing {
     pub size: u64,
     /// Layers above its lowest device: 0 for a leaf.
     pub layers: usize,
+    /// The devices below it.
+    pub bases: Vec<String>,
     /// It was closed.
     pub closing: bool,
     /// Who uses it, and how.
@@ -139,7 +141,7 @@ type Callback = Arc<dyn Fn(&Event) + Send + Sync>;
 struct Entry {
     device: Arc<dyn BlockDevice>,
     layers: usize,
-    /// Its claims on the devices below.
+    /// Its claims on the devices below, given back when it goes.
     bases: Vec<Claim>,
     claims: Vec<Held>,
 }
@@ -313,6 +315,7 @@ impl Registry {
                 driver: common.traits().driver,
                 size: common.size(),
                 layers: entry.layers,
+                bases: entry.bases.iter().map(|base| base.name.clone()).collect(),
                 closing: common.is_closing(),
                 holders: entry.holders(),
             }

@@ -382,3 +382,6 @@ fn join(front: Segment, next: Segment) -> Option<Segment> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,7 +84,8 @@ fn local(path: &Path, name: &str, job: Job) -> Result<Outcome, Failed> {
         });
     };
     if !job.block.is_multiple_of(bdev.block_size as usize) {
-        let message = format!("--bs {} is not a multiple of the block size of \"{name}\", {}", job.block, bdev.block_size);
+        let message =
+            format!("--bs {} is not a multiple of the block size of \"{name}\", {}", job.block, bdev.block_size);
         return Err(Failed { code: BAD_CONFIG, message });
     }
     if job.block as u64 > bdev.size {
@@ -205,11 +206,7 @@ where
 /// I/Os completed so far, for the progress bar.
 struct Progress(Rc<Cell<u64>>);
 
-fn watch(
-    remote: &Remote,
-    result: &mpsc::Receiver<Result<Outcome, String>>,
-    ns: u64,
-) -> Result<Outcome, String> {
+fn watch(remote: &Remote, result: &mpsc::Receiver<Result<Outcome, String>>, ns: u64) -> Result<Outcome, String> {
     let ended = || "the reactor ended before the bench did".to_owned();
     if !std::io::stderr().is_terminal() {
         return result.recv().map_err(|_| ended())?;

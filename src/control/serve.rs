@@ -168,10 +168,13 @@ impl Server {
             tracing::warn!("the DMA arena stays smaller than configured: {error}");
         }
         loop {
-            match self.signals.wait().next() {
-                Some(SIGHUP) => self.reload(path, machine),
-                Some(_) => break,
-                None => {}
+            // All that are pending: one left behind would only be seen with the next.
+            let pending: Vec<i32> = self.signals.wait().collect();
+            if pending.iter().any(|&signal| signal != SIGHUP) {
+                break;
+            }
+            if !pending.is_empty() {
+                self.reload(path, machine);
             }
         }
         shutdown::run(self.door, &self.volumes, self.reactors)

@@ -36,10 +36,11 @@ pub fn run(door: Option<Door>, volumes: &Volumes, reactors: Reactors) -> ExitCod
         // A host that does not read holds nobody up; a device that does not answer is named below.
         door.close();
     }
-    let mut silent = BTreeSet::new();
-    while monotonic_ns() - start < END_NS {
+    let mut silent;
+    loop {
         silent = pending(reactors.remotes());
-        if silent.is_empty() {
+        let ended = silent.is_empty() && door.as_ref().is_none_or(|door| door.connections() == 0);
+        if ended || monotonic_ns() - start > END_NS {
             break;
         }
         pause(LOOK);
@@ -50,7 +51,7 @@ pub fn run(door: Option<Door>, volumes: &Volumes, reactors: Reactors) -> ExitCod
     }
     if !silent.is_empty() {
         for name in &silent {
-            tracing::error!("volume \"{name}\" does not answer: what it had in flight may not be durable");
+            tracing::error!("{name} does not answer: what it had in flight may not be durable");
         }
         // Its I/Os still own their buffers, and the kernel may still write them: no orderly end is left.
         super::log::flush_and_exit(FAILED);
@@ -63,19 +64,20 @@ pub fn run(door: Option<Door>, volumes: &Volumes, reactors: Reactors) -> ExitCod
     ExitCode::SUCCESS
 }
 
-/// Names of the volumes that have I/O in flight.
+/// Which volumes have I/O in flight, and which reactors do not say.
 fn pending(remotes: &[Remote]) -> BTreeSet<String> {
     let names = |remote: &Remote| {
-        remote.ask_within(ANSWER, |reactor| {
+        let answer = remote.ask_within(ANSWER, |reactor| {
             let busy = |handle: &Handle| handle.stats().in_flight() > 0;
-            Handle::all(reactor)
-                .iter()
-                .filter(|h| busy(h))
-                .map(|h| h.common().traits().name.clone())
-                .collect::<Vec<_>>()
-        })
+            Handle::all(reactor).iter().filter(|h| busy(h)).map(volume_name).collect::<Vec<_>>()
+        });
+        answer.unwrap_or_else(|| vec![format!("reactor {}", remote.id())])
     };
-    remotes.iter().filter_map(names).flatten().collect()
+    remotes.iter().flat_map(names).collect()
+}
+
+fn volume_name(handle: &Handle) -> String {
+    format!("volume \"{}\"", handle.common().traits().name)
 }
 
 /// Makes every volume's acknowledged writes durable; the names of those that did not say so in time.
@@ -83,7 +85,7 @@ fn flush(volumes: &Volumes, reactors: &Reactors, left: Duration) -> BTreeSet<Str
     let (sender, receiver) = mpsc::channel();
     let mut silent = BTreeSet::new();
     for device in volumes.all().filter(|d| d.common().traits().volatile_cache) {
-        silent.insert(device.common().traits().name.clone());
+        silent.insert(format!("volume \"{}\"", device.common().traits().name));
         let (sender, device): (_, Arc<dyn BlockDevice>) = (sender.clone(), device.clone());
         reactors.remotes()[usize::from(device.common().home())].send(Box::new(move |reactor| {
             let Ok(handle) = Handle::open(reactor, &device) else { return };
@@ -93,7 +95,7 @@ fn flush(volumes: &Volumes, reactors: &Reactors, left: Duration) -> BTreeSet<Str
                 io.prepare(IoOp::Flush, 0, 0);
                 io = handle.execute(io).await;
                 // The receiver gave up if it is not there any more.
-                let _ = sender.send((handle.common().traits().name.clone(), io.status));
+                let _ = sender.send((volume_name(&handle), io.status));
                 reactor.retire_io(io);
             });
         }));
@@ -107,7 +109,7 @@ fn flush(volumes: &Volumes, reactors: &Reactors, left: Duration) -> BTreeSet<Str
                 silent.remove(&name);
             }
             Ok((name, status)) => {
-                tracing::error!("volume \"{name}\": the final flush failed: {status:?}");
+                tracing::error!("{name}: the final flush failed: {status:?}");
             }
             Err(_) => break,
         }

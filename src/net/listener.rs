@@ -76,8 +76,8 @@ impl Listener {
                     );
                     self.reactor.sleep(100_000_000).await;
                 }
-                // The one that was accepted has gone again, or the accept was cancelled.
-                _ => {}
+                // The one that was accepted has gone again, or the accept was cancelled; whatever else it is must not spin.
+                _ => self.reactor.sleep(1_000_000).await,
             }
         }
     }

@@ -184,7 +184,14 @@ impl Stream {
     pub fn shut_down(&self) {
         self.stop_receiving();
         if !self.down.replace(true) {
-            self.reactor.op_unheard(Op::Shutdown { file: self.file });
+            self.reactor.op_unheard(Op::Shutdown { file: self.file, sending_only: false });
+        }
+    }
+
+    /// Ends the sending direction: what was sent goes out, then a FIN. Receiving goes on.
+    pub fn shut_down_sending(&self) {
+        if !self.down.get() {
+            self.reactor.op_unheard(Op::Shutdown { file: self.file, sending_only: true });
         }
     }
 }

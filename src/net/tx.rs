@@ -17,8 +17,48 @@ const HEADS: usize = 16 * 1024;
 /// Data buffers of one connection that may be in use at a time, in bytes: eight of the largest transfer.
 pub const RESERVE_MAX: usize = 8 << 20;
 
+/// Data buffers of all connections of a reactor together: half of its DMA memory. The other half stays for what needs no further
+/// word from a host to come back: receive buffers, in-capsule data, what devices need.
+#[derive(Default)]
+struct Budget {
+    reserved: Cell<usize>,
+    limit: Cell<usize>,
+    waiters: RefCell<VecDeque<TaskId>>,
+}
+
+impl Budget {
+    fn of(reactor: &Reactor) -> Rc<Budget> {
+        reactor.service::<Budget>().unwrap_or_else(|| {
+            let budget = Rc::new(Budget::default());
+            reactor.set_service(budget.clone());
+            budget
+        })
+    }
+
+    fn take(&self, reactor: &Reactor, len: usize) -> bool {
+        let after = self.reserved.get() + len;
+        if after > self.limit.get() {
+            // The pool may have grown since.
+            self.limit.set(reactor.pool().stats().bytes_total / 2);
+            if after > self.limit.get() && self.reserved.get() > 0 {
+                return false;
+            }
+        }
+        self.reserved.set(after);
+        true
+    }
+
+    fn give_back(&self, reactor: &Reactor, len: usize) {
+        self.reserved.set(self.reserved.get().saturating_sub(len));
+        for task in self.waiters.borrow_mut().drain(..) {
+            reactor.wake(task);
+        }
+    }
+}
+
 /// Spare batches of a reactor: a connection with nothing to send holds none.
 #[derive(Default)]
+#[expect(clippy::vec_box, reason = "a batch is handed to the kernel in its box, whose address stays")]
 struct Spares(RefCell<Vec<Box<TxBatch>>>);
 
 fn spares(reactor: &Reactor) -> Rc<Spares> {
@@ -32,6 +72,7 @@ fn spares(reactor: &Reactor) -> Rc<Spares> {
 /// See the module's head.
 pub struct Tx {
     spares: Rc<Spares>,
+    budget: Rc<Budget>,
     open: RefCell<Option<Box<TxBatch>>>,
     sending: Cell<bool>,
     sender: Cell<TaskId>,
@@ -43,6 +84,7 @@ pub struct Tx {
     reserve_waiters: RefCell<VecDeque<TaskId>>,
     ended: Cell<Option<StreamError>>,
     finishing: Cell<bool>,
+    failed: Cell<bool>,
 }
 
 impl Tx {
@@ -50,6 +92,7 @@ impl Tx {
     pub fn new(reactor: &Reactor) -> Tx {
         Tx {
             spares: spares(reactor),
+            budget: Budget::of(reactor),
             open: RefCell::new(None),
             sending: Cell::new(false),
             sender: Cell::new(TaskId::NONE),
@@ -59,6 +102,7 @@ impl Tx {
             reserve_waiters: RefCell::new(VecDeque::new()),
             ended: Cell::new(None),
             finishing: Cell::new(false),
+            failed: Cell::new(false),
         }
     }
 
@@ -78,6 +122,9 @@ impl Tx {
         std::future::poll_fn(|_| {
             if let Some(error) = self.ended.get() {
                 return Poll::Ready(Err(error));
+            }
+            if self.finishing.get() {
+                return Poll::Ready(Err(StreamError::Closed));
             }
             if self.open.borrow().as_ref().is_none_or(|batch| batch.has_room(parts, heads)) {
                 return Poll::Ready(Ok(()));
@@ -116,38 +163,46 @@ impl Tx {
     }
 
     /// Waits until `len` bytes of data buffers may be in use for this connection beside those that are: a peer that does not
-    /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool. Payloads pushed with
+    /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool, and all together half. Payloads pushed with
     /// [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
     pub async fn reserve(&self, reactor: &Reactor, len: usize) {
         std::future::poll_fn(|_| {
             let reserved = self.reserved.get();
-            if reserved == 0 || reserved + len <= RESERVE_MAX || self.ended.get().is_some() {
-                self.reserved.set(reserved + len);
-                return Poll::Ready(());
+            if reserved > 0 && reserved + len > RESERVE_MAX && self.ended.get().is_none() {
+                self.reserve_waiters.borrow_mut().push_back(reactor.current_task());
+                return Poll::Pending;
             }
-            self.reserve_waiters.borrow_mut().push_back(reactor.current_task());
-            Poll::Pending
+            if !self.budget.take(reactor, len) {
+                self.budget.waiters.borrow_mut().push_back(reactor.current_task());
+                return Poll::Pending;
+            }
+            self.reserved.set(reserved + len);
+            Poll::Ready(())
         })
         .await;
     }
 
     /// Gives back what [`Tx::reserve`] took for a buffer that is not sent.
     pub fn unreserve(&self, reactor: &Reactor, len: usize) {
-        self.reserved.set(self.reserved.get().saturating_sub(len));
+        let len = len.min(self.reserved.get());
+        self.reserved.set(self.reserved.get() - len);
+        if len > 0 {
+            self.budget.give_back(reactor, len);
+        }
         for task in self.reserve_waiters.borrow_mut().drain(..) {
             reactor.wake(task);
         }
     }
 
-    /// Lets [`Tx::run`] end once everything appended so far was sent.
+    /// Lets [`Tx::run`] end once everything appended so far was sent; nothing more can be appended.
     pub fn finish(&self, reactor: &Reactor) {
         self.finishing.set(true);
         reactor.wake(self.sender.get());
     }
 
-    /// Whether [`Tx::run`] is over: all was sent, or nothing can be any more.
-    pub fn has_ended(&self) -> bool {
-        self.ended.get().is_some()
+    /// Whether [`Tx::run`] ended because the stream did, with something unsent.
+    pub fn failed(&self) -> bool {
+        self.failed.get()
     }
 
     /// Sends until [`Tx::finish`] or the stream's end: the body of the connection's sending task.
@@ -177,6 +232,7 @@ impl Tx {
             self.spares.0.borrow_mut().push(batch);
             if let Err(error) = result {
                 self.ended.set(Some(error));
+                self.failed.set(true);
                 break;
             }
         }

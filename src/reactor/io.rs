@@ -247,6 +247,10 @@ pub struct Frame {
     pub b: u64,
 }
 
+/// Slots are below this bit, generations above the byte that begins there.
+const TAG_NUMBER_SHIFT: u32 = 24;
+const _: () = assert!(IOS_PER_REACTOR <= 1 << TAG_NUMBER_SHIFT, "a slot leaves the number's byte free");
+
 /// Names an I/O that its holder gave to the kernel or to hardware: slot and generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoToken(u64);
@@ -260,6 +264,19 @@ impl IoToken {
     /// Back from a tag.
     pub fn from_bits(bits: u64) -> IoToken {
         IoToken(bits)
+    }
+
+    /// As a tag of one of several backend operations of the I/O, with a number of its own.
+    #[inline]
+    pub fn to_tag(self, number: u8) -> u64 {
+        self.0 | u64::from(number) << TAG_NUMBER_SHIFT
+    }
+
+    /// Back from [`IoToken::to_tag`].
+    #[inline]
+    pub fn from_tag(tag: u64) -> (IoToken, u8) {
+        let number = (tag >> TAG_NUMBER_SHIFT) as u8;
+        (IoToken(tag & !(0xFF << TAG_NUMBER_SHIFT)), number)
     }
 
     /// The slot of the I/O in its reactor's table.

@@ -313,7 +313,7 @@ impl Reactor {
         }
     }
 
-    /// Turns until [`Reactor::stop`] or [`Remote::stop`] is called.
+    /// Turns until [`Reactor::stop`] or [`mailbox::Remote::stop`] is called.
     pub fn run(&self, idle: Idle) {
         let mut idle_since = None;
         while !self.mailbox.own().is_stopping() {
@@ -350,7 +350,9 @@ impl Reactor {
             return;
         }
         let mut backend = self.backend.borrow_mut();
-        if !backend.has_completions() && self.chunks.borrow().is_empty() {
+        // Memory that another core gives back rings nobody: who waits for it keeps this reactor awake.
+        let waiting = !self.buffer_waiters.borrow().is_empty();
+        if !waiting && !backend.has_completions() && self.chunks.borrow().is_empty() {
             let now = self.clock.refresh();
             let ns = until.saturating_sub(now).min(SLEEP_NS_MAX);
             if ns > 0 {

@@ -6,6 +6,7 @@
 
 pub mod affinity;
 pub mod descriptor;
+pub mod file;
 pub mod limits;
 pub mod op;
 pub mod socket;

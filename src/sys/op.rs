@@ -102,10 +102,12 @@ pub enum Op {
         /// Bytes.
         len: u64,
     },
-    /// Shut down both directions of a socket: queued bytes and a FIN still go out.
+    /// Shut down a socket: queued bytes and a FIN still go out.
     Shutdown {
         /// A connected socket.
         file: FileId,
+        /// Receiving goes on; else both directions end.
+        sending_only: bool,
     },
     /// Ask an operation in flight to end early. It still completes in its own right; best effort.
     Cancel {

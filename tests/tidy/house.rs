@@ -25,7 +25,7 @@ pub const HOUSE: [(&str, &[&str]); 16] = [
         "nvme::target::tcp",
         &["nvme::target", "nvme::tcp", "nvme::spec", "bdev", "net", "reactor", "sys", "limits", "hugepages"],
     ),
-    ("bdev::device", &["bdev", "reactor", "hugepages"]),
+    ("bdev::device", &["bdev", "reactor", "sys", "hugepages"]),
     // A layer names no leaf.
     ("bdev::layer", &["bdev", "reactor", "limits"]),
     // Nobody below names it.

@@ -70,7 +70,7 @@ pub(super) async fn write_plainly(rig: Rig, writes: u64, over: Arc<AtomicBool>) 
         for number in 1..=writes {
             rig.write(block, &words(block, number << 32)).await?;
             // Looking for a while gives the other side time to compare and write in between.
-            for _ in 0..=entropy.below(8) {
+            for _ in 0..=entropy.below(3) {
                 let found = rig.read(block, block).await?;
                 let undone = (0..block as usize / 8).map(|index| word(&found, index)).find(|word| word >> 32 != number);
                 ensure!(

@@ -20,6 +20,36 @@ pub(crate) struct Done {
     pub(crate) data: Vec<u8>,
 }
 
+/// An I/O with `data` in pieces of the given lengths; what is left over is one more piece.
+pub(crate) fn io_with(reactor: &Reactor, op: IoOp, offset: u64, len: u64, data: &[u8], cuts: &[usize]) -> Io {
+    let mut io = reactor.create_io().unwrap();
+    io.prepare(op, offset, len);
+    let mut rest = data;
+    for &cut in cuts.iter().chain([&usize::MAX]) {
+        let (now, later) = rest.split_at(cut.min(rest.len()));
+        rest = later;
+        if !now.is_empty() {
+            let mut buf = reactor.pool().alloc(now.len()).unwrap();
+            buf.copy_from_slice(now);
+            io.data.push_buf(buf);
+        }
+    }
+    io
+}
+
+/// Executes an I/O to its end.
+pub(crate) async fn end(handle: &Handle, io: Io) -> Done {
+    let io = handle.execute(io).await;
+    let mut data = Vec::new();
+    for segment in io.data.iter() {
+        let Segment::Buf(buf) = segment else { panic!("a buffer went in") };
+        data.extend_from_slice(buf);
+    }
+    let done = Done { status: io.status, info: io.info, data };
+    handle.reactor().retire_io(io);
+    done
+}
+
 /// A device on a reactor of the calling thread.
 pub(crate) struct One {
     pub(crate) reactor: Rc<Reactor>,
@@ -33,35 +63,15 @@ impl One {
         One { reactor, handle }
     }
 
-    /// An I/O with `data` in pieces of the given lengths; what is left over is one more piece.
+    /// See [`io_with`].
     pub(crate) fn io(&self, op: IoOp, offset: u64, len: u64, data: &[u8], cuts: &[usize]) -> Io {
-        let mut io = self.reactor.create_io().unwrap();
-        io.prepare(op, offset, len);
-        let mut rest = data;
-        for &cut in cuts.iter().chain([&usize::MAX]) {
-            let (now, later) = rest.split_at(cut.min(rest.len()));
-            rest = later;
-            if !now.is_empty() {
-                let mut buf = self.reactor.pool().alloc(now.len()).unwrap();
-                buf.copy_from_slice(now);
-                io.data.push_buf(buf);
-            }
-        }
-        io
+        io_with(&self.reactor, op, offset, len, data, cuts)
     }
 
     /// Executes an I/O to its end.
     pub(crate) fn end(&self, io: Io) -> Done {
         let handle = self.handle.clone();
-        let io = self.reactor.run_until(async move { handle.execute(io).await });
-        let mut data = Vec::new();
-        for segment in io.data.iter() {
-            let Segment::Buf(buf) = segment else { panic!("a buffer went in") };
-            data.extend_from_slice(buf);
-        }
-        let done = Done { status: io.status, info: io.info, data };
-        self.reactor.retire_io(io);
-        done
+        self.reactor.run_until(async move { end(&handle, io).await })
     }
 
     pub(crate) fn run(&self, op: IoOp, offset: u64, len: u64, data: &[u8]) -> Done {

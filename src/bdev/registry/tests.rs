@@ -64,9 +64,15 @@ fn stacks_are_listed_grow_from_the_top_and_go_from_the_top() {
     registry.add(null("base"), Vec::new()).unwrap();
     assert!(matches!(registry.add(null("base"), Vec::new()), Err(RegistryError::Exists(_))));
     layer(&registry, "top", "base", Vec::new()).unwrap();
-    let lines: Vec<(String, usize, usize)> =
-        registry.list().into_iter().map(|l| (l.name, l.layers, l.holders.len())).collect();
-    assert_eq!(lines, [("base".to_owned(), 0, 1), ("top".to_owned(), 1, 0)]);
+    let lines: Vec<String> = registry
+        .list()
+        .into_iter()
+        .map(|l| format!("{} {} {} on {:?} for {:?}", l.name, l.driver, l.layers, l.bases, l.holders))
+        .collect();
+    assert_eq!(
+        lines,
+        [r#"base null 0 on [] for [("volume \"top\"", Exclusive)]"#, r#"top inject 1 on ["base"] for []"#,]
+    );
 
     let text = registry.resize("base", 2 << 20).unwrap_err().to_string();
     assert_eq!(text, "volume \"base\" is in use: volume \"top\" (exclusive)");
@@ -108,7 +114,8 @@ fn a_stack_has_a_depth_and_a_home_that_exists() {
     assert!(matches!(error, RegistryError::TooDeep { layers, .. } if layers == STACK_LAYERS_MAX + 1), "{error}");
     // The deepest stack works, on both reactors.
     for remote in reactors.remotes() {
-        let (device, (sender, status)) = (registry.get(&top).unwrap(), mpsc::channel());
+        let device = registry.get(&top).unwrap();
+        let (sender, status) = mpsc::channel();
         remote.send(Box::new(move |reactor| {
             let handle = Handle::open(reactor, &device).unwrap();
             reactor.spawn("test", async move {

@@ -6,8 +6,8 @@ use super::controller::{Controller, ErrorReport};
 use super::engine::TargetParams;
 use super::fault::{Fault, at};
 use crate::nvme::spec::{
-    AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, Csi, FeatureId, FirmwareSlotLog, GetLogFields,
-    LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Sqe, StatusCode, put_text,
+    AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, Csi, FeatureId, FirmwareSlotLog,
+    GetLogFields, LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Sqe, StatusCode, put_text,
 };
 
 /// Counters of a subsystem for the SMART / Health log page, over the life of the target.

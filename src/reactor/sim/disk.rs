@@ -258,15 +258,12 @@ impl State {
 
     /// A disk works on an operation: the whole of it or a piece, and at the end it completes.
     pub(super) fn disk_works(&mut self, at: At) {
-        let pieces = self.happens(self.rates.split);
+        let split = self.happens(self.rates.split);
         let Some(flight) = self.flight(at) else { return };
+        let left = flight.goal - flight.progress;
         let number = flight.fd.as_ref().map_or(0, SimulatedFd::number);
         let Object::Disk(number) = self.objects[number] else { unreachable!("a file operation is on a disk") };
-        let left = {
-            let flight = self.flight(at).expect("looked");
-            flight.goal - flight.progress
-        };
-        let step = if pieces && left > SECTOR { self.portion(left).next_multiple_of(SECTOR).min(left) } else { left };
+        let step = if split && left > SECTOR { self.portion(left).next_multiple_of(SECTOR).min(left) } else { left };
         match self.disk_step(at, number, step) {
             Some(result) => self.finish(at, result, None),
             None => {

@@ -126,7 +126,7 @@ fn file_of(op: &Op) -> Option<FileId> {
         | Op::Write { file, .. }
         | Op::Sync { file }
         | Op::Allocate { file, .. }
-        | Op::Shutdown { file } => Some(*file),
+        | Op::Shutdown { file, .. } => Some(*file),
         Op::Cancel { .. } | Op::Doorbell => None,
     }
 }
@@ -194,27 +194,47 @@ impl State {
                 Object::Socket(_) => self.finish(at, -libc::EINVAL, None),
                 Object::Disk(_) => self.finish(at, -libc::ENOTSOCK, None),
             },
-            op => {
-                let (receives, sends, to) = match op {
-                    Op::Connect { to, .. } => (false, false, Some(*to)),
-                    op => (matches!(op, Op::Recv { .. } | Op::RecvInto { .. }), matches!(op, Op::Send { .. }), None),
-                };
-                let Object::Socket(end) = &mut self.objects[number] else {
-                    return self.finish(at, -libc::ENOTSOCK, None);
-                };
-                if let Some(to) = to {
+            Op::Connect { to, .. } => {
+                let to = *to;
+                if self.stream(at, number).is_some() {
                     self.connect(at, number, to);
-                } else if receives {
+                }
+            }
+            Op::Recv { .. } | Op::RecvInto { .. } => {
+                if let Some(end) = self.stream(at, number) {
                     end.receivers.push_back(at);
                     self.receive(number);
-                } else if sends {
+                }
+            }
+            Op::Send { .. } => {
+                if let Some(end) = self.stream(at, number) {
                     end.senders.push_back(at);
                     self.send(number);
-                } else {
-                    let result = self.shut(number);
+                }
+            }
+            Op::Shutdown { sending_only, .. } => {
+                let sending_only = *sending_only;
+                if self.stream(at, number).is_some() {
+                    let result = self.shut(number, sending_only);
                     self.finish(at, result, None);
                 }
             }
+        }
+    }
+
+    /// The stream socket that an operation needs; without one it ends: ENOTCONN for a socket that listens, ENOTSOCK for a disk.
+    fn stream(&mut self, at: At, number: usize) -> Option<&mut End> {
+        let errno = match &self.objects[number] {
+            Object::Socket(_) => 0,
+            Object::Port(_) => libc::ENOTCONN,
+            Object::Disk(_) => libc::ENOTSOCK,
+        };
+        if errno != 0 {
+            self.finish(at, -errno, None);
+        }
+        match &mut self.objects[number] {
+            Object::Socket(end) => Some(end),
+            Object::Port(_) | Object::Disk(_) => None,
         }
     }
 

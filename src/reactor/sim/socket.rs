@@ -446,13 +446,13 @@ impl State {
 
     // --- ending ---
 
-    /// Both directions of an end are shut down by its owner.
-    pub(super) fn shut(&mut self, number: usize) -> i32 {
+    /// An end is shut down by its owner, both directions or only what it sends.
+    pub(super) fn shut(&mut self, number: usize, sending_only: bool) -> i32 {
         let end = self.end(number);
         if end.peer.is_none() || end.dead {
             return -libc::ENOTCONN;
         }
-        end.shut = true;
+        end.shut |= !sending_only;
         if end.fin == Fin::No {
             end.fin = Fin::Queued;
         }

@@ -110,6 +110,10 @@ impl Uring {
 
     /// Closes a descriptor. Operations in flight keep the open file alive in the kernel until they complete.
     pub fn remove_file(&mut self, file: FileId) {
+        if !self.ring.submission().is_empty() {
+            // What is queued for it (a shutdown) must reach it, and not whoever gets its place.
+            self.enter();
+        }
         if !self.files.remove(&self.ring, file) {
             self.stats.stale += 1;
         }
@@ -260,12 +264,13 @@ impl Uring {
                 let Held::Address(address) = held else { unreachable!("just inserted") };
                 (token, opcode::Connect::new(fd, (&raw const **address).cast(), len).build().flags(flags))
             }
-            Op::Shutdown { file } => {
+            Op::Shutdown { file, sending_only } => {
                 let Some((fd, flags)) = self.files.target(file) else {
                     return self.refuse(owner, Refusable::Nothing);
                 };
                 let (token, _) = self.table.insert(owner, Held::Nothing);
-                (token, opcode::Shutdown::new(fd, libc::SHUT_RDWR).build().flags(flags))
+                let how = if sending_only { libc::SHUT_WR } else { libc::SHUT_RDWR };
+                (token, opcode::Shutdown::new(fd, how).build().flags(flags))
             }
             Op::Cancel { target } => {
                 let (token, _) = self.table.insert(owner, Held::Nothing);

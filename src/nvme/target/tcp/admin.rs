@@ -104,7 +104,6 @@ async fn send(conn: &Conn, mut cqe: Cqe, data: &[u8]) -> u64 {
     if data.is_empty() || !cqe.status().is_success() {
         return conn.respond(cqe).await;
     }
-    conn.stamp(&mut cqe);
     conn.tx.reserve(conn.reactor(), data.len()).await;
     let mut buf = conn.reactor().buffer(data.len()).await;
     buf.copy_from_slice(data);
@@ -125,6 +124,7 @@ async fn send(conn: &Conn, mut cqe: Cqe, data: &[u8]) -> u64 {
                     DIGEST_LEN
                 });
             }
+            conn.stamp(&mut cqe);
             batch.push_head(|out| framing.capsule_resp(&cqe, out));
         })
         .await

@@ -21,13 +21,13 @@ use std::task::Poll;
 use hugepages::Buf;
 
 use super::local::{Local, Subsystem};
+use super::receive::{Fusing, Receiver};
 use super::{admin, slot};
 use crate::net::{Stream, StreamError, Tx};
-use crate::nvme::spec::{Cqe, Fuse, Sqe};
-use crate::nvme::target::{ControllerHandle, FuseStep, FuseTracker};
+use crate::nvme::spec::{Cqe, Sqe};
+use crate::nvme::target::{ControllerHandle, FuseStep};
 use crate::nvme::tcp::{
-    ControllerParams, Decoder, Event, FatalError, FatalErrorStatus, Framing, Limits, MAX_PREFIX_LEN, Negotiated, Role,
-    WriteGrant, accept, ic_resp, term_req,
+    DataPdu, Decoder, FatalError, FatalErrorStatus, Framing, Limits, MAX_PREFIX_LEN, Role, WriteGrant, term_req,
 };
 use crate::reactor::{Reactor, TaskId};
 use crate::sys::descriptor::Descriptor;
@@ -38,10 +38,10 @@ pub const IN_CAPSULE_IO: u32 = 8192;
 pub const IN_CAPSULE_ADMIN: u32 = 8192;
 /// Data that one H2CData PDU may carry.
 pub const MAX_H2C_DATA: u32 = 1 << 20;
-/// Announced data from which a receive of its own, straight into the buffer, beats copying out of the receive buffer.
-const DIRECT_MIN: usize = 16 * 1024;
 /// A connection that has not sent a valid Connect in this time is closed, in nanoseconds.
 const CONNECT_TIMEOUT_NS: u64 = 10_000_000_000;
+/// How long a host may take to read the last answers and close, in nanoseconds.
+const LINGER_NS: u64 = 400_000_000;
 /// How long a termination request may take to leave, in nanoseconds (TCP §3.5 asks for at most 30 s).
 const TERMINATE_NS: u64 = 2_000_000_000;
 
@@ -101,6 +101,8 @@ pub struct Slot {
     cid: Cell<u16>,
     nsid: Cell<u32>,
     in_device: Cell<bool>,
+    /// The task that waits for the data of an R2T: the slot's own, or that of a fused partner.
+    fetcher: Cell<TaskId>,
 }
 
 /// See the module's head.
@@ -113,7 +115,6 @@ pub struct Conn {
     stream: Stream,
     /// The sending side.
     pub tx: Tx,
-    agreed: OnceCell<Negotiated>,
     framing: OnceCell<Framing>,
     queue: OnceCell<Queue>,
     slots: RefCell<Vec<Rc<Slot>>>,
@@ -124,12 +125,11 @@ pub struct Conn {
     closing: Cell<bool>,
     draining: Cell<bool>,
     waiting_slot: Cell<TaskId>,
-    reader: Cell<TaskId>,
     finished: Cell<bool>,
 }
 
 /// Why the receiving task ends.
-enum End {
+pub enum End {
     /// The peer went, or this side closes.
     Stream,
     /// The peer broke the protocol.
@@ -164,7 +164,6 @@ pub fn serve(reactor: &Rc<Reactor>, fd: Descriptor) {
         reactor: reactor.clone(),
         stream,
         tx: Tx::new(reactor),
-        agreed: OnceCell::new(),
         framing: OnceCell::new(),
         queue: OnceCell::new(),
         slots: RefCell::new(Vec::new()),
@@ -174,17 +173,19 @@ pub fn serve(reactor: &Rc<Reactor>, fd: Descriptor) {
         closing: Cell::new(false),
         draining: Cell::new(false),
         waiting_slot: Cell::new(TaskId::NONE),
-        reader: Cell::new(TaskId::NONE),
         finished: Cell::new(false),
     });
     local.insert(&conn);
     let sender = conn.clone();
-    reactor.spawn("nvmf send", async move { sender.tx.run(&sender.stream).await });
-    let timeout = conn.clone();
+    reactor.spawn("nvmf send", async move { sender.send_all().await });
+    // By number: a connection that ended must not wait for this.
+    let (timer, id) = (reactor.clone(), conn.id);
     reactor.spawn("nvmf connect timeout", async move {
-        timeout.reactor.sleep(CONNECT_TIMEOUT_NS).await;
-        if timeout.queue.get().is_none() {
-            timeout.close();
+        timer.sleep(CONNECT_TIMEOUT_NS).await;
+        if let Some(conn) = Local::of(&timer).and_then(|local| local.connection(id))
+            && conn.queue().is_none()
+        {
+            conn.close();
         }
     });
     let receiver = conn;
@@ -234,9 +235,48 @@ impl Conn {
     /// Takes no more commands, answers those in flight, then closes by FIN.
     pub fn drain(&self) {
         if !self.draining.replace(true) {
-            self.stream.stop_receiving();
             self.drained_check();
         }
+    }
+
+    /// Whether new commands are left unread: their host will send them again elsewhere.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Whether the connection is ending: slots have given their buffers back.
+    pub fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// The socket.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// The slot of that index.
+    pub fn slot(&self, index: u16) -> Option<Rc<Slot>> {
+        self.slots.borrow().get(usize::from(index)).cloned()
+    }
+
+    /// ICReq and ICResp were exchanged: how PDUs look from now on.
+    pub fn agree(&self, framing: Framing) {
+        // The decoder takes one ICReq only.
+        let _ = self.framing.set(framing);
+    }
+
+    /// The body of the sending task. At its end a FIN goes out, and what the host still sends is read and dropped for a
+    /// while: closing with unread bytes would make the kernel reset the connection and lose what was sent.
+    async fn send_all(self: Rc<Self>) {
+        self.tx.run(&self.stream).await;
+        if self.tx.failed() {
+            self.close();
+            return;
+        }
+        self.draining.set(true);
+        self.stream.shut_down_sending();
+        self.reactor.sleep(LINGER_NS).await;
+        self.close();
     }
 
     fn drained_check(&self) {
@@ -246,16 +286,11 @@ impl Conn {
     }
 
     async fn run(self: Rc<Self>) {
-        self.reader.set(self.reactor.current_task());
         let mut decoder =
             Decoder::new(Role::Controller, Limits { in_capsule: IN_CAPSULE_ADMIN, data: MAX_H2C_DATA, alignment_z: 0 });
-        let end = self.receive(&mut decoder).await.unwrap_err();
+        let mut receiver = Receiver::default();
+        let Err(end) = receiver.run(&self, &mut decoder).await;
         match end {
-            End::Stream if self.draining.get() && !self.closing.get() => {
-                // The slots in flight answer; the last one lets the sender finish.
-                self.drained_check();
-                self.until(|| self.tx.has_ended()).await;
-            }
             End::Fatal(FatalError::Terminate { status, info }) => {
                 tracing::warn!("{}: protocol error {status:?} ({info:#x}): connection terminated", self.peer());
                 self.terminate(status, info, decoder.offending_header()).await;
@@ -263,9 +298,16 @@ impl Conn {
             End::Stream | End::Fatal(FatalError::Close) | End::Terminated => {}
         }
         self.close();
+        if let Some(first) = receiver.fusing.first.take() {
+            // Its second half never came: nobody runs it.
+            first.take_command();
+            self.release(&first, 0);
+        }
         // Slots in flight keep their buffers and this connection until their I/O has landed.
         self.until(|| self.busy.get() == 0).await;
         self.local.leave(&self).await;
+        // What answers that could not be sent had reserved.
+        self.tx.unreserve(&self.reactor, usize::MAX);
         self.finished.set(true);
         for slot in self.slots.borrow().iter() {
             self.reactor.wake(slot.task.get());
@@ -290,131 +332,14 @@ impl Conn {
             .await;
         if pushed.is_ok() {
             self.tx.finish(&self.reactor);
+            // The sender closes when the host had its time to read it; what the host sends meanwhile is dropped.
             let deadline = self.reactor.clock().now() + TERMINATE_NS;
-            self.until(|| self.tx.has_ended() || self.reactor.clock().now() > deadline).await;
+            while !self.closing.get() && self.reactor.clock().now() < deadline && self.stream.recv().await.is_ok() {}
         }
-    }
-
-    /// Reads until the end, whatever it is.
-    async fn receive(self: &Rc<Self>, decoder: &mut Decoder) -> Result<std::convert::Infallible, End> {
-        let mut at: Option<Placement> = None;
-        let mut fuse = Fusing::default();
-        loop {
-            let received = self.stream.recv().await?;
-            let mut input = &received[..];
-            loop {
-                while let Some(event) = decoder.next(&mut input)? {
-                    self.handle(decoder, event, &mut at, &mut fuse).await?;
-                }
-                if decoder.data_remaining() < DIRECT_MIN {
-                    break;
-                }
-                self.receive_direct(decoder, &mut at).await?;
-            }
-        }
-    }
-
-    /// Receives the rest of a large PDU straight into its buffer.
-    async fn receive_direct(&self, decoder: &mut Decoder, at: &mut Option<Placement>) -> Result<(), End> {
-        let place = at.as_mut().expect("data follows a header that said where it goes");
-        let remaining = decoder.data_remaining();
-        let mut whole = place.slot.data.borrow_mut().take().expect("a slot that awaits data has its buffer");
-        let mut part = whole.split_to(place.at + remaining);
-        let result = self.stream.recv_into(part, place.at).await;
-        part = result?;
-        decoder.data_received(&part[place.at..]);
-        place.at += remaining;
-        if let Err(_rest) = part.unsplit(whole) {
-            unreachable!("two parts of one buffer rejoin");
-        }
-        *place.slot.data.borrow_mut() = Some(part);
-        Ok(())
-    }
-
-    async fn handle(
-        self: &Rc<Self>,
-        decoder: &mut Decoder,
-        event: Event<'_>,
-        at: &mut Option<Placement>,
-        fuse: &mut Fusing,
-    ) -> Result<(), End> {
-        match event {
-            Event::Command { sqe, data_len } => {
-                let slot = self.take_slot().await?;
-                *slot.command.borrow_mut() = Some(Command { sqe, damaged: false, first: None });
-                if data_len > 0 {
-                    let buf = self.reactor.buffer(data_len as usize).await;
-                    *slot.data.borrow_mut() = Some(buf);
-                    *at = Some(Placement { slot, at: 0, ends: Ends::Capsule });
-                } else {
-                    self.start(slot, fuse).await?;
-                    self.update_limits(decoder);
-                }
-            }
-            Event::Data(bytes) => {
-                let place = at.as_mut().expect("data follows a header that said where it goes");
-                let mut data = place.slot.data.borrow_mut();
-                let data = data.as_mut().expect("a slot that awaits data has its buffer");
-                data[place.at..place.at + bytes.len()].copy_from_slice(bytes);
-                place.at += bytes.len();
-            }
-            Event::DataEnd { digest_ok } => {
-                let place = at.take().expect("data follows a header that said where it goes");
-                match place.ends {
-                    Ends::Capsule => {
-                        if let Some(command) = place.slot.command.borrow_mut().as_mut() {
-                            command.damaged = !digest_ok;
-                        }
-                        self.start(place.slot, fuse).await?;
-                        self.update_limits(decoder);
-                    }
-                    Ends::Grant { complete } => {
-                        let slot = &place.slot;
-                        if !digest_ok {
-                            slot.arrival.set(Arrival::Complete { ok: false });
-                        }
-                        if complete {
-                            if slot.arrival.get() == Arrival::Awaited {
-                                slot.arrival.set(Arrival::Complete { ok: true });
-                            }
-                            slot.grant.set(None);
-                            self.reactor.wake(slot.task.get());
-                        }
-                    }
-                }
-            }
-            Event::H2cData(pdu) => {
-                let slot = self.slots.borrow().get(usize::from(pdu.ttag.get())).cloned();
-                let slot = slot.ok_or(End::Fatal(WriteGrant::unknown_tag()))?;
-                let mut grant = slot.grant.get().ok_or(End::Fatal(WriteGrant::unknown_tag()))?;
-                let complete = grant.accept(&pdu)?;
-                slot.grant.set(Some(grant));
-                *at = Some(Placement { slot, at: pdu.datao.get() as usize, ends: Ends::Grant { complete } });
-            }
-            Event::IcReq(request) => {
-                let ours =
-                    ControllerParams { header_digest: true, data_digest: true, cpda_z: 0, max_h2c_data: MAX_H2C_DATA };
-                let (response, agreed) = accept(&request, &ours);
-                decoder.set_digests(agreed.header_digest, agreed.data_digest);
-                let _ = self.agreed.set(agreed);
-                let _ = self.framing.set(Framing::new(Role::Controller, &agreed));
-                self.tx
-                    .push(&self.reactor, 1, MAX_PREFIX_LEN, |batch| batch.push_head(|out| ic_resp(&response, out)))
-                    .await?;
-            }
-            Event::Term { status, info } => {
-                tracing::info!("{}: the host terminates the connection: {status:?} ({info:#x})", self.peer());
-                return Err(End::Terminated);
-            }
-            Event::IcResp(_) | Event::C2hData(_) | Event::R2t(_) | Event::Response(_) => {
-                unreachable!("a decoder of the controller's side refuses these")
-            }
-        }
-        Ok(())
     }
 
     /// The limit on in-capsule data differs between admin and I/O queues.
-    fn update_limits(&self, decoder: &mut Decoder) {
+    pub fn update_limits(&self, decoder: &mut Decoder) {
         if let Some(queue) = self.queue() {
             decoder.set_in_capsule_limit(if queue.qid == 0 { IN_CAPSULE_ADMIN } else { IN_CAPSULE_IO });
         }
@@ -422,7 +347,7 @@ impl Conn {
 
     /// A slot for the next command: one that answered, or a new one up to the queue's entries. A host that keeps to its
     /// queue's size never waits here.
-    async fn take_slot(self: &Rc<Self>) -> Result<Rc<Slot>, End> {
+    pub async fn take_slot(self: &Rc<Self>) -> Result<Rc<Slot>, End> {
         loop {
             if self.closing.get() {
                 return Err(End::Stream);
@@ -445,6 +370,7 @@ impl Conn {
                     cid: Cell::new(0),
                     nsid: Cell::new(0),
                     in_device: Cell::new(false),
+                    fetcher: Cell::new(TaskId::NONE),
                 });
                 self.slots.borrow_mut().push(slot.clone());
                 return Ok(slot);
@@ -455,19 +381,20 @@ impl Conn {
     }
 
     /// Hands a complete command to its slot. A fused first waits for its second.
-    async fn start(self: &Rc<Self>, slot: Rc<Slot>, fusing: &mut Fusing) -> Result<(), End> {
+    pub async fn start(self: &Rc<Self>, slot: Rc<Slot>, command: Command, fusing: &mut Fusing) -> Result<(), End> {
         let Some(queue) = self.queue() else {
             // The first command of a connection: Connect, or nothing goes on.
             self.busy.set(self.busy.get() + 1);
-            return self.connect(&slot).await;
+            return self.connect(&slot, command).await;
         };
+        let fuse = command.sqe.fuse();
+        *slot.command.borrow_mut() = Some(command);
         self.sqhd.set(if self.sqhd.get() + 1 >= queue.entries { 0 } else { self.sqhd.get() + 1 });
         self.busy.set(self.busy.get() + 1);
         if queue.qid == 0 {
             self.run_slot(slot, "nvmf admin", admin::run);
             return Ok(());
         }
-        let fuse = slot.command.borrow().as_ref().map_or(Fuse::NONE, |c| c.sqe.fuse());
         let (step, lost_partner) = fusing.tracker.next(fuse);
         if lost_partner && let Some(first) = fusing.first.take() {
             // A fused command that runs alone answers that its partner is missing.
@@ -504,8 +431,7 @@ impl Conn {
     }
 
     /// Carries out a Connect; an answer that is not a success leaves the connection waiting for another.
-    async fn connect(self: &Rc<Self>, slot: &Rc<Slot>) -> Result<(), End> {
-        let command = slot.command.borrow_mut().take().expect("just set");
+    async fn connect(self: &Rc<Self>, slot: &Rc<Slot>, command: Command) -> Result<(), End> {
         let data = slot.data.borrow_mut().take();
         let answer = self.local.connect(self, &command, data.as_deref()).await;
         let mut cqe = match answer {
@@ -525,10 +451,13 @@ impl Conn {
 
     /// Sends a response capsule. The number says when the host can have it; see [`Conn::release`].
     pub async fn respond(&self, mut cqe: Cqe) -> u64 {
-        self.stamp(&mut cqe);
         let framing = *self.framing();
         self.tx
-            .push(&self.reactor, 1, MAX_PREFIX_LEN, |batch| batch.push_head(|out| framing.capsule_resp(&cqe, out)))
+            .push(&self.reactor, 1, MAX_PREFIX_LEN, |batch| {
+                // Only now: answers leave in the order of their SQHD.
+                self.stamp(&mut cqe);
+                batch.push_head(|out| framing.capsule_resp(&cqe, out));
+            })
             .await
             .unwrap_or(0)
     }
@@ -543,6 +472,9 @@ impl Conn {
     /// A slot has answered: it may take another command once the batch of that number went out.
     pub fn release(&self, slot: &Rc<Slot>, number: u64) {
         slot.data.borrow_mut().take();
+        slot.grant.set(None);
+        slot.arrival.set(Arrival::None);
+        self.reactor.wake(self.waiting_slot.get());
         self.free.borrow_mut().push_back((number, slot.clone()));
         self.busy.set(self.busy.get() - 1);
         self.drained_check();
@@ -555,28 +487,6 @@ impl Conn {
         let ns = self.queue().and_then(|q| q.subsystem.with_table(|table| table.handle(slot.nsid.get())));
         ns.is_some_and(|ns| ns.handle.abort(slot.io.get()))
     }
-}
-
-/// The fused command that waits for its second half.
-#[derive(Default)]
-struct Fusing {
-    tracker: FuseTracker,
-    first: Option<Rc<Slot>>,
-}
-
-/// Where arriving data goes.
-struct Placement {
-    slot: Rc<Slot>,
-    at: usize,
-    ends: Ends,
-}
-
-#[derive(Clone, Copy)]
-enum Ends {
-    /// The data of a capsule: then the command is complete.
-    Capsule,
-    /// The data of an H2CData PDU; `complete`: the last of its R2T.
-    Grant { complete: bool },
 }
 
 impl Slot {
@@ -596,6 +506,7 @@ impl Slot {
     /// `None`: the connection ended. `false`: the data arrived damaged.
     pub async fn fetch(&self, conn: &Conn, cid: u16, len: u32, buf: Buf) -> Option<(Buf, bool)> {
         *self.data.borrow_mut() = Some(buf);
+        self.fetcher.set(conn.reactor.current_task());
         self.arrival.set(Arrival::Awaited);
         self.grant.set(Some(WriteGrant::new(cid, self.index, 0, len)));
         let framing = *conn.framing();
@@ -617,6 +528,31 @@ impl Slot {
         })
         .await?;
         self.data.borrow_mut().take().map(|data| (data, ok))
+    }
+
+    /// An H2CData PDU for this slot's R2T begins; whether it is the last one.
+    ///
+    /// # Errors
+    /// The termination request that the specification asks for.
+    pub fn accept(&self, pdu: &DataPdu) -> Result<bool, FatalError> {
+        let mut grant = self.grant.get().ok_or(WriteGrant::unknown_tag())?;
+        let complete = grant.accept(pdu)?;
+        self.grant.set(Some(grant));
+        Ok(complete)
+    }
+
+    /// The data of an H2CData PDU has arrived.
+    pub fn arrived(&self, reactor: &Reactor, digest_ok: bool, complete: bool) {
+        if !digest_ok {
+            self.arrival.set(Arrival::Complete { ok: false });
+        }
+        if complete {
+            if self.arrival.get() == Arrival::Awaited {
+                self.arrival.set(Arrival::Complete { ok: true });
+            }
+            self.grant.set(None);
+            reactor.wake(self.fetcher.get());
+        }
     }
 
     /// The I/O that this slot's commands run in.

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::conn::{Command, Conn, Slot};
-use super::slot::{Failure, data_in, finish, lookup, refuse, respond};
+use super::slot::{Failure, data_in, fetch, finish, lookup, refuse, respond};
 use crate::nvme::spec::StatusCode;
 use crate::nvme::target::{DataPlace, Fault, check_fused_pair};
 use crate::reactor::io::{Io, IoOp};
@@ -52,13 +52,26 @@ async fn run_pair(
         Ok(pair) => pair,
         Err(fault) => return (io, Err(fault.into())),
     };
-    let mut reserved = 0;
+    // Both halves at once: pairs that each hold one half and wait for the other would never end.
+    let len = write_request.data_len as usize;
+    let wanted = [&compare_request, &write_request].into_iter().filter(|r| r.place == DataPlace::HostBuffer).count();
+    let reserved = wanted * len;
+    let mut spare = None;
+    if reserved > 0 {
+        conn.tx.reserve(conn.reactor(), reserved).await;
+        spare = Some(conn.reactor().buffer(reserved).await);
+    }
     let mut failure = None;
     for (slot, command, request) in [(first, compare, &compare_request), (slot, second, &write_request)] {
-        if request.place == DataPlace::HostBuffer {
-            reserved += request.data_len as usize;
-        }
-        match data_in(conn, slot, request, command.sqe.cid.get()).await {
+        let cid = command.sqe.cid.get();
+        let data = match spare.as_mut().filter(|_| request.place == DataPlace::HostBuffer) {
+            Some(both) => {
+                let half = both.split_to(len);
+                fetch(conn, slot, cid, half).await
+            }
+            None => data_in(conn, slot, request, cid).await,
+        };
+        match data {
             Ok(data) => io.data.push_buf(data),
             Err(why) => {
                 failure = Some(why);
@@ -72,6 +85,7 @@ async fn run_pair(
             let (offset, len) = ns.bytes(write_request.lba, u64::from(write_request.blocks));
             io.prepare(IoOp::CompareAndWrite, offset, len);
             io.fua = write_request.fua;
+            slot.set_command(second.sqe.cid.get(), write_request.nsid);
             let result;
             (io, result) = finish(slot, &ns, io).await;
             result

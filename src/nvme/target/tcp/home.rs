@@ -3,7 +3,7 @@
 //! Other reactors reach it by message ([`super::local`]); it answers, and tells them by message what to close, complete or
 //! replace. The engine ([`Target`]) decides everything; this carries out.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use crate::nvme::target::{
     Quiesce, SmartCounters, Target,
 };
 use crate::reactor::Reactor;
-use crate::reactor::io::IoOp;
+use crate::reactor::io::{IoOp, IoStatus};
 use crate::reactor::mailbox::Message;
 
 /// The reactor that is the home of every NVM subsystem.
@@ -32,6 +32,14 @@ struct Place {
     connection: u64,
 }
 
+/// A controller whose I/O queues are being deleted.
+#[derive(Clone, Copy)]
+struct Quiescing {
+    reason: Quiesce,
+    number: u64,
+    flushing: bool,
+}
+
 /// See the module's head.
 pub struct Home {
     /// The engine.
@@ -39,7 +47,10 @@ pub struct Home {
     /// The listeners, by the address they are bound to.
     pub listeners: RefCell<Vec<Rc<Listener>>>,
     queues: RefCell<BTreeMap<(ControllerHandle, u16), Place>>,
-    quiescing: RefCell<BTreeMap<ControllerHandle, Quiesce>>,
+    quiescing: RefCell<BTreeMap<ControllerHandle, Quiescing>>,
+    /// Numbers resets and shutdowns, so that the end of one is not taken for that of a later one.
+    quiesce_number: Cell<u64>,
+    draining: Cell<bool>,
     started_ns: u64,
 }
 
@@ -73,6 +84,8 @@ impl Home {
             listeners: RefCell::new(Vec::new()),
             queues: RefCell::default(),
             quiescing: RefCell::default(),
+            quiesce_number: Cell::new(0),
+            draining: Cell::new(false),
             started_ns: reactor.clock().now(),
         });
         reactor.set_service(home.clone());
@@ -163,6 +176,8 @@ impl Home {
         self.queues.borrow_mut().remove(&(controller, qid));
         let left = self.target.borrow_mut().disconnect(controller, qid);
         match left {
+            // While all drain, each queue ends when it has answered.
+            Disconnected::CloseIoQueues if self.draining.get() => {}
             Disconnected::CloseIoQueues => self.close_queues(reactor, controller, false),
             Disconnected::Gone => {
                 self.quiescing.borrow_mut().remove(&controller);
@@ -218,7 +233,9 @@ impl Home {
 
     /// Deletes the I/O queues of a controller; the engine hears of it when the last one has ended.
     pub fn quiesce(&self, reactor: &Rc<Reactor>, controller: ControllerHandle, reason: Quiesce) {
-        self.quiescing.borrow_mut().insert(controller, reason);
+        let number = self.quiesce_number.get() + 1;
+        self.quiesce_number.set(number);
+        self.quiescing.borrow_mut().insert(controller, Quiescing { reason, number, flushing: false });
         self.close_queues(reactor, controller, false);
         self.quiesced_check(reactor, controller);
     }
@@ -228,36 +245,69 @@ impl Home {
         if io_queues {
             return;
         }
-        let Some(reason) = self.quiescing.borrow_mut().remove(&controller) else { return };
-        match reason {
-            Quiesce::Reset => self.target.borrow_mut().quiesced(controller),
+        let Some(now) = self.quiescing.borrow().get(&controller).copied().filter(|q| !q.flushing) else { return };
+        match now.reason {
+            Quiesce::Reset => self.quiesced(controller, now.number),
             Quiesce::Shutdown => {
-                // Shutdown is complete only when what was acknowledged is durable (Base §3.6.2).
+                self.quiescing.borrow_mut().insert(controller, Quiescing { flushing: true, ..now });
                 let nqn = self.target.borrow().subsystem_of(controller).unwrap_or_default().to_owned();
                 let task = reactor.clone();
                 reactor.spawn("nvmf shutdown flush", async move {
-                    let namespaces = Local::of(&task).map(|l| l.subsystem(&nqn).namespaces()).unwrap_or_default();
-                    if let Some(mut io) = task.create_io() {
-                        for ns in namespaces {
-                            io.prepare(IoOp::Flush, 0, 0);
-                            io = ns.handle.execute(io).await;
-                        }
-                        task.retire_io(io);
-                    }
+                    flush_all(&task, &nqn).await;
                     if let Some(home) = of(&task) {
-                        home.target.borrow_mut().quiesced(controller);
+                        home.quiesced(controller, now.number);
                     }
                 });
             }
         }
     }
 
-    /// Stops listening and tells persistent discovery controllers that the log has become empty.
-    pub fn stop_listening(&self, reactor: &Reactor) {
+    /// The reset or shutdown of that number is complete, unless another has taken its place.
+    fn quiesced(&self, controller: ControllerHandle, number: u64) {
+        let current = self.quiescing.borrow().get(&controller).is_some_and(|q| q.number == number);
+        if current {
+            self.quiescing.borrow_mut().remove(&controller);
+            self.target.borrow_mut().quiesced(controller);
+        }
+    }
+
+    /// Stops listening, tells persistent discovery controllers that the log has become empty, then has every reactor drain its
+    /// connections: the events travel by the same rings, ahead of it.
+    pub fn drain(&self, reactor: &Reactor) {
+        self.draining.set(true);
         for listener in self.listeners.borrow_mut().drain(..) {
             listener.stop();
         }
         self.target.borrow_mut().set_listeners(Vec::new());
         self.carry_out(reactor);
+        for to in 0..reactor.reactors() {
+            reactor.send(
+                to,
+                Message::Call(Box::new(|there| {
+                    if let Some(local) = Local::of(there) {
+                        local.drain();
+                    }
+                })),
+            );
+        }
     }
+}
+
+/// Makes everything acknowledged in a subsystem durable: only then is a shutdown complete (Base §3.6.2).
+async fn flush_all(reactor: &Rc<Reactor>, nqn: &str) {
+    let Some(local) = Local::of(reactor) else { return };
+    let mut io = loop {
+        match reactor.create_io() {
+            Some(io) => break io,
+            None => reactor.sleep(TICK_NS / 100).await,
+        }
+    };
+    for ns in local.subsystem(nqn).namespaces() {
+        io.prepare(IoOp::Flush, 0, 0);
+        io = ns.handle.execute(io).await;
+        if io.status != IoStatus::Success {
+            tracing::error!("{nqn}: namespace {}: the flush of a shutdown failed: {:?}", ns.info().nsid, io.status);
+        }
+    }
+    reactor.retire_io(io);
 }

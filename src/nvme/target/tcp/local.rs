@@ -54,6 +54,11 @@ impl Namespace {
         self.keeps_nothing
     }
 
+    /// Acknowledged writes may be lost until a flush.
+    pub fn has_volatile_cache(&self) -> bool {
+        self.handle.common().traits().volatile_cache
+    }
+
     /// Whether the device can deallocate.
     pub fn can_unmap(&self) -> bool {
         self.can_unmap

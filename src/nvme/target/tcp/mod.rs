@@ -11,6 +11,7 @@ mod conn;
 mod fused;
 mod home;
 mod local;
+mod receive;
 mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -310,16 +311,9 @@ impl Door {
     pub fn drain(&self) {
         self.remotes[usize::from(HOME)].send(Box::new(|reactor| {
             if let Some(home) = home::of(reactor) {
-                home.stop_listening(reactor);
+                home.drain(reactor);
             }
         }));
-        for remote in &self.remotes {
-            remote.send(Box::new(|r| {
-                if let Some(local) = Local::of(r) {
-                    local.drain();
-                }
-            }));
-        }
     }
 
     /// Closes all connections, answered or not.
@@ -333,7 +327,7 @@ impl Door {
         }
     }
 
-    /// Connections that have not ended, on all reactors.
+    /// Connections that have not ended, on all reactors that answer.
     pub fn connections(&self) -> usize {
         let count = |r: &Remote| r.ask_within(ANSWER_LIMIT, |r| Local::of(r).map_or(0, |local| local.connections()));
         self.remotes.iter().filter_map(count).sum()

@@ -38,22 +38,22 @@ impl From<Fault> for Failure {
 
 /// The body of a slot's task: command after command until the connection has ended.
 pub async fn run(conn: Rc<Conn>, slot: Rc<Slot>) {
-    let Some(mut io) = conn.reactor().create_io() else {
-        // All I/Os of the reactor are taken: every command of this slot is told to try again.
-        while let Some(command) = slot.next(&conn).await {
-            let fault = Fault::retry(StatusCode::COMMAND_INTERRUPTED);
-            let number = refuse(&conn, &command.sqe, fault).await;
-            conn.release(&slot, number);
-        }
-        return;
-    };
-    slot.set_io(io.slot());
+    let mut spare = None;
     while let Some(command) = slot.next(&conn).await {
-        let number;
-        (io, number) = execute(&conn, &slot, command, io).await;
+        let Some(io) = spare.take().or_else(|| conn.reactor().create_io()) else {
+            // All I/Os of the reactor are taken: the host is told to try again.
+            let number = refuse(&conn, &command.sqe, Fault::retry(StatusCode::COMMAND_INTERRUPTED)).await;
+            conn.release(&slot, number);
+            continue;
+        };
+        slot.set_io(io.slot());
+        let (io, number) = execute(&conn, &slot, command, io).await;
+        spare = Some(io);
         conn.release(&slot, number);
     }
-    conn.reactor().retire_io(io);
+    if let Some(io) = spare {
+        conn.reactor().retire_io(io);
+    }
 }
 
 /// Carries out one command and answers it. Returns the number of the batch that the answer is in.
@@ -133,13 +133,18 @@ pub async fn data_in(conn: &Conn, slot: &Slot, request: &IoRequest, cid: u16) ->
         DataPlace::HostBuffer => {
             conn.tx.reserve(conn.reactor(), request.data_len as usize).await;
             let buf = conn.reactor().buffer(request.data_len as usize).await;
-            match slot.fetch(conn, cid, request.data_len, buf).await {
-                Some((data, true)) => Ok(data),
-                Some((_, false)) => Err(Fault::retry(StatusCode::TRANSIENT_TRANSPORT_ERROR).into()),
-                None => Err(Failure::Gone),
-            }
+            fetch(conn, slot, cid, buf).await
         }
         DataPlace::None => Err(Fault::new(StatusCode::DATA_TRANSFER_ERROR).into()),
+    }
+}
+
+/// Has the host fill `buf` by an R2T.
+pub async fn fetch(conn: &Conn, slot: &Slot, cid: u16, buf: Buf) -> Result<Buf, Failure> {
+    match slot.fetch(conn, cid, buf.len() as u32, buf).await {
+        Some((data, true)) => Ok(data),
+        Some((_, false)) => Err(Fault::retry(StatusCode::TRANSIENT_TRANSPORT_ERROR).into()),
+        None => Err(Failure::Gone),
     }
 }
 
@@ -151,6 +156,15 @@ async fn read(
     mut io: Io,
 ) -> (Io, Result<Done, Failure>) {
     let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
+    if request.fua && ns.has_volatile_cache() {
+        // What a read with FUA returns is on the medium (NVM §3.2.4).
+        io.prepare(IoOp::Flush, 0, 0);
+        let result;
+        (io, result) = finish(slot, ns, io).await;
+        if let Err(failure) = result {
+            return (io, Err(failure));
+        }
+    }
     io.prepare(IoOp::Read, offset, len);
     if ns.keeps_nothing() {
         let (io, result) = finish(slot, ns, io).await;

@@ -133,7 +133,7 @@ fn a_shutdown_ends_both_directions_and_a_receive_that_waits() {
     let (reactor, result) = (here.clone(), waiting.clone());
     here.spawn("receiver", async move { result.set(Some(recv(&reactor, near).await)) });
     assert_eq!(two.send(&here, near, b"bye"), 3);
-    assert_eq!(two.op(&here, Op::Shutdown { file: near }), 0);
+    assert_eq!(two.op(&here, Op::Shutdown { file: near, sending_only: false }), 0);
     two.sim.run_for(1_000_000).unwrap();
     assert_eq!(waiting.take(), Some(Ok(Vec::new())));
     assert_eq!(two.send(&here, near, b"more"), -libc::EPIPE);
@@ -219,7 +219,7 @@ fn a_handle_on_a_closed_file_is_refused_and_buffers_come_back() {
         Op::RecvInto { file: near, buf: buf(), from: 0 },
         Op::Send { file: near, batch },
         Op::Read { file: near, offset: 0, buf: buf() },
-        Op::Shutdown { file: near },
+        Op::Shutdown { file: near, sending_only: false },
     ] {
         let (owns, reactor) = (matches!(op, Op::RecvInto { .. } | Op::Read { .. }), here.clone());
         let done = two.sim.run_until(&two.here, async move { reactor.op(op).await }).unwrap();

@@ -1,0 +1,167 @@
+use super::*;
+use crate::bdev::device::testing::{One, pattern};
+use crate::bdev::leaf::{Book, Leaf};
+use std::cell::Cell;
+
+const KIB: u64 = 1 << 10;
+
+fn limits(transfer_max: u64, zeroes_max: u64, boundary: u64) -> DeviceLimits {
+    DeviceLimits { transfer_max, zeroes_max, boundary, ..DeviceLimits::default() }
+}
+
+fn rig(limits: DeviceLimits) -> (One, Rc<Book>) {
+    let one = One::new(&Leaf::device(16 << 20, true, limits));
+    let book = Book::of(&one.reactor);
+    (one, book)
+}
+
+/// Starts an I/O in a task of its own: its slot, and how it ends.
+fn start(one: &One, op: IoOp, offset: u64, len: u64) -> (u32, Rc<Cell<Option<IoStatus>>>) {
+    let io = one.io(op, offset, len, &vec![1; op.data_len(len) as usize], &[]);
+    let (slot, end, handle) = (io.slot(), Rc::new(Cell::new(None)), one.handle.clone());
+    let there = end.clone();
+    one.reactor.spawn("test", async move {
+        let bytes = io.data.bytes();
+        let io = handle.execute(io).await;
+        assert_eq!(io.data.bytes(), bytes, "the data is whole, however it ends");
+        there.set(Some(io.status));
+        handle.reactor().retire_io(io);
+    });
+    (slot, end)
+}
+
+fn turn(one: &One) {
+    for _ in 0..8 {
+        one.reactor.turn();
+    }
+}
+
+#[test]
+fn pieces_end_at_the_limits_and_at_boundaries() {
+    let (one, book) = rig(limits(40 * KIB + 100, 100 * KIB, 64 * KIB));
+    let cut = |op: IoOp, offset: u64, len: u64| {
+        let data = pattern(1, op.data_len(len) as usize);
+        let done = one.run(op, offset, len, &data);
+        assert_eq!((done.status, done.data), (IoStatus::Success, data));
+        book.take_log().into_iter().map(|(_, offset, len)| (offset / KIB, len / KIB)).collect::<Vec<_>>()
+    };
+    assert_eq!(cut(IoOp::Write, 4 * KIB, 40 * KIB), [(4, 40)], "within the limits");
+    assert_eq!(cut(IoOp::Read, 60 * KIB, 8 * KIB), [(60, 4), (64, 4)]);
+    assert_eq!(
+        cut(IoOp::Compare, 32 * KIB, 160 * KIB),
+        [(32, 32), (64, 40), (104, 24), (128, 40), (168, 24)],
+        "whole blocks, and no boundary is crossed"
+    );
+    assert_eq!(cut(IoOp::Unmap, 60 * KIB, 240 * KIB), [(60, 100), (160, 100), (260, 40)]);
+    assert_eq!(cut(IoOp::WriteZeroes, 0, 100 * KIB), [(0, 100)]);
+    assert_eq!(cut(IoOp::Flush, 0, 0), [(0, 0)]);
+    assert_eq!(cut(IoOp::CompareAndWrite, 0, 40 * KIB), [(0, 40)]);
+    one.close();
+}
+
+#[test]
+fn a_compare_and_write_is_never_in_pieces() {
+    let (one, book) = rig(limits(8 * KIB, u64::MAX, 64 * KIB));
+    for (offset, len) in [(0, 16 * KIB), (60 * KIB, 8 * KIB)] {
+        let done = one.run(IoOp::CompareAndWrite, offset, len, &vec![0; 2 * len as usize]);
+        assert_eq!(done.status, IoStatus::Unsupported);
+    }
+    assert_eq!(book.take_log(), [], "the device has not seen it");
+    one.close();
+}
+
+#[test]
+fn what_asks_for_nothing_gets_no_split() {
+    let (one, book) = rig(DeviceLimits::default());
+    assert_eq!(one.status(IoOp::Unmap, 0, 16 << 20), IoStatus::Success);
+    assert_eq!(book.take_log(), [(IoOp::Unmap, 0, 16 << 20)]);
+    one.close();
+}
+
+#[test]
+fn data_in_odd_pieces_is_whole_again_and_in_place() {
+    let (one, _) = rig(limits(2 * KIB, u64::MAX, 0));
+    let data = pattern(2, 64 << 10);
+    let io = one.io(IoOp::Write, 0, 64 * KIB, &data, &[1, 2047, 2049, 9000, 4096]);
+    let places = |io: &Io| -> Vec<(usize, usize, usize)> {
+        io.data
+            .iter()
+            .map(|segment| match segment {
+                Segment::Buf(buf) => (buf.address(), buf.len(), buf.capacity()),
+                Segment::Region { .. } => unreachable!("buffers went in"),
+            })
+            .collect()
+    };
+    let before = places(&io);
+    let handle = one.handle.clone();
+    let io = one.reactor.run_until(async move { handle.execute(io).await });
+    assert_eq!((io.status, places(&io)), (IoStatus::Success, before), "rejoined to whole blocks of the pool");
+    one.reactor.retire_io(io);
+    one.close();
+}
+
+#[test]
+fn the_lowest_failure_counts_and_what_is_on_its_way_is_awaited() {
+    let (one, book) = rig(limits(4 * KIB, u64::MAX, 0));
+    book.fails.set(Some((21 * KIB + 7, IoStatus::Miscompare)));
+    let done = one.run(IoOp::Compare, 4 * KIB, 512 * KIB, &pattern(3, 512 << 10));
+    assert_eq!((done.status, done.info), (IoStatus::Miscompare, 17 * KIB + 7), "from the beginning of the I/O");
+    assert!(book.take_log().len() <= 5 + SPLIT_CHILDREN, "no piece starts after the failure");
+
+    book.fails.set(Some((9 * KIB, IoStatus::MediaError)));
+    book.holds.set(true);
+    let (_, end) = start(&one, IoOp::Read, 0, 64 * KIB);
+    turn(&one);
+    assert_eq!(book.held.len(), SPLIT_CHILDREN, "some at a time");
+    // The later ones end first; the third fails.
+    book.release(3, IoStatus::Success);
+    turn(&one);
+    assert_eq!(end.get(), None, "pieces are on their way");
+    while end.get().is_none() {
+        book.release(1, IoStatus::Success);
+        turn(&one);
+    }
+    assert_eq!(end.get(), Some(IoStatus::MediaError));
+    assert!(book.take_log().len() < 16);
+    one.close();
+}
+
+#[test]
+fn a_reset_ends_what_waits_and_what_is_cut_and_nothing_starts_after_it() {
+    let (one, book) = rig(limits(4 * KIB, u64::MAX, 0));
+    book.holds.set(true);
+    let ends: Vec<_> =
+        (0..SPLIT_PARENTS as u64 + 3).map(|i| start(&one, IoOp::Write, i * 64 * KIB, 64 * KIB).1).collect();
+    turn(&one);
+    assert_eq!(book.take_log().len(), SPLIT_PARENTS * SPLIT_CHILDREN);
+    assert_eq!(one.status(IoOp::Reset, 0, 0), IoStatus::Success);
+    assert!(ends.iter().all(|end| end.get() == Some(IoStatus::Aborted)), "all had ended when the reset did");
+    assert_eq!(book.take_log(), []);
+    book.holds.set(false);
+    assert_eq!(one.run(IoOp::Write, 0, 64 * KIB, &vec![0; 64 << 10]).status, IoStatus::Success);
+    assert_eq!(book.take_log().len(), 16);
+    one.close();
+}
+
+#[test]
+fn an_abort_ends_what_waits_at_once_and_what_is_cut_after_the_pieces_on_their_way() {
+    let (one, book) = rig(limits(4 * KIB, u64::MAX, 0));
+    book.holds.set(true);
+    let ios: Vec<_> = (0..SPLIT_PARENTS as u64 + 2).map(|i| start(&one, IoOp::Write, i * 64 * KIB, 64 * KIB)).collect();
+    turn(&one);
+    let (first, last) = (&ios[0], &ios[SPLIT_PARENTS + 1]);
+    assert!(one.handle.abort(first.0) && one.handle.abort(last.0));
+    assert!(!one.handle.abort(u32::MAX));
+    turn(&one);
+    assert_eq!((first.1.get(), last.1.get()), (None, Some(IoStatus::Aborted)));
+    book.holds.set(false);
+    while ios.iter().any(|(_, end)| end.get().is_none()) {
+        book.release(1, IoStatus::Success);
+        turn(&one);
+    }
+    assert_eq!(first.1.get(), Some(IoStatus::Aborted));
+    assert!(ios[1..=SPLIT_PARENTS].iter().all(|(_, end)| end.get() == Some(IoStatus::Success)));
+    let pieces = book.take_log().into_iter().filter(|(_, offset, _)| *offset < 64 * KIB).count();
+    assert_eq!(pieces, SPLIT_CHILDREN, "of the first, no more than were on their way");
+    one.close();
+}
