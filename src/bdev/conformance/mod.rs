@@ -169,6 +169,9 @@ fn tiny_limits(traits: &mut Traits) {
     traits.limits.boundary = 64 * block;
 }
 
+/// What one reactor does in a scenario.
+type Part<F> = Box<dyn FnOnce(Rig) -> F + Send>;
+
 /// One way through the suite.
 struct Suite<'a> {
     way: Way,
@@ -215,7 +218,7 @@ impl Suite<'_> {
         &self,
         claim: &Claim,
         what: &'static str,
-        parts: Vec<(usize, Box<dyn FnOnce(Rig) -> F + Send>)>,
+        parts: Vec<(usize, Part<F>)>,
     ) -> Outcome {
         self.scenario.set(what);
         let (sender, ends) = mpsc::channel();
@@ -283,7 +286,7 @@ impl Suite<'_> {
         let (count, window) = (self.options.random_ops, claim.device().common().size().min(WINDOW));
         self.one(&claim, "random", move |rig| random::run(rig, count, 0, window))?;
         if matches!(self.way, Way::Two | Way::Forward) {
-            self.from_both(&claim)?;
+            self.both_at_once(&claim)?;
         }
         self.counting(&claim)?;
         if let Some(size) = self.options.grow_to {
@@ -294,7 +297,7 @@ impl Suite<'_> {
     }
 
     /// Both reactors at once: apart, and on the same blocks.
-    fn from_both(&self, claim: &Claim) -> Outcome {
+    fn both_at_once(&self, claim: &Claim) -> Outcome {
         let common = claim.device().common();
         let block = u64::from(common.traits().block_size);
         let half = common.size().min(2 * WINDOW) / 2 / block * block;
