@@ -40,11 +40,8 @@ const RAM_NS: &str = r#"{ bdev = "ram0" }"#;
 fn an_allow_list_refuses_others_and_hides_from_them() {
     let mut text = config(RAM, V4, RAM_NS);
     let (first, second) = (identity(1), identity(2));
-    text += &format!(
-        "[[nvmf.subsystem]]\nnqn = \"{}\"\nhosts = [\"{}\"]\nnamespaces = [{RAM_NS}]\n",
-        nqn(1),
-        first.nqn
-    );
+    text +=
+        &format!("[[nvmf.subsystem]]\nnqn = \"{}\"\nhosts = [\"{}\"]\nnamespaces = [{RAM_NS}]\n", nqn(1), first.nqn);
     let server = Place::new().serve(&text);
     let address = server.address();
     on_host(move |reactor| async move {
@@ -62,7 +59,9 @@ fn an_allow_list_refuses_others_and_hides_from_them() {
             for entry in &log.entries {
                 assert_eq!(entry.socket_address(), Some(address), "{entry:?}");
             }
-            assert!(log.entries.iter().any(|e| e.subtype == SubsystemType::CURRENT_DISCOVERY && e.nqn == DISCOVERY_NQN));
+            assert!(
+                log.entries.iter().any(|e| e.subtype == SubsystemType::CURRENT_DISCOVERY && e.nqn == DISCOVERY_NQN)
+            );
         }
         options.identity = first;
         Connected::new(&reactor, address, options, 1).await.end().await;
@@ -73,8 +72,9 @@ fn an_allow_list_refuses_others_and_hides_from_them() {
 #[test]
 fn two_hundred_and_fifty_six_namespaces_are_themselves() {
     const COUNT: u32 = 256;
-    let bdevs: String =
-        (1..=COUNT).map(|n| format!("[[bdev]]\nname = \"n{n}\"\ndriver = \"malloc\"\nsize = \"{}KiB\"\n", 4 * n)).collect();
+    let bdevs: String = (1..=COUNT)
+        .map(|n| format!("[[bdev]]\nname = \"n{n}\"\ndriver = \"malloc\"\nsize = \"{}KiB\"\n", 4 * n))
+        .collect();
     let namespaces: Vec<_> = (1..=COUNT).map(|n| format!("{{ bdev = \"n{n}\" }}")).collect();
     let server = Place::new().serve(&config(&bdevs, V4, &namespaces.join(", ")));
     let address = server.address();
@@ -157,7 +157,9 @@ fn controllers_of_one_subsystem_are_independent() {
         }
         assert_eq!(reset.volume.queue().ended(), Some(Ended::Stream(StreamError::Closed)));
         let refused = Queue::connect(&reactor, &reset.controller.ticket(), 1).await.unwrap_err();
-        assert!(matches!(refused, HostError::Refused { status, .. } if status.code() == StatusCode::COMMAND_SEQUENCE_ERROR));
+        assert!(
+            matches!(refused, HostError::Refused { status, .. } if status.code() == StatusCode::COMMAND_SEQUENCE_ERROR)
+        );
         reset.controller.property_set(Property::CC, cc).await.unwrap();
         assert!(csts().await.ready());
         let again = volume(&reactor, &reset.controller, 1, 1).await;

@@ -98,14 +98,7 @@ pub async fn run(volume: &Volume, op: IoOp, offset: u64, len: u64, data: &[u8]) 
 }
 
 /// As [`run`], durable before the answer if `fua`.
-pub async fn run_fua(
-    volume: &Volume,
-    op: IoOp,
-    offset: u64,
-    len: u64,
-    data: &[u8],
-    fua: bool,
-) -> (IoStatus, Vec<u8>) {
+pub async fn run_fua(volume: &Volume, op: IoOp, offset: u64, len: u64, data: &[u8], fua: bool) -> (IoStatus, Vec<u8>) {
     let reactor = volume.queue().reactor();
     let mut buffers = Vec::new();
     let data_len = op.data_len(len) as usize;

@@ -154,10 +154,8 @@ impl Model {
                 reactor.wake(waiter);
             });
         }
-        std::future::poll_fn(|_| {
-            if left.get() == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        })
-        .await;
+        std::future::poll_fn(|_| if left.get() == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending })
+            .await;
         flush(&volumes[0]).await;
     }
 }

@@ -24,8 +24,7 @@ fn config(bdevs: &[(&str, &str, u64)], subsystems: &[(usize, &[(u32, &str)])]) -
     for (number, namespaces) in subsystems {
         let list: Vec<_> =
             namespaces.iter().map(|(nsid, bdev)| format!("{{ nsid = {nsid}, bdev = \"{bdev}\" }}")).collect();
-        text +=
-            &format!("[[nvmf.subsystem]]\nnqn = \"{}\"\nnamespaces = [{}]\n", nqn(*number), list.join(", "));
+        text += &format!("[[nvmf.subsystem]]\nnqn = \"{}\"\nnamespaces = [{}]\n", nqn(*number), list.join(", "));
     }
     text
 }
@@ -56,7 +55,8 @@ async fn watching(reactor: &std::rc::Rc<reactor::reactor::Reactor>, address: Soc
 fn growth_is_seen_by_hosts_and_keeps_data() {
     for driver in ["file", "malloc"] {
         let place = Place::new();
-        let with = |mib| config(&[("disk0", driver, mib), ("other", "malloc", 2)], &[(0, &[(1, "disk0"), (2, "other")])]);
+        let with =
+            |mib| config(&[("disk0", driver, mib), ("other", "malloc", 2)], &[(0, &[(1, "disk0"), (2, "other")])]);
         let mut server = place.serve(&with(8));
         let grown = with(24);
         let address = server.address();
@@ -177,7 +177,8 @@ fn subsystems_come_and_go() {
         let discovery = Controller::connect(&reactor, address, asking).await.unwrap();
         let Connected { controller, volume: kept } = watching(&reactor, address).await;
         let listed = async |discovery: &Controller| {
-            let mut names: Vec<_> = discovery.discovery_log().await.unwrap().entries.into_iter().map(|e| e.nqn).collect();
+            let mut names: Vec<_> =
+                discovery.discovery_log().await.unwrap().entries.into_iter().map(|e| e.nqn).collect();
             names.retain(|name| name != DISCOVERY_NQN);
             names
         };

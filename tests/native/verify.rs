@@ -83,10 +83,10 @@ fn verify(server: &Server) -> [Vec<u8>; 2] {
                 }
                 let agreed = volumes[0].queue().agreed();
                 assert_eq!((agreed.header_digest, agreed.data_digest), (header_digest, data_digest));
-                assert_eq!((volumes[0].geometry().size, 1 << volumes[0].geometry().block_shift), (
-                    SIZE,
-                    if nsid == 1 { 512 } else { 4096 }
-                ));
+                assert_eq!(
+                    (volumes[0].geometry().size, 1 << volumes[0].geometry().block_shift),
+                    (SIZE, if nsid == 1 { 512 } else { 4096 })
+                );
                 model.crowd(&volumes, DEPTH, COUNT).await;
                 whole(&volumes[0], model).await;
                 for volume in volumes {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::bdev::device::file::{self, File, Geometry};
 use crate::bdev::device::malloc::{self, Malloc};
 use crate::bdev::device::null::{self, CompleteIn, Null};
 use crate::bdev::layer::inject::{self, Action, Inject, Rule, When};
@@ -6,6 +7,9 @@ use crate::bdev::layer::inject::{self, Action, Inject, Rule, When};
 mod broken;
 
 use broken::{Fault, Ram};
+
+use crate::sys::descriptor::Descriptor;
+use std::path::Path;
 
 const SIZE: u64 = 8 << 20;
 
@@ -53,6 +57,55 @@ fn a_ram_volume_conforms() {
     for block_size in [512, 4096] {
         run(|| ram_volume(block_size), &options());
     }
+}
+
+fn file_options(path: &Path, block_size: u32, direct: bool) -> file::Options {
+    file::Options {
+        name: "disk".to_owned(),
+        uuid: [7; 16],
+        path: path.to_owned(),
+        size: SIZE,
+        block_size,
+        physical_block_size: block_size,
+        direct,
+        home: 0,
+    }
+}
+
+/// Makes devices by `make`, each on a path of its own, on a file system that has direct I/O: the build's own.
+fn run_on_paths(make: impl Fn(&Path) -> Arc<dyn BlockDevice>, options: &Options) {
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
+    let directory = tempfile::tempdir_in(if target.is_dir() { target } else { std::env::temp_dir() }).unwrap();
+    let count = Cell::new(0);
+    let next = || {
+        count.set(count.get() + 1);
+        make(&directory.path().join(format!("disk{}.img", count.get())))
+    };
+    run(next, options);
+}
+
+#[test]
+fn a_file_volume_conforms_buffered() {
+    run_on_paths(|path| Arc::new(File::create(file_options(path, 512, false)).unwrap()), &options());
+}
+
+#[test]
+fn a_file_volume_conforms_with_direct_io() {
+    for block_size in [512, 4096] {
+        run_on_paths(|path| Arc::new(File::create(file_options(path, block_size, true)).unwrap()), &options());
+    }
+}
+
+#[test]
+fn a_file_volume_conforms_whose_unit_of_direct_io_is_larger_than_a_block() {
+    let make = |path: &Path| -> Arc<dyn BlockDevice> {
+        let file = std::fs::File::options().read(true).write(true).create_new(true).open(path).unwrap();
+        file.set_len(SIZE).unwrap();
+        let geometry = Geometry { memory: 4096, unit: 4096, zeroes: 4096, physical: 4096, direct: true };
+        let descriptor = Descriptor::from(std::os::fd::OwnedFd::from(file));
+        Arc::new(File::over(file_options(path, 512, true), descriptor, geometry))
+    };
+    run_on_paths(make, &Options { grow_to: None, ..options() });
 }
 
 #[test]
