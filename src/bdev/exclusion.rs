@@ -158,8 +158,8 @@ fn with_gate(reactor: &Reactor, device: u32, f: impl FnOnce(&Gate)) {
 
 fn arbiter_of(reactor: &Reactor, device: u32) -> Rc<Arbiter> {
     let all = service::<Arbiters>(reactor);
-    let arbiter = all.0.borrow_mut().entry(device).or_insert_with(|| Rc::new(Arbiter::new(device))).clone();
-    arbiter
+    let mut all = all.0.borrow_mut();
+    all.entry(device).or_insert_with(|| Rc::new(Arbiter::new(device))).clone()
 }
 
 impl Gate {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::config::{
     BdevConfig, Config, Driver, InjectAction, InjectOp, InjectRule, InjectStatus, NullComplete, Trigger,
 };
-use crate::bdev::device::{malloc, null};
+use crate::bdev::device::{file, malloc, null};
 use crate::bdev::layer::inject;
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::nvme::target::tcp::HOME;
@@ -83,7 +83,16 @@ impl Volumes {
                         .map_err(|e| DeviceError::Refused(e.to_string()))?,
                 )
             }
-            Driver::File { .. } => return Err(DeviceError::Refused("driver not built".into())),
+            Driver::File { path, direct } => Arc::new(file::File::create(file::Options {
+                name: bdev.name.clone(),
+                uuid,
+                path: path.clone(),
+                size: bdev.size,
+                block_size: bdev.block_size,
+                physical_block_size: bdev.physical_block_size,
+                direct: *direct,
+                home: HOME,
+            })?),
         };
         self.open.insert(bdev.name.clone(), device.clone());
         Ok(device)

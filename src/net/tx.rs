@@ -58,6 +58,7 @@ impl Budget {
 
 /// Spare batches of a reactor: a connection with nothing to send holds none.
 #[derive(Default)]
+#[expect(clippy::vec_box, reason = "a batch is handed to the kernel in its box, whose address stays")]
 struct Spares(RefCell<Vec<Box<TxBatch>>>);
 
 fn spares(reactor: &Reactor) -> Rc<Spares> {

@@ -313,7 +313,7 @@ impl Reactor {
         }
     }
 
-    /// Turns until [`Reactor::stop`] or [`Remote::stop`] is called.
+    /// Turns until [`Reactor::stop`] or [`mailbox::Remote::stop`] is called.
     pub fn run(&self, idle: Idle) {
         let mut idle_since = None;
         while !self.mailbox.own().is_stopping() {

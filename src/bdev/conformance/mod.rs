@@ -56,6 +56,9 @@ pub enum Way {
     Forward,
 }
 
+/// A part of a scenario and the reactor it runs on.
+type Part<F> = (usize, Box<dyn FnOnce(Rig) -> F + Send>);
+
 /// What the suite is told about a device.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -169,9 +172,6 @@ fn tiny_limits(traits: &mut Traits) {
     traits.limits.boundary = 64 * block;
 }
 
-/// What one reactor does in a scenario.
-type Part<F> = Box<dyn FnOnce(Rig) -> F + Send>;
-
 /// One way through the suite.
 struct Suite<'a> {
     way: Way,
@@ -218,7 +218,7 @@ impl Suite<'_> {
         &self,
         claim: &Claim,
         what: &'static str,
-        parts: Vec<(usize, Part<F>)>,
+        parts: Vec<Part<F>>,
     ) -> Outcome {
         self.scenario.set(what);
         let (sender, ends) = mpsc::channel();
@@ -286,7 +286,7 @@ impl Suite<'_> {
         let (count, window) = (self.options.random_ops, claim.device().common().size().min(WINDOW));
         self.one(&claim, "random", move |rig| random::run(rig, count, 0, window))?;
         if matches!(self.way, Way::Two | Way::Forward) {
-            self.both_at_once(&claim)?;
+            self.on_both(&claim)?;
         }
         self.counting(&claim)?;
         if let Some(size) = self.options.grow_to {
@@ -297,7 +297,7 @@ impl Suite<'_> {
     }
 
     /// Both reactors at once: apart, and on the same blocks.
-    fn both_at_once(&self, claim: &Claim) -> Outcome {
+    fn on_both(&self, claim: &Claim) -> Outcome {
         let common = claim.device().common();
         let block = u64::from(common.traits().block_size);
         let half = common.size().min(2 * WINDOW) / 2 / block * block;

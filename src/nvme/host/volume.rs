@@ -10,7 +10,7 @@ use super::HostError;
 use super::command::{BLOCKS_MAX, Place};
 use super::queue::Queue;
 use crate::bdev::{DeviceLimits, OpSet, load};
-use crate::nvme::spec::{IdentifyController, IdentifyNamespace, NSFEAT_OPTPERF};
+use crate::nvme::spec::{IdentifyController, IdentifyNamespace, NSFEAT_NSABP, NSFEAT_OPTPERF};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
 
@@ -86,7 +86,9 @@ impl Geometry {
         let blocks_z = |z: u16| (u32::from(z) + 1) << shift;
         let performance = namespace.nsfeat & NSFEAT_OPTPERF != 0;
         let transfer_max = transfer_max.min(BLOCKS_MAX << shift);
-        let acwu = (u64::from(controller.acwu_z.get()) + 1) << shift;
+        let own = namespace.nsfeat & NSFEAT_NSABP != 0;
+        let acwu_z = if own { namespace.nacwu_z.get() } else { controller.acwu_z.get() };
+        let acwu = (u64::from(acwu_z) + 1) << shift;
         Ok(Geometry {
             nsid,
             block_shift: shift,

@@ -20,6 +20,8 @@
 
 mod channel;
 mod open;
+#[cfg(test)]
+mod sim_tests;
 mod slow;
 #[cfg(test)]
 mod tests;

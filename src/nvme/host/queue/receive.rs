@@ -30,7 +30,7 @@ impl Core {
                 Ok(received) => received,
                 Err(error) => return Ended::Stream(error),
             };
-            if let Err(ended) = self.digest(receiver, &received) {
+            if let Err(ended) = self.take_apart(receiver, &received) {
                 return ended;
             }
             drop(received);
@@ -64,12 +64,12 @@ impl Core {
             self.slots.borrow_mut().return_place(placed);
             result.map_err(Ended::Stream)?;
             // Without a data digest the PDU ends here.
-            self.digest(receiver, &[])?;
+            self.take_apart(receiver, &[])?;
         }
     }
 
     /// Takes received bytes apart.
-    fn digest(&self, receiver: &mut Receiver, mut input: &[u8]) -> Result<(), Ended> {
+    fn take_apart(&self, receiver: &mut Receiver, mut input: &[u8]) -> Result<(), Ended> {
         let mut slots = self.slots.borrow_mut();
         let reactor = &self.reactor;
         let Receiver { decoder, current } = receiver;
