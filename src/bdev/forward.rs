@@ -50,7 +50,7 @@ struct Reach {
     home: u16,
     sink: Cell<u32>,
     state: Cell<State>,
-    #[expect(clippy::vec_box, reason = "a parcel travels in its box and comes back in it")]
+    #[expect(clippy::vec_box, reason = "a parcel travels in its box, which comes back")]
     free: RefCell<Vec<Box<Parcel>>>,
     waiting: IoList,
     /// A reset has a parcel of its own: it is what ends the I/Os that hold all the others.

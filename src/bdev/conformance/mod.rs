@@ -3,9 +3,8 @@
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use reactor::bdev::{BlockDevice, conformance};
-//! # fn suite(make: fn() -> Arc<dyn BlockDevice>) {
+//! # fn make() -> Arc<dyn BlockDevice> { unimplemented!() }
 //! conformance::run(make, &conformance::Options::default());
-//! # }
 //! ```
 //! The maker is called for a fresh device again and again, on the caller's thread; each device is removed before the next one is
 //! made. Reactors run on threads of their own, and the suite goes through the [`Registry`](super::registry::Registry) as doors do.
@@ -56,6 +55,9 @@ pub enum Way {
     /// By messages to its home.
     Forward,
 }
+
+/// A part of a scenario and the reactor it runs on.
+type Part<F> = (usize, Box<dyn FnOnce(Rig) -> F + Send>);
 
 /// What the suite is told about a device.
 #[derive(Clone, Debug)]
@@ -170,9 +172,6 @@ fn tiny_limits(traits: &mut Traits) {
     traits.limits.boundary = 64 * block;
 }
 
-/// What one reactor does in a scenario.
-type Part<F> = Box<dyn FnOnce(Rig) -> F + Send>;
-
 /// One way through the suite.
 struct Suite<'a> {
     way: Way,
@@ -219,7 +218,7 @@ impl Suite<'_> {
         &self,
         claim: &Claim,
         what: &'static str,
-        parts: Vec<(usize, Part<F>)>,
+        parts: Vec<Part<F>>,
     ) -> Outcome {
         self.scenario.set(what);
         let (sender, ends) = mpsc::channel();
@@ -287,7 +286,7 @@ impl Suite<'_> {
         let (count, window) = (self.options.random_ops, claim.device().common().size().min(WINDOW));
         self.one(&claim, "random", move |rig| random::run(rig, count, 0, window))?;
         if matches!(self.way, Way::Two | Way::Forward) {
-            self.both_at_once(&claim)?;
+            self.on_both(&claim)?;
         }
         self.counting(&claim)?;
         if let Some(size) = self.options.grow_to {
@@ -298,7 +297,7 @@ impl Suite<'_> {
     }
 
     /// Both reactors at once: apart, and on the same blocks.
-    fn both_at_once(&self, claim: &Claim) -> Outcome {
+    fn on_both(&self, claim: &Claim) -> Outcome {
         let common = claim.device().common();
         let block = u64::from(common.traits().block_size);
         let half = common.size().min(2 * WINDOW) / 2 / block * block;
