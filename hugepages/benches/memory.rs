@@ -1,8 +1,5 @@
 //! Nanoseconds of what the data path does most: `cargo bench -p hugepages`. Prints a table, judges nothing.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "a benchmark reads the clock itself"
-)]
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock itself")]
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -24,9 +21,7 @@ fn time(name: &str, count: u32, mut turn: impl FnMut()) {
 
 fn pool(id: u16) -> Pool {
     let pool = Pool::new(id);
-    let chunks = Arena::heap(64 << 20)
-        .grow(64 << 20)
-        .expect("a heap arena grows to its size");
+    let chunks = Arena::heap(64 << 20).grow(64 << 20).expect("a heap arena grows to its size");
     chunks.into_iter().for_each(|chunk| pool.add(chunk));
     pool
 }
@@ -36,45 +31,29 @@ fn main() {
     let other = pool(1);
     let alloc = |len: usize| home.alloc(black_box(len)).expect("64 MiB hold this");
 
-    time("alloc and drop 4 KiB", 2_000_000, || {
-        drop(black_box(alloc(4096)))
-    });
-    time("alloc and drop 1 MiB", 2_000_000, || {
-        drop(black_box(alloc(1 << 20)))
-    });
+    time("alloc and drop 4 KiB", 2_000_000, || drop(black_box(alloc(4096))));
+    time("alloc and drop 1 MiB", 2_000_000, || drop(black_box(alloc(1 << 20))));
     let mut held: Vec<Buf> = Vec::with_capacity(128);
-    time(
-        "alloc 128 of 4 KiB, then drop all: per buffer / 128",
-        20_000,
-        || {
-            held.extend((0..128).map(|_| alloc(4096)));
-            black_box(&held);
-            held.clear();
-        },
-    );
+    time("alloc 128 of 4 KiB, then drop all: per buffer / 128", 20_000, || {
+        held.extend((0..128).map(|_| alloc(4096)));
+        black_box(&held);
+        held.clear();
+    });
     let mut held: Vec<Buf> = Vec::with_capacity(2048);
-    time(
-        "alloc 2048 of 4 KiB, then drop all: per buffer / 2048",
-        1_000,
-        || {
-            held.extend((0..2048).map(|_| alloc(4096)));
-            black_box(&held);
-            held.clear();
-        },
-    );
+    time("alloc 2048 of 4 KiB, then drop all: per buffer / 2048", 1_000, || {
+        held.extend((0..2048).map(|_| alloc(4096)));
+        black_box(&held);
+        held.clear();
+    });
     time("split 64 KiB in two and drop both", 1_000_000, || {
         let mut rest = alloc(64 << 10);
         let front = rest.split_to(8192);
         drop(black_box((front, rest)));
     });
-    time(
-        "alloc, to another pool, drop there, collect",
-        1_000_000,
-        || {
-            drop(black_box(other.import(alloc(4096).into_remote())));
-            home.collect();
-        },
-    );
+    time("alloc, to another pool, drop there, collect", 1_000_000, || {
+        drop(black_box(other.import(alloc(4096).into_remote())));
+        home.collect();
+    });
     time("collect nothing", 5_000_000, || {
         black_box(home.collect());
     });
@@ -87,30 +66,18 @@ fn main() {
         time(&format!("memcpy of {len}"), count, || {
             black_box(&mut second[..len]).copy_from_slice(black_box(&private[..len]))
         });
-        time(&format!("Region::write of {len}"), count, || {
-            region.write(black_box(0), &private[..len])
-        });
-        time(&format!("Region::read of {len}"), count, || {
-            region.read(black_box(0), &mut private[..len])
-        });
+        time(&format!("Region::write of {len}"), count, || region.write(black_box(0), &private[..len]));
+        time(&format!("Region::read of {len}"), count, || region.read(black_box(0), &mut private[..len]));
         time(&format!("Region::compare of {len}"), count, || {
             black_box(region.compare(black_box(0), &private[..len])).expect("just read");
         });
     }
 
     for policy in [HugepagePolicy::Off, HugepagePolicy::Prefer] {
-        let options = ArenaOptions {
-            size: 256 << 20,
-            hugepages: policy,
-            numa_node: None,
-        };
-        time(
-            &format!("arena of 256 MiB ({policy:?}): make and grow to 32 MiB"),
-            1,
-            || {
-                let arena = Arena::new(options).expect("256 MiB of address space");
-                black_box(arena.grow(32 << 20).expect("32 MiB of memory"));
-            },
-        );
+        let options = ArenaOptions { size: 256 << 20, hugepages: policy, numa_node: None };
+        time(&format!("arena of 256 MiB ({policy:?}): make and grow to 32 MiB"), 1, || {
+            let arena = Arena::new(options).expect("256 MiB of address space");
+            black_box(arena.grow(32 << 20).expect("32 MiB of memory"));
+        });
     }
 }

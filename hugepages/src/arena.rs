@@ -177,8 +177,7 @@ impl Arena {
             warning = Some(shortage.preferred());
         }
         let size = size.next_multiple_of(PLAIN_PAGE);
-        let mapping =
-            Mapping::shared(size, PLAIN_PAGE).map_err(|source| ArenaError::Map { size, source })?;
+        let mapping = Mapping::shared(size, PLAIN_PAGE).map_err(|source| ArenaError::Map { size, source })?;
         Ok(Self::over(mapping, numa_node, warning))
     }
 
@@ -388,36 +387,14 @@ mod tests {
     /// A page that cannot be written is refused by the system call, not by a signal; growth is as before and can be retried.
     #[test]
     fn a_page_that_cannot_be_had_is_an_error() {
-        let options = ArenaOptions {
-            size: 8 << 20,
-            hugepages: HugepagePolicy::Off,
-            numa_node: None,
-        };
+        let options = ArenaOptions { size: 8 << 20, hugepages: HugepagePolicy::Off, numa_node: None };
         let arena = Arena::new(options).expect("plain pages");
         arena.grow(1 << 20).expect("memory");
         protect(&arena, 3 << 20, PLAIN_PAGE, libc::PROT_NONE);
         let error = arena.grow(7 << 20).expect_err("a page cannot be populated");
-        assert!(
-            matches!(
-                error,
-                ArenaError::Populate {
-                    bytes: 0x70_0000,
-                    page_size: PLAIN_PAGE,
-                    ..
-                }
-            ),
-            "{error}"
-        );
-        assert_eq!(
-            (arena.stats().populated, arena.chunks().count()),
-            (1 << 20, 1)
-        );
-        protect(
-            &arena,
-            3 << 20,
-            PLAIN_PAGE,
-            libc::PROT_READ | libc::PROT_WRITE,
-        );
+        assert!(matches!(error, ArenaError::Populate { bytes: 0x70_0000, page_size: PLAIN_PAGE, .. }), "{error}");
+        assert_eq!((arena.stats().populated, arena.chunks().count()), (1 << 20, 1));
+        protect(&arena, 3 << 20, PLAIN_PAGE, libc::PROT_READ | libc::PROT_WRITE);
         assert_eq!(arena.grow(7 << 20).expect("memory").len(), 1);
         assert_eq!(arena.stats().populated, 8 << 20);
     }

@@ -108,14 +108,8 @@ struct Links {
 
 impl Table {
     pub(crate) fn new(pages: usize) -> Self {
-        let links = Links {
-            previous: NIL,
-            next: NIL,
-        };
-        Self {
-            state: vec![0; pages].into(),
-            links: vec![links; pages].into(),
-        }
+        let links = Links { previous: NIL, next: NIL };
+        Self { state: vec![0; pages].into(), links: vec![links; pages].into() }
     }
 }
 
@@ -134,12 +128,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new() -> Self {
-        Self {
-            tables: Vec::new(),
-            heads: [NIL; CLASSES],
-            out: [0; CLASSES],
-            filled: 0,
-        }
+        Self { tables: Vec::new(), heads: [NIL; CLASSES], out: [0; CLASSES], filled: 0 }
     }
 
     /// Takes over a chunk: everything in it is free. The caller assigned it the next slot.
@@ -178,15 +167,8 @@ impl Ledger {
 
     /// Takes a block back and merges it with its free buddies.
     pub(crate) fn give(&mut self, extent: Extent) {
-        let Extent {
-            mut number,
-            mut order,
-        } = extent;
-        assert_eq!(
-            *self.state(number),
-            OUT | order,
-            "a block given back that is not out"
-        );
+        let Extent { mut number, mut order } = extent;
+        assert_eq!(*self.state(number), OUT | order, "a block given back that is not out");
         *self.state(number) = 0;
         self.out[usize::from(order)] -= 1;
         while order < TOP {
@@ -206,10 +188,7 @@ impl Ledger {
     pub(crate) fn landed(&mut self, number: BlockNumber) -> Extent {
         let state = *self.state(number);
         assert!(state & OUT != 0, "a block landed that is not out");
-        Extent {
-            number,
-            order: state & !OUT,
-        }
+        Extent { number, order: state & !OUT }
     }
 
     /// Blocks of one class that are out: taken and not given back.
@@ -219,11 +198,7 @@ impl Ledger {
 
     /// Blocks of one chunk that are out; walks the chunk.
     pub(crate) fn out_of_chunk(&self, slot: usize) -> usize {
-        self.tables[slot]
-            .state
-            .iter()
-            .filter(|state| **state & OUT != 0)
-            .count()
+        self.tables[slot].state.iter().filter(|state| **state & OUT != 0).count()
     }
 
     fn state(&mut self, number: BlockNumber) -> &mut u8 {
@@ -237,10 +212,7 @@ impl Ledger {
     fn insert(&mut self, number: BlockNumber, order: u8) {
         let next = self.heads[usize::from(order)];
         *self.state(number) = FREE | order;
-        *self.links(number) = Links {
-            previous: NIL,
-            next,
-        };
+        *self.links(number) = Links { previous: NIL, next };
         if let Some(next) = BlockNumber::list(next) {
             self.links(next).previous = number.0;
         }
@@ -249,11 +221,7 @@ impl Ledger {
     }
 
     fn unlink(&mut self, number: BlockNumber, order: u8) {
-        assert_eq!(
-            *self.state(number),
-            FREE | order,
-            "a block unlinked that is not free"
-        );
+        assert_eq!(*self.state(number), FREE | order, "a block unlinked that is not free");
         *self.state(number) = 0;
         let Links { previous, next } = *self.links(number);
         match BlockNumber::list(previous) {
@@ -284,9 +252,7 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Self {
-        Self {
-            head: AtomicU32::new(NIL),
-        }
+        Self { head: AtomicU32::new(NIL) }
     }
 
     /// True if a look found nothing to take; one relaxed load.

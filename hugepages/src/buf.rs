@@ -7,10 +7,7 @@
 //! A block is out while any part of it is; the last part dropped, wherever that is, sends it home. The parts of a
 //! block are counted at its first page: plainly while all are on one core, with atomic operations from the moment one
 //! of them becomes a [`RemoteBuf`].
-#![expect(
-    unsafe_code,
-    reason = "the one place where the right to a block becomes a slice of memory"
-)]
+#![expect(unsafe_code, reason = "the one place where the right to a block becomes a slice of memory")]
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -153,8 +150,7 @@ impl Ready {
         let (number, order) = (extent.number(), extent.order());
         let offset = number.page() as usize * BLOCK_MIN;
         assert!(
-            view.home
-                .is_some_and(|slot| usize::from(slot) == number.slot())
+            view.home.is_some_and(|slot| usize::from(slot) == number.slot())
                 && offset + extent.len() <= view.chunk.len(),
             "a block outside its chunk"
         );
@@ -165,10 +161,7 @@ impl Ready {
 
     #[inline]
     fn at(start: NonNull<u8>, order: u8, view: Rc<View>) -> Self {
-        Self {
-            tagged: start.map_addr(|address| address | usize::from(order)),
-            view,
-        }
+        Self { tagged: start.map_addr(|address| address | usize::from(order)), view }
     }
 
     #[inline]
@@ -179,13 +172,7 @@ impl Ready {
     #[inline]
     fn start(&self) -> NonNull<u8> {
         // SAFETY: the address of a block, which is not null.
-        unsafe {
-            NonNull::new_unchecked(
-                self.tagged
-                    .as_ptr()
-                    .map_addr(|address| address & !Self::ORDER_MASK),
-            )
-        }
+        unsafe { NonNull::new_unchecked(self.tagged.as_ptr().map_addr(|address| address & !Self::ORDER_MASK)) }
     }
 
     /// The buffer; `len` is at most the size of the block.
@@ -193,18 +180,12 @@ impl Ready {
     pub(crate) fn into_buf(self, len: usize) -> Buf {
         let span = Span::whole(self.order());
         debug_assert!(len <= span.capacity());
-        Buf {
-            start: self.start(),
-            span: span.with_len(len),
-            view: ManuallyDrop::new(self.view),
-        }
+        Buf { start: self.start(), span: span.with_len(len), view: ManuallyDrop::new(self.view) }
     }
 
     /// The right to the block.
     pub(crate) fn into_extent(self) -> Extent {
-        let Some(slot) = self.view.home else {
-            unreachable!("a block is ready at home only")
-        };
+        let Some(slot) = self.view.home else { unreachable!("a block is ready at home only") };
         let order = self.order();
         let page = head_page(&self.view.chunk, self.start(), order);
         Extent::from_buf(BlockNumber::new(slot, page), order)
@@ -215,17 +196,10 @@ impl Buf {
     /// A buffer from another core; `view` is this core's view of its chunk.
     #[inline]
     pub(crate) fn from_remote(view: Rc<View>, remote: RemoteBuf) -> Self {
-        assert!(
-            ptr::eq(Arc::as_ptr(&view.chunk), remote.chunk.as_ptr()),
-            "a view of another chunk"
-        );
+        assert!(ptr::eq(Arc::as_ptr(&view.chunk), remote.chunk.as_ptr()), "a view of another chunk");
         let remote = ManuallyDrop::new(remote);
         let view = ManuallyDrop::new(view);
-        Self {
-            start: remote.start,
-            span: remote.span,
-            view,
-        }
+        Self { start: remote.start, span: remote.span, view }
     }
 
     /// Bytes of the slice.
@@ -260,11 +234,7 @@ impl Buf {
     /// If `len` exceeds the capacity.
     #[inline]
     pub fn set_len(&mut self, len: usize) {
-        assert!(
-            len <= self.capacity(),
-            "{len} bytes in a buffer of {}",
-            self.capacity()
-        );
+        assert!(len <= self.capacity(), "{len} bytes in a buffer of {}", self.capacity());
         self.span = self.span.with_len(len);
     }
 
@@ -325,11 +295,7 @@ impl Buf {
             parts.store(2, Ordering::Relaxed);
         }
         let rest = self.capacity() - at;
-        let front = Buf {
-            start: self.start,
-            span: self.span.part(at, at),
-            view: self.view.clone(),
-        };
+        let front = Buf { start: self.start, span: self.span.part(at, at), view: self.view.clone() };
         self.span = self.span.part(self.len() - at, rest);
         if rest > 0 {
             // SAFETY: at < old capacity, so the result is inside the block.
@@ -349,9 +315,8 @@ impl Buf {
             && order == next.span.order()
             && ptr::eq(&*self.view.chunk, &*next.view.chunk)
             && self.page() == next.page();
-        let follows = next.capacity() == 0
-            || self.capacity() == 0
-            || self.address() + self.capacity() == next.address();
+        let follows =
+            next.capacity() == 0 || self.capacity() == 0 || self.address() + self.capacity() == next.address();
         if !same_block || !follows || self.len() != self.capacity() {
             return Err(next);
         }
@@ -364,19 +329,9 @@ impl Buf {
         drop(next);
         // Parts without capacity may be out still: only the sole part is the whole block. Acquire pairs with the Release
         // of parts that were dropped elsewhere.
-        let parts = self
-            .view
-            .chunk
-            .block(self.page())
-            .parts
-            .load(Ordering::Acquire)
-            & !ABROAD;
+        let parts = self.view.chunk.block(self.page()).parts.load(Ordering::Acquire) & !ABROAD;
         let whole = capacity == BLOCK_MIN << order && parts == 1;
-        self.span = if whole {
-            Span::whole(order).with_len(len)
-        } else {
-            self.span.part(len, capacity)
-        };
+        self.span = if whole { Span::whole(order).with_len(len) } else { self.span.part(len, capacity) };
         Ok(())
     }
 
@@ -392,11 +347,7 @@ impl Buf {
         // behind, until the block has landed.
         // SAFETY: `this` is not dropped, so its view is taken once, here.
         drop(unsafe { this.take_view() });
-        RemoteBuf {
-            start: this.start,
-            span: this.span,
-            chunk,
-        }
+        RemoteBuf { start: this.start, span: this.span, chunk }
     }
 
     /// From now on other cores count, too. Sent with the buffer, the flag is seen wherever a part of the block is: parts
@@ -489,10 +440,7 @@ impl RemoteBuf {
     /// The chunk's slot in the pool of `home`, if that is where it belongs.
     #[inline]
     pub(crate) fn home_slot(&self, home: &Arc<Home>) -> Option<u16> {
-        self.chunk()
-            .home()
-            .filter(|link| Arc::ptr_eq(&link.home, home))
-            .map(|link| link.slot)
+        self.chunk().home().filter(|link| Arc::ptr_eq(&link.home, home)).map(|link| link.slot)
     }
 }
 
@@ -556,9 +504,6 @@ impl fmt::Debug for Buf {
 
 impl fmt::Debug for RemoteBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteBuf")
-            .field("chunk", &self.chunk().index())
-            .field("len", &self.len())
-            .finish()
+        f.debug_struct("RemoteBuf").field("chunk", &self.chunk().index()).field("len", &self.len()).finish()
     }
 }

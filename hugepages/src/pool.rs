@@ -12,9 +12,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use crate::arena::{Chunk, ChunkInfo, ChunkInner, orphan};
-use crate::block::{
-    BLOCK_MIN, BlockNumber, CHUNKS_MAX, CLASSES, Extent, Home, Ledger, MAX_BUF, class_of,
-};
+use crate::block::{BLOCK_MIN, BlockNumber, CHUNKS_MAX, CLASSES, Extent, Home, Ledger, MAX_BUF, class_of};
 use crate::buf::{Buf, Ready, RemoteBuf};
 use crate::sync::Arc;
 
@@ -95,10 +93,7 @@ pub struct Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool")
-            .field("id", &self.core.id)
-            .field("handles", &Rc::strong_count(&self.handle))
-            .finish()
+        f.debug_struct("Pool").field("id", &self.core.id).field("handles", &Rc::strong_count(&self.handle)).finish()
     }
 }
 
@@ -153,9 +148,7 @@ impl Pool {
                 remote_returns: 0,
             }),
         });
-        let handle = Rc::new(Handle {
-            core: Rc::clone(&core),
-        });
+        let handle = Rc::new(Handle { core: Rc::clone(&core) });
         Self { core, handle }
     }
 
@@ -175,11 +168,7 @@ impl Pool {
         let (chunk, table) = chunk.settle(&self.core.home, slot as u16);
         state.bytes_total += chunk.len();
         state.ledger.add(table);
-        let view = View {
-            core: Rc::clone(&self.core),
-            chunk: Arc::clone(&chunk),
-            home: Some(slot as u16),
-        };
+        let view = View { core: Rc::clone(&self.core), chunk: Arc::clone(&chunk), home: Some(slot as u16) };
         state.chunks.push(chunk);
         state.views.push(Rc::new(view));
         state.freed += 1;
@@ -285,17 +274,11 @@ impl Core {
     }
 
     fn is_home_of(&self, chunk: &ChunkInner) -> bool {
-        chunk
-            .home()
-            .is_some_and(|link| Arc::ptr_eq(&link.home, &self.home))
+        chunk.home().is_some_and(|link| Arc::ptr_eq(&link.home, &self.home))
     }
 
     /// The view of a chunk of another pool, made if this is the first look at it.
-    fn view_of(
-        self: &Rc<Self>,
-        chunk: &ChunkInner,
-        share: impl FnOnce() -> Arc<ChunkInner>,
-    ) -> Rc<View> {
+    fn view_of(self: &Rc<Self>, chunk: &ChunkInner, share: impl FnOnce() -> Arc<ChunkInner>) -> Rc<View> {
         let state = &mut *self.state.borrow_mut();
         let index = usize::from(chunk.index());
         if state.known.len() <= index {
@@ -305,11 +288,7 @@ impl Core {
             Some(view) if std::ptr::eq(&*view.chunk, chunk) => Rc::clone(view),
             // Empty, or the chunk of that index in another arena.
             entry => {
-                let view = View {
-                    core: Rc::clone(self),
-                    chunk: share(),
-                    home: None,
-                };
+                let view = View { core: Rc::clone(self), chunk: share(), home: None };
                 Rc::clone(entry.insert(Rc::new(view)))
             }
         }

@@ -10,9 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use hugepages::{
-    Arena, ArenaError, ArenaOptions, BLOCK_MIN, ChunkInfo, HugepagePolicy, MAX_BUF, Pool,
-};
+use hugepages::{Arena, ArenaError, ArenaOptions, BLOCK_MIN, ChunkInfo, HugepagePolicy, MAX_BUF, Pool};
 
 const MIB: usize = 1 << 20;
 const HUGE: usize = 2 * MIB;
@@ -21,11 +19,7 @@ const COUNTER: &str = "/proc/sys/vm/nr_hugepages";
 const CHILD: &str = "ARENA_TEST_CHILD";
 
 fn options(size: usize, hugepages: HugepagePolicy) -> ArenaOptions {
-    ArenaOptions {
-        size,
-        hugepages,
-        numa_node: None,
-    }
+    ArenaOptions { size, hugepages, numa_node: None }
 }
 
 fn plain(size: usize) -> Arena {
@@ -40,38 +34,24 @@ fn mapping(map: &str, address: usize) -> Vec<String> {
         let end = rest.split(' ').next()?;
         Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
     };
-    let mut lines = text
-        .lines()
-        .skip_while(|line| !range(line).is_some_and(|range| range.contains(&address)));
+    let mut lines = text.lines().skip_while(|line| !range(line).is_some_and(|range| range.contains(&address)));
     let first = lines.next().expect("the address is mapped");
     let details = lines.take_while(|line| range(line).is_none());
-    std::iter::once(first)
-        .chain(details)
-        .map(str::to_owned)
-        .collect()
+    std::iter::once(first).chain(details).map(str::to_owned).collect()
 }
 
 /// The value of a line of smaps, in bytes.
 fn detail(address: usize, name: &str) -> usize {
     let lines = mapping("smaps", address);
-    let line = lines
-        .iter()
-        .find_map(|line| line.strip_prefix(name))
-        .expect("a line of smaps");
-    let kib: usize = line
-        .trim_start_matches(':')
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number of kB");
+    let line = lines.iter().find_map(|line| line.strip_prefix(name)).expect("a line of smaps");
+    let kib: usize = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number of kB");
     kib * 1024
 }
 
 fn read_shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Vec<u8> {
     let file = File::from(fd.try_clone_to_owned().expect("a descriptor is free"));
     let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, offset)
-        .expect("the memfd has the whole arena");
+    file.read_exact_at(&mut bytes, offset).expect("the memfd has the whole arena");
     bytes
 }
 
@@ -83,10 +63,7 @@ fn fill_and_share(arena: &Arena) {
     }
     let mut held: Vec<_> = std::iter::from_fn(|| pool.alloc(MAX_BUF)).collect();
     assert_eq!(held.len(), arena.stats().size / MAX_BUF);
-    assert!(
-        held.iter().all(|buf| buf.iter().all(|byte| *byte == 0)),
-        "not zeroed"
-    );
+    assert!(held.iter().all(|buf| buf.iter().all(|byte| *byte == 0)), "not zeroed");
     let chunks: Vec<ChunkInfo> = arena.chunks().collect();
     for (mark, buf) in held.iter_mut().enumerate() {
         buf.fill(mark as u8 + 1);
@@ -95,10 +72,7 @@ fn fill_and_share(arena: &Arena) {
         let chunk = &chunks[usize::from(buf.chunk())];
         let fd = chunk.memfd().expect("a mapped arena has one");
         let seen = read_shared(fd, chunk.offset() + buf.chunk_offset() as u64, buf.len());
-        assert!(
-            seen.iter().all(|byte| *byte == mark as u8 + 1),
-            "other bytes in the memfd"
-        );
+        assert!(seen.iter().all(|byte| *byte == mark as u8 + 1), "other bytes in the memfd");
     }
 }
 
@@ -113,29 +87,17 @@ fn plain_pages_come_in_chunks() {
     let infos: Vec<ChunkInfo> = arena.chunks().collect();
     let lens: Vec<usize> = infos.iter().map(ChunkInfo::len).collect();
     assert_eq!(lens, [MIB, 16 * MIB, 16 * MIB, 7 * MIB + BLOCK_MIN]);
-    assert_eq!(
-        rest.iter()
-            .map(|chunk| chunk.info().index())
-            .collect::<Vec<_>>(),
-        [1, 2, 3]
-    );
+    assert_eq!(rest.iter().map(|chunk| chunk.info().index()).collect::<Vec<_>>(), [1, 2, 3]);
     for (before, after) in infos.iter().zip(&infos[1..]) {
         assert_eq!(before.offset() + before.len() as u64, after.offset());
         assert_eq!(before.address() + before.len(), after.address());
     }
-    assert!(
-        infos
-            .iter()
-            .all(|chunk| chunk.iova().is_none() && chunk.page_size() == BLOCK_MIN)
-    );
+    assert!(infos.iter().all(|chunk| chunk.iova().is_none() && chunk.page_size() == BLOCK_MIN));
     // All of it is present before anybody touches it; and then there is no more.
     assert_eq!(detail(infos[0].address(), "Rss"), 40 * MIB + BLOCK_MIN);
     assert!(arena.grow(1).expect("no more, but no error").is_empty());
     let stats = arena.stats();
-    assert_eq!(
-        (stats.size, stats.populated, stats.chunks),
-        (40 * MIB + BLOCK_MIN, 40 * MIB + BLOCK_MIN, 4)
-    );
+    assert_eq!((stats.size, stats.populated, stats.chunks), (40 * MIB + BLOCK_MIN, 40 * MIB + BLOCK_MIN, 4));
 }
 
 #[test]
@@ -154,18 +116,9 @@ fn plain_pages_are_shared_by_the_descriptor() {
 fn the_descriptor_cannot_be_resized() {
     let arena = plain(MIB);
     let chunk = arena.grow(MIB).expect("room").remove(0).info();
-    let file = File::from(
-        chunk
-            .memfd()
-            .expect("a descriptor")
-            .try_clone_to_owned()
-            .expect("a descriptor is free"),
-    );
+    let file = File::from(chunk.memfd().expect("a descriptor").try_clone_to_owned().expect("a descriptor is free"));
     assert_eq!(file.metadata().expect("a file").size(), MIB as u64);
-    assert!(
-        file.set_len(0).is_err(),
-        "whoever shares the memory could take it away"
-    );
+    assert!(file.set_len(0).is_err(), "whoever shares the memory could take it away");
 }
 
 #[test]
@@ -176,17 +129,12 @@ fn memory_goes_when_the_last_holder_goes() {
         line.split_whitespace().nth(4).expect("an inode").to_owned()
     };
     let pool = Pool::new(0);
-    arena
-        .grow(MIB)
-        .expect("room")
-        .into_iter()
-        .for_each(|chunk| pool.add(chunk));
+    arena.grow(MIB).expect("room").into_iter().for_each(|chunk| pool.add(chunk));
     let remote = pool.alloc(1).expect("room").into_remote();
     let inode = inode(arena.chunks().next().expect("grown").address());
     let mapped = || {
         let maps = fs::read_to_string("/proc/self/maps").expect("proc is mounted");
-        maps.lines()
-            .any(|line| line.contains("reactor-arena") && line.contains(&format!(" {inode} ")))
+        maps.lines().any(|line| line.contains("reactor-arena") && line.contains(&format!(" {inode} ")))
     };
     drop((arena, pool));
     assert!(mapped(), "unmapped while a buffer is on its way");
@@ -196,21 +144,13 @@ fn memory_goes_when_the_last_holder_goes() {
 
 #[test]
 fn memory_of_a_node_is_bound_to_it() {
-    let on = |node: u32| {
-        Arena::new(ArenaOptions {
-            numa_node: Some(node),
-            ..options(4 * MIB, HugepagePolicy::Off)
-        })
-    };
+    let on = |node: u32| Arena::new(ArenaOptions { numa_node: Some(node), ..options(4 * MIB, HugepagePolicy::Off) });
     let arena = on(0).expect("node 0 is everywhere");
     let chunk = arena.grow(4 * MIB).expect("room").remove(0).info();
     let text = fs::read_to_string("/proc/self/numa_maps").unwrap_or_default();
     let start = format!("{:x} ", chunk.address());
     match text.lines().find(|line| line.starts_with(&start)) {
-        Some(line) => assert!(
-            line.contains("bind:0") && line.contains("N0=1024"),
-            "{line}"
-        ),
+        Some(line) => assert!(line.contains("bind:0") && line.contains("N0=1024"), "{line}"),
         None => assert!(text.is_empty(), "not in numa_maps"),
     }
     assert!(matches!(on(999), Err(ArenaError::NumaNode { node: 999 })));
@@ -238,12 +178,7 @@ fn ran_in_child(test: &str, limits: &[&str]) -> bool {
     let program = folder.join("test");
     fs::copy(env::current_exe().expect("a path"), &program).expect("room for a copy");
     let mut command = Command::new("prlimit");
-    command
-        .args(limits)
-        .arg("--")
-        .arg(&program)
-        .args(["--exact", test, "--nocapture"])
-        .env(CHILD, test);
+    command.args(limits).arg("--").arg(&program).args(["--exact", test, "--nocapture"]).env(CHILD, test);
     if is_root() {
         command.uid(65534).gid(65534);
     }
@@ -251,10 +186,7 @@ fn ran_in_child(test: &str, limits: &[&str]) -> bool {
     fs::remove_dir_all(&folder).expect("own folder");
     let output = output.expect("prlimit is there (util-linux)");
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "in the child: {text}"
-    );
+    assert!(output.status.success() && text.contains("1 passed"), "in the child: {text}");
     true
 }
 
@@ -264,22 +196,13 @@ fn is_root() -> bool {
 
 #[test]
 fn an_ordinary_user_with_little_memlock_has_an_arena() {
-    if ran_in_child(
-        "an_ordinary_user_with_little_memlock_has_an_arena",
-        &["--memlock=8388608"],
-    ) {
+    if ran_in_child("an_ordinary_user_with_little_memlock_has_an_arena", &["--memlock=8388608"]) {
         return;
     }
     assert!(!is_root());
     let limits = fs::read_to_string("/proc/self/limits").expect("proc is mounted");
-    assert!(
-        limits
-            .lines()
-            .any(|line| line.starts_with("Max locked memory") && line.contains("8388608"))
-    );
-    fill_and_share(
-        &Arena::new(options(48 * MIB, HugepagePolicy::Prefer)).expect("plain pages at least"),
-    );
+    assert!(limits.lines().any(|line| line.starts_with("Max locked memory") && line.contains("8388608")));
+    fill_and_share(&Arena::new(options(48 * MIB, HugepagePolicy::Prefer)).expect("plain pages at least"));
 }
 
 #[test]
@@ -300,21 +223,13 @@ struct Reserved {
 }
 
 fn counter() -> usize {
-    fs::read_to_string(COUNTER)
-        .expect("the kernel has hugepages")
-        .trim()
-        .parse()
-        .expect("a number")
+    fs::read_to_string(COUNTER).expect("the kernel has hugepages").trim().parse().expect("a number")
 }
 
 fn free() -> usize {
     let read = |name: &str| -> usize {
         let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
-        fs::read_to_string(path)
-            .expect("2 MiB pages")
-            .trim()
-            .parse()
-            .expect("a number")
+        fs::read_to_string(path).expect("2 MiB pages").trim().parse().expect("a number")
     };
     read("free_hugepages") - read("resv_hugepages")
 }
@@ -365,27 +280,15 @@ fn hugepages_where_the_machine_has_them() {
     let Some(_pages) = Reserved::exactly(8) else {
         return;
     };
-    for (policy, node) in [
-        (HugepagePolicy::Require, None),
-        (HugepagePolicy::Prefer, Some(0)),
-    ] {
-        let arena = Arena::new(ArenaOptions {
-            numa_node: node,
-            ..options(15 * MIB, policy)
-        })
-        .expect("8 pages are free");
-        assert_eq!(
-            (arena.page_size(), arena.warning(), arena.stats().size),
-            (HUGE, None, 16 * MIB)
-        );
+    for (policy, node) in [(HugepagePolicy::Require, None), (HugepagePolicy::Prefer, Some(0))] {
+        let arena =
+            Arena::new(ArenaOptions { numa_node: node, ..options(15 * MIB, policy) }).expect("8 pages are free");
+        assert_eq!((arena.page_size(), arena.warning(), arena.stats().size), (HUGE, None, 16 * MIB));
         // Reserved from the start: nobody else can take them.
         assert_eq!(free(), 0);
         let chunks = arena.grow(3 * MIB).expect("reserved pages");
         let info = chunks[0].info();
-        assert_eq!(
-            (chunks.len(), info.len(), info.page_size()),
-            (1, 2 * HUGE, HUGE)
-        );
+        assert_eq!((chunks.len(), info.len(), info.page_size()), (1, 2 * HUGE, HUGE));
         assert_eq!(info.address() % HUGE, 0);
         assert_eq!(detail(info.address(), "KernelPageSize"), HUGE);
         drop(chunks);
@@ -409,24 +312,17 @@ fn too_few_hugepages_are_refused_or_replaced() {
 
     let error = Arena::new(options(4 * HUGE, HugepagePolicy::Require)).expect_err("1 page is free");
     let text = error.to_string();
-    assert!(
-        text.contains("needs 4 hugepages of 2 MiB, 1 are free") && text.contains(&command),
-        "{text}"
-    );
+    assert!(text.contains("needs 4 hugepages of 2 MiB, 1 are free") && text.contains(&command), "{text}");
 
     let arena = Arena::new(options(4 * HUGE, HugepagePolicy::Prefer)).expect("plain pages");
     assert_eq!(arena.page_size(), BLOCK_MIN);
     let warning = arena.warning().expect("a fallback").to_owned();
-    assert!(
-        warning.contains(&command) && !warning.contains('\n'),
-        "{warning}"
-    );
+    assert!(warning.contains(&command) && !warning.contains('\n'), "{warning}");
     fill_and_share(&arena);
 
     // The advice is right: after the command, it works.
     fs::write(COUNTER, (counted + 3).to_string()).expect("root");
-    let made =
-        Arena::new(options(4 * HUGE, HugepagePolicy::Require)).map(|arena| arena.page_size());
+    let made = Arena::new(options(4 * HUGE, HugepagePolicy::Require)).map(|arena| arena.page_size());
     fs::write(COUNTER, counted.to_string()).expect("root");
     assert_eq!(made.expect("as many as it asked for"), HUGE);
     drop(holder);
@@ -437,22 +333,13 @@ fn without_hugepages_requiring_them_names_the_remedy() {
     let Some(_none) = Reserved::exactly(0) else {
         return;
     };
-    let text = Arena::new(options(16 * MIB, HugepagePolicy::Require))
-        .expect_err("none are free")
-        .to_string();
+    let text = Arena::new(options(16 * MIB, HugepagePolicy::Require)).expect_err("none are free").to_string();
     let command = format!("echo {} > /proc/sys/vm/nr_hugepages", counter() + 8);
-    assert!(
-        text.contains(&command) && text.contains("hugepages = \"prefer\""),
-        "{text}"
-    );
-    let on_node = ArenaOptions {
-        numa_node: Some(0),
-        ..options(16 * MIB, HugepagePolicy::Require)
-    };
+    assert!(text.contains(&command) && text.contains("hugepages = \"prefer\""), "{text}");
+    let on_node = ArenaOptions { numa_node: Some(0), ..options(16 * MIB, HugepagePolicy::Require) };
     let text = Arena::new(on_node).expect_err("none are free").to_string();
     assert!(
-        text.contains("on NUMA node 0")
-            && text.contains("/node0/hugepages/hugepages-2048kB/nr_hugepages"),
+        text.contains("on NUMA node 0") && text.contains("/node0/hugepages/hugepages-2048kB/nr_hugepages"),
         "{text}"
     );
 }

@@ -22,12 +22,7 @@ struct Cells(Arc<BTreeMap<usize, UnsafeCell<()>>>);
 
 impl Cells {
     fn of(blocks: &[Buf]) -> Self {
-        Self(Arc::new(
-            blocks
-                .iter()
-                .map(|block| (block.address(), UnsafeCell::new(())))
-                .collect(),
-        ))
+        Self(Arc::new(blocks.iter().map(|block| (block.address(), UnsafeCell::new(()))).collect()))
     }
 
     fn touch(&self, address: usize) {
@@ -38,11 +33,7 @@ impl Cells {
 fn pool(blocks: usize) -> Pool {
     let pool = Pool::new(0);
     let size = blocks * BLOCK_MIN;
-    Arena::heap(size)
-        .grow(size)
-        .expect("a heap arena grows to its size")
-        .into_iter()
-        .for_each(|chunk| pool.add(chunk));
+    Arena::heap(size).grow(size).expect("a heap arena grows to its size").into_iter().for_each(|chunk| pool.add(chunk));
     pool
 }
 
@@ -59,9 +50,7 @@ fn collect(home: &Pool) {
 
 /// Joins threads that only drop.
 fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    threads
-        .into_iter()
-        .for_each(|thread| thread.join().expect("it only drops"));
+    threads.into_iter().for_each(|thread| thread.join().expect("it only drops"));
 }
 
 /// Uses a block on another core and drops it there.
@@ -166,9 +155,7 @@ fn a_block_goes_home_by_way_of_another_pool() {
             drop(block);
         });
         collect(&home);
-        all(&home)
-            .iter()
-            .for_each(|block| cells.touch(block.address()));
+        all(&home).iter().for_each(|block| cells.touch(block.address()));
         drop(home);
         join([thread]);
     });

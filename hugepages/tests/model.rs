@@ -68,19 +68,8 @@ impl Bench {
     fn new() -> Self {
         let (home, other) = (Pool::new(0), Pool::new(1));
         let arena = Arena::heap(ARENA);
-        arena
-            .grow(ARENA)
-            .expect("a heap arena grows to its size")
-            .into_iter()
-            .for_each(|chunk| home.add(chunk));
-        Self {
-            home,
-            other,
-            here: Vec::new(),
-            away: Vec::new(),
-            owned: BTreeMap::new(),
-            marks: 0,
-        }
+        arena.grow(ARENA).expect("a heap arena grows to its size").into_iter().for_each(|chunk| home.add(chunk));
+        Self { home, other, here: Vec::new(), away: Vec::new(), owned: BTreeMap::new(), marks: 0 }
     }
 
     fn own(&mut self, buf: &Buf) {
@@ -99,10 +88,7 @@ impl Bench {
 
     fn disown(&mut self, buf: &Buf) {
         if buf.capacity() > 0 {
-            assert_eq!(
-                self.owned.remove(&buf.address()),
-                Some(buf.address() + buf.capacity())
-            );
+            assert_eq!(self.owned.remove(&buf.address()), Some(buf.address() + buf.capacity()));
         }
     }
 
@@ -113,21 +99,14 @@ impl Bench {
         buf.set_len(buf.capacity());
         buf.fill(self.marks);
         buf.set_len(len);
-        Held {
-            buf,
-            mark: self.marks,
-        }
+        Held { buf, mark: self.marks }
     }
 
     /// Nobody else wrote into it.
     fn verify(held: &mut Held<Buf>) {
         let len = held.buf.len();
         held.buf.set_len(held.buf.capacity());
-        assert!(
-            held.buf.iter().all(|byte| *byte == held.mark),
-            "somebody else wrote into {:?}",
-            held.buf
-        );
+        assert!(held.buf.iter().all(|byte| *byte == held.mark), "somebody else wrote into {:?}", held.buf);
         held.buf.set_len(len);
     }
 
@@ -150,10 +129,7 @@ impl Bench {
     fn split(&mut self, mut buf: Buf, at: usize) {
         let (start, len, capacity) = (buf.address(), buf.len(), buf.capacity());
         let front = buf.split_to(at);
-        assert_eq!(
-            (front.address(), front.len(), front.capacity()),
-            (start, at, at)
-        );
+        assert_eq!((front.address(), front.len(), front.capacity()), (start, at, at));
         assert_eq!((buf.len(), buf.capacity()), (len - at, capacity - at));
         assert!(buf.capacity() == 0 || buf.address() == start + at);
         self.keep(front);
@@ -168,10 +144,7 @@ impl Bench {
         let (len, capacity) = (front.len() + next.len(), front.capacity() + next.capacity());
         match front.unsplit(next) {
             Ok(()) => {
-                assert_eq!(
-                    (front.address(), front.len(), front.capacity()),
-                    (address, len, capacity)
-                );
+                assert_eq!((front.address(), front.len(), front.capacity()), (address, len, capacity));
                 self.keep(front);
                 true
             }
@@ -223,8 +196,7 @@ impl Bench {
                     return;
                 };
                 let end = front.buf.address() + front.buf.capacity();
-                let follows =
-                    |held: &Held<Buf>| held.buf.address() == end && held.buf.capacity() > 0;
+                let follows = |held: &Held<Buf>| held.buf.address() == end && held.buf.capacity() > 0;
                 match self.here.iter().position(follows) {
                     Some(index) if front.buf.capacity() > 0 => {
                         let mut next = self.here.swap_remove(index);
@@ -250,10 +222,7 @@ impl Bench {
             Step::Depart(which) => {
                 if let Some(held) = self.take(which) {
                     self.own(&held.buf);
-                    self.away.push(Held {
-                        buf: held.buf.into_remote(),
-                        mark: held.mark,
-                    });
+                    self.away.push(Held { buf: held.buf.into_remote(), mark: held.mark });
                 }
             }
             Step::DropAway(which) => {
@@ -280,15 +249,9 @@ impl Bench {
             return None;
         }
         let Held { buf, mark } = self.away.swap_remove(which.index(self.away.len()));
-        assert!(
-            buf.iter().all(|byte| *byte == mark),
-            "somebody else wrote into {buf:?}"
-        );
+        assert!(buf.iter().all(|byte| *byte == mark), "somebody else wrote into {buf:?}");
         let pool = if other { &self.other } else { &self.home };
-        let mut held = Held {
-            buf: pool.import(buf),
-            mark,
-        };
+        let mut held = Held { buf: pool.import(buf), mark };
         Self::verify(&mut held);
         Some(held)
     }

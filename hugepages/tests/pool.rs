@@ -46,11 +46,7 @@ static ALLOCATOR: Counting = Counting;
 
 fn pool(id: u16, arena: &Arena, bytes: usize) -> Pool {
     let pool = Pool::new(id);
-    arena
-        .grow(bytes)
-        .expect("a heap arena grows to its size")
-        .into_iter()
-        .for_each(|chunk| pool.add(chunk));
+    arena.grow(bytes).expect("a heap arena grows to its size").into_iter().for_each(|chunk| pool.add(chunk));
     pool
 }
 
@@ -103,9 +99,7 @@ fn exhaustion_is_counted_and_ends_when_a_buffer_returns() {
     assert_eq!(pool.collect(), 0);
     // Returned by another core, seen by the next collect, or by an allocation that finds nothing else.
     let remote = held.pop().expect("two are held").into_remote();
-    thread::spawn(move || drop(remote))
-        .join()
-        .expect("it only drops");
+    thread::spawn(move || drop(remote)).join().expect("it only drops");
     assert_eq!(pool.freed(), freed);
     assert!(pool.alloc(1).is_some());
     assert!(pool.freed() > freed);
@@ -120,15 +114,9 @@ fn counters_tell_what_is_out() {
     let arena = Arena::heap(4 * MAX_BUF);
     let pool = pool(7, &arena, 4 * MAX_BUF);
     assert_eq!(pool.id(), 7);
-    let (small, mut large) = (
-        pool.alloc(1).expect("room"),
-        pool.alloc(100_000).expect("room"),
-    );
+    let (small, mut large) = (pool.alloc(1).expect("room"), pool.alloc(100_000).expect("room"));
     let stats = pool.stats();
-    assert_eq!(
-        (stats.bytes_total, stats.bytes_in_use),
-        (4 * MAX_BUF, (4 << 10) + (128 << 10))
-    );
+    assert_eq!((stats.bytes_total, stats.bytes_in_use), (4 * MAX_BUF, (4 << 10) + (128 << 10)));
     let in_use = |pool: &Pool| pool.stats().classes.map(|class| class.in_use);
     assert_eq!(in_use(&pool), [1, 0, 0, 0, 0, 1, 0, 0, 0]);
     assert_eq!(stats.classes[5].size, 128 << 10);
@@ -137,18 +125,8 @@ fn counters_tell_what_is_out() {
     assert_eq!((pool.leaked(), in_use(&pool)[5]), (1, 1));
     drop(front);
     let stats = pool.stats();
-    assert_eq!(
-        (stats.bytes_in_use, stats.bytes_high_water),
-        (0, (4 << 10) + (128 << 10))
-    );
-    assert_eq!(
-        (
-            pool.leaked(),
-            stats.classes[0].cached,
-            stats.classes[5].cached
-        ),
-        (0, 1, 1)
-    );
+    assert_eq!((stats.bytes_in_use, stats.bytes_high_water), (0, (4 << 10) + (128 << 10)));
+    assert_eq!((pool.leaked(), stats.classes[0].cached, stats.classes[5].cached), (0, 1, 1));
 }
 
 #[test]
@@ -156,13 +134,7 @@ fn contents_and_places_survive_the_journey() {
     let arena = Arena::heap(34 << 20);
     let (home, other) = (pool(0, &arena, 17 << 20), pool(1, &arena, 17 << 20));
     let chunks: Vec<_> = arena.chunks().collect();
-    assert_eq!(
-        chunks
-            .iter()
-            .map(|chunk| chunk.len() >> 20)
-            .collect::<Vec<_>>(),
-        [16, 1, 16, 1]
-    );
+    assert_eq!(chunks.iter().map(|chunk| chunk.len() >> 20).collect::<Vec<_>>(), [16, 1, 16, 1]);
     let mut buf = home.alloc(5000).expect("room");
     buf.fill(0xC3);
     let chunk = &chunks[usize::from(buf.chunk())];
@@ -172,10 +144,7 @@ fn contents_and_places_survive_the_journey() {
     let back = buf.split_to(4096);
     assert_eq!(buf.iova(), Some(0x1_0000_0000 + buf.chunk_offset() as u64));
     let there = other.import(back.into_remote());
-    assert_eq!(
-        (there.chunk(), there.len(), there.capacity()),
-        (chunk.index(), 4096, 4096)
-    );
+    assert_eq!((there.chunk(), there.len(), there.capacity()), (chunk.index(), 4096, 4096));
     // Joined with the part that followed it.
     let mut whole = home.import(there.into_remote());
     whole.unsplit(buf).expect("they are neighbours");
@@ -188,10 +157,7 @@ fn foreign_parts_are_not_joined() {
     let arena = Arena::heap(2 * MAX_BUF);
     let pool = pool(0, &arena, 2 * MAX_BUF);
     // Neighbours in memory, but two blocks.
-    let (mut low, mut high) = (
-        pool.alloc(BLOCK_MIN).expect("room"),
-        pool.alloc(BLOCK_MIN).expect("room"),
-    );
+    let (mut low, mut high) = (pool.alloc(BLOCK_MIN).expect("room"), pool.alloc(BLOCK_MIN).expect("room"));
     assert_eq!(low.address() + BLOCK_MIN, high.address());
     drop((low.split_to(100), high.split_to(0)));
     let high = low.unsplit(high).expect_err("another block");
@@ -252,25 +218,14 @@ fn buffers_outlive_their_pool_and_arena() {
     assert!(sent.iter().all(|byte| *byte == 2));
     drop(other);
     drop(sent);
-    thread::spawn(move || assert!(front.iter().all(|byte| *byte == 3)))
-        .join()
-        .expect("the bytes are there");
+    thread::spawn(move || assert!(front.iter().all(|byte| *byte == 3))).join().expect("the bytes are there");
 }
 
 #[test]
 fn a_pool_of_two_arenas_and_buffers_of_a_third() {
-    let arenas = [
-        Arena::heap(MAX_BUF),
-        Arena::heap(MAX_BUF),
-        Arena::heap(MAX_BUF),
-        Arena::heap(MAX_BUF),
-    ];
+    let arenas = [Arena::heap(MAX_BUF), Arena::heap(MAX_BUF), Arena::heap(MAX_BUF), Arena::heap(MAX_BUF)];
     let pool_of_two = pool(0, &arenas[0], MAX_BUF);
-    arenas[1]
-        .grow(MAX_BUF)
-        .expect("room")
-        .into_iter()
-        .for_each(|chunk| pool_of_two.add(chunk));
+    arenas[1].grow(MAX_BUF).expect("room").into_iter().for_each(|chunk| pool_of_two.add(chunk));
     assert_eq!(drain(&pool_of_two, MAX_BUF).len(), 2);
     // Chunks of the same index, from different arenas, one after the other and at once.
     let others = [pool(1, &arenas[2], MAX_BUF), pool(2, &arenas[3], MAX_BUF)];
@@ -299,10 +254,7 @@ fn buffers_circulate_between_cores() {
                 mailbox.iter().for_each(drop);
                 all_dropped.wait();
                 assert_eq!(pool.leaked(), 0);
-                assert!(
-                    pool.stats().remote_returns > 0,
-                    "nothing ever returned from another core"
-                );
+                assert!(pool.stats().remote_returns > 0, "nothing ever returned from another core");
                 assert_eq!(drain(&pool, MAX_BUF).len(), 4, "not all merged");
             });
         }
@@ -327,9 +279,7 @@ fn circulate(seed: u64, pool: &Pool, posts: Vec<Post>, mailbox: &mpsc::Receiver<
             buf.fill(mark);
             while buf.len() > 200 {
                 let part = buf.split_to(1 + chance(buf.len())).into_remote();
-                posts[chance(posts.len())]
-                    .send((mark, part))
-                    .expect("all cores still listen");
+                posts[chance(posts.len())].send((mark, part)).expect("all cores still listen");
             }
         }
         pool.collect();
@@ -340,9 +290,7 @@ fn circulate(seed: u64, pool: &Pool, posts: Vec<Post>, mailbox: &mpsc::Receiver<
             let buf = pool.import(remote);
             assert!(buf.iter().all(|byte| *byte == mark), "torn or shared");
             if chance(3) == 0 {
-                posts[chance(posts.len())]
-                    .send((mark, buf.into_remote()))
-                    .expect("all cores still listen");
+                posts[chance(posts.len())].send((mark, buf.into_remote())).expect("all cores still listen");
             }
         }
     }

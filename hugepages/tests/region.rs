@@ -20,14 +20,8 @@ fn detail(region: &Region, name: &str) -> usize {
     let start = format!("{:x}-", region.address_of(0));
     let maps = fs::read_to_string("/proc/self/smaps").expect("proc is mounted");
     let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
-    let value = lines
-        .find_map(|line| line.strip_prefix(name))
-        .expect("the region is mapped");
-    let kib: usize = value
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number of kB");
+    let value = lines.find_map(|line| line.strip_prefix(name)).expect("the region is mapped");
+    let kib: usize = value.trim().trim_end_matches(" kB").parse().expect("a number of kB");
     kib * 1024
 }
 
@@ -37,20 +31,13 @@ fn resident(region: &Region) -> usize {
 
 #[test]
 fn hugepages_are_a_wish_that_the_kernel_grants() {
-    let mode =
-        fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    let mode = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
     if !mode.contains("[madvise]") {
         eprintln!("skipped: transparent hugepages are not a matter of madvise here: {mode}");
         return;
     }
     for (hugepages, bytes) in [(true, 4 << 20), (false, 0)] {
-        let region = Region::new(
-            8 << 20,
-            RegionOptions {
-                hugepages,
-                ..RegionOptions::default()
-            },
-        );
+        let region = Region::new(8 << 20, RegionOptions { hugepages, ..RegionOptions::default() });
         let region = region.expect("address space for a small region");
         region.write(1, b"x");
         region.write(2 << 20, b"x");
@@ -66,11 +53,7 @@ fn a_tebibyte_costs_nothing_until_written() {
     assert_eq!(read, [0; PAGE]);
     region.write((1 << 39) + 5, b"data");
     assert_eq!(region.compare((1 << 39) + 4, b"\0data\0"), Ok(()));
-    assert!(
-        resident(&region) <= 64 * PAGE,
-        "{} bytes resident",
-        resident(&region)
-    );
+    assert!(resident(&region) <= 64 * PAGE, "{} bytes resident", resident(&region));
 }
 
 #[test]
@@ -83,10 +66,7 @@ fn discarded_pages_go_back_to_the_kernel() {
     assert_eq!(resident(&region), (4 << 20));
     assert_eq!(region.compare(0, &[7; PAGE / 2]), Ok(()));
     assert_eq!(region.compare(PAGE / 2, &vec![0; (4 << 20) + PAGE]), Ok(()));
-    assert_eq!(
-        region.compare((4 << 20) + 3 * PAGE / 2, &[7; PAGE / 2]),
-        Ok(())
-    );
+    assert_eq!(region.compare((4 << 20) + 3 * PAGE / 2, &[7; PAGE / 2]), Ok(()));
 }
 
 #[test]
@@ -125,20 +105,13 @@ fn growth_is_seen_by_users_of_the_old_part() {
     });
     assert!(matches!(region.grow(PAGE), Err(RegionError::Shrink { .. })));
     let beyond = region.capacity() + 1;
-    assert!(matches!(
-        region.grow(beyond),
-        Err(RegionError::Reserved { .. })
-    ));
+    assert!(matches!(region.grow(beyond), Err(RegionError::Reserved { .. })));
     assert_eq!(region.len(), 1 << 30);
 }
 
 #[test]
 fn the_reserve_bounds_growth() {
-    let options = RegionOptions {
-        reserve: 64 << 20,
-        hugepages: true,
-        numa_node: Some(0),
-    };
+    let options = RegionOptions { reserve: 64 << 20, hugepages: true, numa_node: Some(0) };
     let region = Region::new(PAGE, options).expect("node 0 is everywhere");
     region.grow(64 << 20).expect("what was reserved");
     region.write((64 << 20) - 1, b"x");
@@ -147,32 +120,17 @@ fn the_reserve_bounds_growth() {
 
 #[test]
 fn an_impossible_region_is_an_error() {
-    let options = RegionOptions {
-        numa_node: Some(999),
-        ..RegionOptions::default()
-    };
-    assert!(matches!(
-        Region::new(PAGE, options),
-        Err(RegionError::NumaNode { node: 999 })
-    ));
+    let options = RegionOptions { numa_node: Some(999), ..RegionOptions::default() };
+    assert!(matches!(Region::new(PAGE, options), Err(RegionError::NumaNode { node: 999 })));
     for len in [usize::MAX, isize::MAX as usize, 1 << 60] {
-        assert!(matches!(
-            Region::new(len, RegionOptions::default()),
-            Err(RegionError::Reserve { .. })
-        ));
+        assert!(matches!(Region::new(len, RegionOptions::default()), Err(RegionError::Reserve { .. })));
     }
 }
 
 #[test]
 fn ranges_outside_are_refused_without_wrapping() {
     let region = region(2 * PAGE);
-    let outside = [
-        (2 * PAGE, 1),
-        (2 * PAGE - 1, 2),
-        (usize::MAX, 1),
-        (usize::MAX - 1, 4),
-        (0, 2 * PAGE + 1),
-    ];
+    let outside = [(2 * PAGE, 1), (2 * PAGE - 1, 2), (usize::MAX, 1), (usize::MAX - 1, 4), (0, 2 * PAGE + 1)];
     for (offset, len) in outside {
         let mut data = vec![0; len];
         assert!(catch_unwind(AssertUnwindSafe(|| region.read(offset, &mut data))).is_err());

@@ -74,8 +74,10 @@ pub struct Geometry {
     pub unit: u32,
     /// Offsets and lengths of fallocate.
     pub zeroes: u32,
-    /// What the medium writes without a read, a hint.
+    /// What the medium writes without a read.
     pub physical: u32,
+    /// What the file system allocates, a hint.
+    pub allocation: u32,
     /// Reads and writes bypass the page cache.
     pub direct: bool,
 }
@@ -126,6 +128,7 @@ impl File {
 
     fn new(options: Options, backing: Backing, geometry: Geometry, note: Option<String>) -> File {
         debug_assert!(geometry.unit as usize <= BOUNCE_LEN);
+        let allocation = geometry.allocation.max(geometry.zeroes);
         let physical = options.physical_block_size.max(geometry.unit).max(geometry.physical);
         let traits = Traits {
             name: options.name,
@@ -142,8 +145,8 @@ impl File {
             limits: DeviceLimits {
                 zeroes_max: ZEROES_MAX,
                 data_align: geometry.memory,
-                write_granularity: physical,
-                unmap_granularity: physical.max(geometry.zeroes),
+                write_granularity: physical.max(allocation),
+                unmap_granularity: physical.max(allocation),
                 ..DeviceLimits::default()
             },
         };

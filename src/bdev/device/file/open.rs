@@ -99,6 +99,7 @@ pub(super) fn open(options: &Options) -> Result<Opened, DeviceError> {
             (false, None) => 1,
         },
         physical: sectors.map_or(1, |s| s.physical),
+        allocation: if device { 1 } else { PAGE },
         direct: align.is_some(),
     };
     let backing = match device {

@@ -24,7 +24,7 @@ fn options() -> Options {
 }
 
 fn open(simulation: &Simulation, disk: DiskId, unit: u32) -> Arc<dyn BlockDevice> {
-    let geometry = Geometry { memory: unit, unit, zeroes: unit, physical: unit, direct: true };
+    let geometry = Geometry { memory: unit, unit, zeroes: unit, physical: unit, allocation: unit, direct: true };
     Arc::new(File::over(options(), simulation.world().open(disk), geometry))
 }
 

@@ -31,7 +31,7 @@ fn create(path: &Path, size: u64, block_size: u32, direct: bool) -> Arc<dyn Bloc
 fn with_unit(path: &Path, size: u64, unit: u32) -> Arc<dyn BlockDevice> {
     let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
     file.set_len(size).unwrap();
-    let geometry = Geometry { memory: 4096, unit, zeroes: unit, physical: unit, direct: true };
+    let geometry = Geometry { memory: 4096, unit, zeroes: unit, physical: unit, allocation: unit, direct: true };
     let descriptor = Descriptor::from(std::os::fd::OwnedFd::from(file));
     Arc::new(File::over(options(path, size, 512, true), descriptor, geometry))
 }
