@@ -67,7 +67,7 @@ fn a_port_in_use_is_named() {
     let mut program = place.program(&config(&format!("\"{address}\"")));
     let text = program.ends_with(1);
     assert!(text.contains(&address.to_string()), "{text}");
-    assert!(text.contains("poll.toml:10"), "the place in the configuration: {text}");
+    assert!(text.contains("poll.toml:9"), "the place in the configuration: {text}");
     assert!(text.to_lowercase().contains("in use"), "{text}");
     assert_eq!(program.out.all(), [""; 0]);
 }
@@ -117,7 +117,7 @@ fn a_bad_configuration_starts_nothing() {
     for (last, column, about) in [
         ("namespaces = [{ bdev = \"disk1\" }]", 24, "disk1"),
         ("namespace = [{ bdev = \"disk0\" }]", 1, "namespace"),
-        ("namespaces = 7", 14, "list"),
+        ("namespaces = 7", 14, "array"),
     ] {
         for check in [false, true] {
             let place = Place::new();

@@ -1,0 +1,144 @@
+//! What the block layer costs per I/O: `cargo bench --bench layers`, with a part of a line's name for only those lines. Prints a
+//! table, judges nothing.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+
+use hugepages::{Arena, ArenaOptions, HugepagePolicy};
+use reactor::bdev::device::malloc::{self, Malloc};
+use reactor::bdev::device::null::{self, CompleteIn, Null};
+use reactor::bdev::layer::inject::{self, Inject};
+use reactor::bdev::load::{self, Job, Pattern};
+use reactor::bdev::{BlockDevice, Handle};
+use reactor::reactor::Idle;
+use reactor::reactor::start::{Reactors, solo};
+
+const NS: u64 = 400_000_000;
+const ROUNDS: usize = 7;
+
+fn null(complete: CompleteIn) -> Arc<dyn BlockDevice> {
+    Arc::new(Null::new(null::Options {
+        name: "null".to_owned(),
+        uuid: [0; 16],
+        size: 1 << 30,
+        block_size: 512,
+        physical_block_size: 512,
+        complete,
+    }))
+}
+
+fn ram() -> Arc<dyn BlockDevice> {
+    let volume = Malloc::new(malloc::Options {
+        name: "ram".to_owned(),
+        uuid: [0; 16],
+        size: 64 << 20,
+        block_size: 512,
+        physical_block_size: 512,
+        hugepages: false,
+        home: 0,
+    });
+    Arc::new(volume.expect("address space"))
+}
+
+fn layers(mut device: Arc<dyn BlockDevice>, count: usize) -> Arc<dyn BlockDevice> {
+    for number in 0..count {
+        let options =
+            inject::Options { name: format!("layer{number}"), uuid: [0; 16], base: device, rules: Vec::new() };
+        device = Arc::new(Inject::new(options).expect("no rules"));
+    }
+    device
+}
+
+fn job(depth: usize) -> Job {
+    Job { pattern: Pattern::RandRead, block: 4096, depth, ns: NS }
+}
+
+/// Nanoseconds that this thread has run: other programs on its core do not count.
+fn on_cpu() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with scheduler statistics");
+    text.split_whitespace().next().and_then(|ns| ns.parse().ok()).expect("a number of nanoseconds")
+}
+
+/// Nanoseconds of this thread per I/O, the best of some rounds.
+fn measure(device: &Arc<dyn BlockDevice>, depth: usize) -> f64 {
+    let reactor = solo(16 << 20).expect("a reactor");
+    let volume = Rc::new(Handle::open(&reactor, device).expect("an open device"));
+    let mut best = f64::MAX;
+    for _ in 0..ROUNDS {
+        let (here, volume) = (reactor.clone(), volume.clone());
+        let before = on_cpu();
+        let outcome = reactor.run_until(async move {
+            load::run(&here, volume, job(depth), Rc::new(Cell::new(false)), Rc::new(Cell::new(0))).await
+        });
+        assert_eq!(outcome.errors, 0);
+        best = best.min((on_cpu() - before) / outcome.ios as f64);
+    }
+    drop(volume);
+    reactor.shut_down();
+    best
+}
+
+/// Nanoseconds that pass per I/O from a reactor that is not the home of a device that is not concurrent: two cores work on it.
+fn measure_forward(depth: usize) -> f64 {
+    let options = ArenaOptions { size: 32 << 20, hugepages: HugepagePolicy::Off, numa_node: None };
+    let reactors = Reactors::start(&[0, 1], Idle::Adaptive, Arena::new(options).expect("an arena")).expect("reactors");
+    let device: Arc<dyn BlockDevice> = Arc::new(AtHome(null(CompleteIn::Submit), common()));
+    let (sender, outcomes) = mpsc::channel();
+    reactors.remotes()[1].send(Box::new(move |reactor| {
+        let volume = Rc::new(Handle::open(reactor, &device).expect("an open device"));
+        let here = reactor.clone();
+        reactor.spawn("bench", async move {
+            for _ in 0..ROUNDS {
+                let (stop, done) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+                let outcome = load::run(&here, volume.clone(), job(depth), stop, done).await;
+                sender.send(outcome.ns as f64 / outcome.ios as f64).expect("somebody waits");
+            }
+        });
+    }));
+    let best = outcomes.iter().fold(f64::MAX, f64::min);
+    reactors.stop();
+    best
+}
+
+/// A null device that is not concurrent.
+struct AtHome(Arc<dyn BlockDevice>, reactor::bdev::Common);
+
+fn common() -> reactor::bdev::Common {
+    let below = null(CompleteIn::Submit);
+    let traits = reactor::bdev::Traits { concurrent: false, ..below.common().traits().clone() };
+    reactor::bdev::Common::new(traits, below.common().size(), 0)
+}
+
+impl BlockDevice for AtHome {
+    fn common(&self) -> &reactor::bdev::Common {
+        &self.1
+    }
+
+    fn open(
+        &self,
+        reactor: &Rc<reactor::reactor::Reactor>,
+    ) -> Result<Rc<dyn reactor::bdev::Channel>, reactor::bdev::DeviceError> {
+        self.0.open(reactor)
+    }
+}
+
+fn main() {
+    println!("{:<44} {:>9} {:>9}", "ns per I/O, 4 KiB random reads", "depth 32", "depth 128");
+    let wanted = std::env::args().nth(1).filter(|part| !part.starts_with("--")).unwrap_or_default();
+    let both = |name: &str, measure: &dyn Fn(usize) -> f64| {
+        if !name.contains(&wanted) {
+            return;
+        }
+        println!("{name:<44} {:>9.1} {:>9.1}", measure(32), measure(128));
+    };
+    for complete in [CompleteIn::Submit, CompleteIn::Poll] {
+        for count in [0, 1, 2, 4] {
+            let device = layers(null(complete), count);
+            both(&format!("null, complete in {complete:?}, {count} layers"), &|depth| measure(&device, depth));
+        }
+    }
+    let device = ram();
+    both("RAM, through split", &|depth| measure(&device, depth));
+    both("null on another reactor, through forward", &measure_forward);
+}
