@@ -101,7 +101,8 @@ fn a_file_volume_conforms_whose_unit_of_direct_io_is_larger_than_a_block() {
     let make = |path: &Path| -> Arc<dyn BlockDevice> {
         let file = std::fs::File::options().read(true).write(true).create_new(true).open(path).unwrap();
         file.set_len(SIZE).unwrap();
-        let geometry = Geometry { memory: 4096, unit: 4096, zeroes: 4096, physical: 4096, allocation: 4096, direct: true };
+        let geometry =
+            Geometry { memory: 4096, unit: 4096, zeroes: 4096, physical: 4096, allocation: 4096, direct: true };
         let descriptor = Descriptor::from(std::os::fd::OwnedFd::from(file));
         Arc::new(File::over(file_options(path, 512, true), descriptor, geometry))
     };
