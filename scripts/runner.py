@@ -197,7 +197,7 @@ def lint(report, _):
     if "tidy" in test_targets("reactor"):
         as_cargo_tests(report, Step("lint-tidy", ["cargo", "test", "--no-fail-fast", "--test", "tidy"]))
     else:
-        report.fail("lint-tidy", "tests/tidy.rs is missing")
+        report.fail("lint-tidy", "tests/tidy is missing")
 
 
 def unit(report, _):

@@ -14,6 +14,7 @@ use super::cli::{BenchOptions, BenchTarget, RemoteNamespace, Workload};
 use super::config::{self, Machine, Style};
 use super::serve::{BAD_CONFIG, FAILED, arena};
 use super::volumes::Volumes;
+use super::watch::Watch;
 use crate::bdev::Handle;
 use crate::bdev::load::{self, Job, Outcome, Pattern};
 use crate::nvme::host;
@@ -187,6 +188,7 @@ where
 {
     let mut reactors = Reactors::start(cores, Idle::Poll, arena).map_err(|e| e.to_string())?;
     reactors.feed().map_err(|e| e.to_string())?;
+    let _watch = Watch::start(reactors.remotes()).map_err(|e| e.to_string())?;
     let (sender, receiver) = mpsc::channel();
     let remote = reactors.remotes()[0].clone();
     remote.send(Box::new(move |reactor| {

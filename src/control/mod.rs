@@ -8,3 +8,4 @@ pub mod log;
 pub mod serve;
 mod shutdown;
 mod volumes;
+mod watch;

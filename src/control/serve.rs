@@ -14,6 +14,7 @@ use super::cli::ServeOptions;
 use super::config::{self, Change, Config, HostAccess, Hugepages, Idle, Machine, Style, Subsystem};
 use super::shutdown;
 use super::volumes::Volumes;
+use super::watch::Watch;
 use crate::nvme::target::tcp::{Door, Export};
 use crate::reactor;
 use crate::reactor::start::Reactors;
@@ -167,6 +168,10 @@ impl Server {
         if let Err(error) = self.reactors.feed() {
             tracing::warn!("the DMA arena stays smaller than configured: {error}");
         }
+        let watch = Watch::start(self.reactors.remotes());
+        if let Err(error) = &watch {
+            tracing::warn!("what reactors notice is not logged: {error}");
+        }
         loop {
             // All that are pending: one left behind would only be seen with the next.
             let pending: Vec<i32> = self.signals.wait().collect();
@@ -177,6 +182,7 @@ impl Server {
                 self.reload(path, machine);
             }
         }
+        drop(watch);
         shutdown::run(self.door, &self.volumes, self.reactors)
     }
 

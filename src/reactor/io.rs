@@ -667,6 +667,13 @@ impl IoTable {
         self.closing.set(true);
     }
 
+    /// Drops what devices had parked and what landed unseen, with its buffers, once no device can come back for it.
+    pub(super) fn discard(&self) {
+        for slot in self.slots.borrow_mut().iter_mut() {
+            slot.place = Place::Out;
+        }
+    }
+
     /// Whether the table was closed.
     pub(super) fn is_closed(&self) -> bool {
         self.closing.get()

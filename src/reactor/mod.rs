@@ -599,6 +599,9 @@ impl Reactor {
         drop(layers);
         let sinks = std::mem::take(&mut *self.sinks.borrow_mut());
         drop(sinks);
+        // What devices ended or left behind on their way out.
+        self.completions.borrow_mut().clear();
+        self.table.discard();
         self.op_waits.clear();
         self.mailbox.own().close();
         self.pool.collect();

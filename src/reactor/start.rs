@@ -77,17 +77,19 @@ impl Reactors {
         }
         let tsc = Tsc::calibrate();
         let (report, reports) = mpsc::channel();
+        let mut starts = Vec::new();
         for ((mailbox, chunks), (id, core)) in
             Mailbox::connect(&reactors.remotes).into_iter().zip(shares).zip(cores.iter().copied().enumerate())
         {
             let report = report.clone();
-            let parts = Parts { id: id as u16, mailbox, chunks, tsc };
+            let (start, started) = mpsc::channel();
+            starts.push(start);
             reactors.threads.push(std::thread::Builder::new().name(format!("reactor-{id}")).spawn(move || {
                 let made = affinity::pin(core)
                     .map_err(|error| StartError::Pin { id: id as u16, core, error })
-                    .and_then(|()| parts.build());
-                let reactor = match made {
-                    Ok(reactor) => reactor,
+                    .and_then(|()| Parts::new(id as u16, mailbox, chunks, tsc));
+                let parts = match made {
+                    Ok(parts) => parts,
                     Err(error) => {
                         let _ = report.send(Err(error));
                         return 0;
@@ -95,13 +97,23 @@ impl Reactors {
                 };
                 let _ = report.send(Ok(()));
                 drop(report);
+                // One that was not made ends the start of all.
+                if started.recv().is_err() {
+                    return 0;
+                }
+                let reactor = parts.build();
                 reactor.run(idle);
                 reactor.shut_down()
             })?);
         }
         drop(report);
-        // An error here drops `reactors`, which stops those that did start.
+        // An error here drops `starts` and `reactors`, which ends those that were made.
         reports.iter().collect::<Result<Vec<()>, StartError>>()?;
+        // Rings and registered memory count against one limit of the user: the rings, which must be, all come first.
+        for start in starts {
+            // A thread that is gone has panicked: whoever asks it next hears so.
+            let _ = start.send(());
+        }
         Ok(reactors)
     }
 
@@ -159,27 +171,34 @@ fn grow(arena: &Arena) -> Result<Vec<(Chunk, ChunkInfo)>, ArenaError> {
         .collect())
 }
 
+/// All that may be refused of a reactor, before it registers memory.
 struct Parts {
-    id: u16,
     mailbox: Mailbox,
-    chunks: Vec<(Chunk, ChunkInfo)>,
+    pool: Pool,
+    ring: Box<Uring>,
+    infos: Vec<ChunkInfo>,
+    seed: u64,
     tsc: Tsc,
 }
 
 impl Parts {
-    fn build(self) -> Result<Rc<Reactor>, StartError> {
-        let pool = Pool::new(self.id);
+    fn new(id: u16, mailbox: Mailbox, chunks: Vec<(Chunk, ChunkInfo)>, tsc: Tsc) -> Result<Parts, StartError> {
+        let pool = Pool::new(id);
         let mut infos = Vec::new();
-        for (chunk, info) in self.chunks {
+        for (chunk, info) in chunks {
             pool.add(chunk);
             infos.push(info);
         }
-        let mut ring = Uring::new(&pool, self.mailbox.own().doorbell())?;
-        for info in &infos {
-            ring.register_chunk(info);
-        }
+        let ring = Box::new(Uring::new(&pool, mailbox.own().doorbell())?);
         let seed = Entropy::seed_from_kernel()?;
-        Ok(Reactor::new(self.mailbox, Backend::Uring(Box::new(ring)), TimeSource::Tsc(self.tsc), seed, pool))
+        Ok(Parts { mailbox, pool, ring, infos, seed, tsc })
+    }
+
+    fn build(mut self) -> Rc<Reactor> {
+        for info in &self.infos {
+            self.ring.register_chunk(info);
+        }
+        Reactor::new(self.mailbox, Backend::Uring(self.ring), TimeSource::Tsc(self.tsc), self.seed, self.pool)
     }
 }
 
@@ -204,7 +223,7 @@ pub fn solo(memory: usize) -> Result<Rc<Reactor>, StartError> {
     }
     let remotes = [Remote::new(0)?];
     let mailbox = Mailbox::connect(&remotes).pop().expect("one reactor");
-    Parts { id: 0, mailbox, chunks, tsc: Tsc::calibrate() }.build()
+    Ok(Parts::new(0, mailbox, chunks, Tsc::calibrate())?.build())
 }
 
 /// The reactors of one simulated process, on the calling thread, each with `memory` bytes of heap as DMA memory.

@@ -56,6 +56,16 @@ pub fn no_delay(fd: &OwnedFd) -> io::Result<()> {
     if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Ends both directions of a connected socket, or only sending. What was sent before still goes out, then a FIN.
+///
+/// # Errors
+/// What shutdown(2) says: ENOTCONN if the peer has reset the connection.
+pub fn shut_down(fd: &OwnedFd, sending_only: bool) -> io::Result<()> {
+    let how = if sending_only { libc::SHUT_WR } else { libc::SHUT_RDWR };
+    // SAFETY: no pointers; the result is checked.
+    if unsafe { libc::shutdown(fd.as_raw_fd(), how) } != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The address of the other end.
 ///
 /// # Errors

@@ -161,7 +161,9 @@ pub fn blocking(file: &Product) -> Vec<String> {
 /// Whether the word at `at` stands on its own.
 pub fn is_word(line: &str, at: usize, word: &str) -> bool {
     let part = |c: char| c.is_alphanumeric() || c == '_';
-    !(line[..at].ends_with(part) && word.starts_with(part)) && !line[at + word.len()..].starts_with(part)
+    let begins_inside = word.starts_with(part) && line[..at].ends_with(part);
+    let goes_on = line[at + word.len()..].starts_with(part);
+    !begins_inside && !goes_on
 }
 
 pub fn unfinished(file: &File) -> Vec<String> {

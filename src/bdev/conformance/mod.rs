@@ -3,11 +3,11 @@
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use reactor::bdev::{BlockDevice, conformance};
-//! # fn make() -> Arc<dyn BlockDevice> { unimplemented!() }
+//! # fn make() -> Arc<dyn BlockDevice> { panic!("a device of yours") }
 //! conformance::run(make, &conformance::Options::default());
 //! ```
 //! The maker is called for a fresh device again and again, on the caller's thread; each device is removed before the next one is
-//! made. Reactors run on threads of their own, and the suite goes through the [`Registry`](super::registry::Registry) as doors do.
+//! made. Reactors run on threads of their own, and the suite goes through the [`Registry`] as doors do.
 //!
 //! | way | what is different |
 //! |---|---|

@@ -20,10 +20,12 @@ use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
 
-/// Largest unmap or write zeroes done in one step.
+/// Largest unmap or write zeroes done in one step: giving back that much populated memory takes 40 to 110 us of the reactor
+/// (100 to 250 at worst), filling it with zeros 80 to 95; giving back what holds no memory 1 us.
 pub const ZEROES_MAX: u64 = 1 << 20;
 
-/// From this many bytes on zeroing gives pages back instead of filling them.
+/// From this many bytes on zeroing gives pages back instead of filling them: 4 to 5 us for this much against 2, but a host that
+/// zeroes its whole volume must not make it take its whole size in memory.
 const DISCARD_MIN: u64 = 16 << 10;
 
 /// Compare and writes of one channel that wait for other reactors at a time.
@@ -42,7 +44,9 @@ pub struct Options {
     pub block_size: u32,
     /// A multiple of the block size.
     pub physical_block_size: u32,
-    /// Ask the kernel for transparent hugepages: faster random access, memory comes in units of 2 MiB.
+    /// Ask the kernel for transparent hugepages. Random 4 KiB accesses to 512 MiB took 0.50 instead of 0.63 us with them,
+    /// but the first write to each 2 MiB clears all of it within the submission: a stall of milliseconds (5 were seen)
+    /// where memory is fragmented or a hypervisor has to find it, against 2.5 us for a small page.
     pub hugepages: bool,
     /// The reactor that orders its compare and writes.
     pub home: u16,

@@ -53,7 +53,7 @@ pub struct Uring {
     doorbell: OwnedFd,
     registered_chunks: Vec<bool>,
     fixed_buffers: bool,
-    refused: Vec<OpToken>,
+    answered: Vec<OpToken>,
     notes: Vec<String>,
     stats: RingStats,
 }
@@ -87,7 +87,7 @@ impl Uring {
             doorbell,
             registered_chunks: Vec::new(),
             fixed_buffers,
-            refused: Vec::new(),
+            answered: Vec::new(),
             notes,
             stats: RingStats::default(),
         })
@@ -111,7 +111,7 @@ impl Uring {
     /// Closes a descriptor. Operations in flight keep the open file alive in the kernel until they complete.
     pub fn remove_file(&mut self, file: FileId) {
         if !self.ring.submission().is_empty() {
-            // What is queued for it (a shutdown) must reach it, and not whoever gets its place.
+            // What is queued for it must reach it, and not whoever gets its place.
             self.enter();
         }
         if !self.files.remove(&self.ring, file) {
@@ -156,12 +156,28 @@ impl Uring {
                 self.registered_chunks[index] = true;
             }
             Err(error) => {
-                self.fixed_buffers = false;
+                self.unregister_chunks();
                 self.notes.push(format!(
                     "DMA memory is not registered with the kernel ({error}): file I/O takes the slower plain operations; raise the \
                      locked-memory limit (LimitMEMLOCK=infinity for a service, ulimit -l for a shell) or grant CAP_IPC_LOCK"
                 ));
             }
+        }
+    }
+
+    /// Gives back what was registered: some chunks make little faster, and the user's limit is needed for the rings of other
+    /// processes. No more are registered.
+    fn unregister_chunks(&mut self) {
+        self.fixed_buffers = false;
+        if !self.ring.submission().is_empty() {
+            // What is queued names the chunks by their numbers.
+            self.enter();
+        }
+        let nothing = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }];
+        for index in self.registered_chunks.drain(..).enumerate().filter_map(|(index, there)| there.then_some(index)) {
+            // SAFETY: an entry is emptied; the kernel keeps the memory pinned for operations in flight on its own.
+            let emptied = unsafe { self.ring.submitter().register_buffers_update(index as u32, &nothing, None) };
+            debug_assert!(emptied.is_ok(), "a registered buffer cannot be given back: {emptied:?}");
         }
     }
 
@@ -264,14 +280,7 @@ impl Uring {
                 let Held::Address(address) = held else { unreachable!("just inserted") };
                 (token, opcode::Connect::new(fd, (&raw const **address).cast(), len).build().flags(flags))
             }
-            Op::Shutdown { file, sending_only } => {
-                let Some((fd, flags)) = self.files.target(file) else {
-                    return self.refuse(owner, Refusable::Nothing);
-                };
-                let (token, _) = self.table.insert(owner, Held::Nothing);
-                let how = if sending_only { libc::SHUT_WR } else { libc::SHUT_RDWR };
-                (token, opcode::Shutdown::new(fd, how).build().flags(flags))
-            }
+            Op::Shutdown { file, sending_only } => return self.shut_down(owner, file, sending_only),
             Op::Cancel { target } => {
                 let (token, _) = self.table.insert(owner, Held::Nothing);
                 (token, opcode::AsyncCancel::new(target.0).build())
@@ -288,9 +297,30 @@ impl Uring {
     }
 
     fn refuse(&mut self, owner: Owner, what: Refusable) -> OpToken {
-        let (token, _) = self.table.insert(owner, Held::Refused(libc::EBADF, what));
-        self.refused.push(token);
+        self.answer(owner, libc::EBADF, what)
+    }
+
+    /// An operation that is over before it got to the ring.
+    fn answer(&mut self, owner: Owner, errno: i32, what: Refusable) -> OpToken {
+        let (token, _) = self.table.insert(owner, Held::Answered(errno, what));
+        self.answered.push(token);
         token
+    }
+
+    /// Shuts a socket down at once. The ring would leave it to a worker thread, which finds the file by its place in the table
+    /// when it gets to run: by then that may be another connection's. It would cost a thread, too, for what never waits.
+    fn shut_down(&mut self, owner: Owner, file: FileId, sending_only: bool) -> OpToken {
+        if !self.ring.submission().is_empty() {
+            // What was to be sent before goes first.
+            self.enter();
+        }
+        match self.files.descriptor(file) {
+            None => self.refuse(owner, Refusable::Nothing),
+            Some(fd) => {
+                let errno = socket::shut_down(fd, sending_only).err().and_then(|e| e.raw_os_error()).unwrap_or(0);
+                self.answer(owner, errno, Refusable::Nothing)
+            }
+        }
     }
 
     #[inline]
@@ -336,7 +366,7 @@ impl Uring {
 
     /// Submits what is queued, then sleeps until a completion arrives or `timeout` passed.
     pub fn wait(&mut self, timeout: Option<Duration>) {
-        if !self.refused.is_empty() {
+        if !self.answered.is_empty() {
             return;
         }
         self.stats.enters += 1;
@@ -356,13 +386,13 @@ impl Uring {
 
     /// Whether completions are ready to be reaped without a call.
     pub fn has_completions(&mut self) -> bool {
-        !self.refused.is_empty() || !self.ring.completion().is_empty()
+        !self.answered.is_empty() || !self.ring.completion().is_empty()
     }
 
     /// Moves completions to `out`, at most a batch.
     #[inline]
     pub fn reap(&mut self, out: &mut Vec<Completion>) {
-        while let Some(token) = self.refused.pop() {
+        while let Some(token) = self.answered.pop() {
             self.finish(token, 0, 0, out);
         }
         for _ in 0..REAP_BATCH {
@@ -394,7 +424,7 @@ impl Uring {
             // SAFETY: a successful accept returns a fresh descriptor that nobody else knows.
             Held::Accept if result >= 0 => Payload::Fd(unsafe { OwnedFd::from_raw_fd(result) }.into()),
             Held::Accept => Payload::None,
-            Held::Refused(errno, what) => {
+            Held::Answered(errno, what) => {
                 result = -errno;
                 match what {
                     Refusable::Nothing => Payload::None,

@@ -22,11 +22,11 @@ pub(super) enum Held {
     Address(Box<[u8; 28]>),
     /// A read of the doorbell's counter.
     Doorbell(Box<u64>),
-    /// Never reached the kernel: completes with this errno at the next reap.
-    Refused(i32, Refusable),
+    /// Never reached the ring: completes at the next reap, with this errno or 0.
+    Answered(i32, Refusable),
 }
 
-/// What a refused operation gives back.
+/// What an operation that never reached the ring gives back.
 #[derive(Debug)]
 pub(super) enum Refusable {
     Nothing,

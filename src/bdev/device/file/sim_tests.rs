@@ -310,3 +310,35 @@ fn a_dropped_channel_stays_until_its_last_io_has_ended() {
     drop(reactor);
     assert_eq!(simulation.finish(), 0);
 }
+
+#[test]
+fn a_reactor_that_ends_under_load_gives_every_buffer_back() {
+    for seed in 0..20 {
+        let mut simulation = Simulation::new(seed);
+        let machine = simulation.machine(2);
+        let disk = simulation.world().add_disk(machine, disk(4096, true));
+        let device = open(&simulation, disk, 4096);
+        for task in 0..24_u64 {
+            let reactor = simulation.reactor(machine, (task % 2) as u16);
+            let (device, here) = (device.clone(), reactor.clone());
+            reactor.spawn("load", async move {
+                let handle = Handle::open(&here, &device).unwrap();
+                loop {
+                    // Aligned, bounced, below the unit, compared, exclusive: each in flight at some point.
+                    let (op, len) = match task % 5 {
+                        0 => (IoOp::Read, 4096),
+                        1 => (IoOp::Write, 512),
+                        2 => (IoOp::CompareAndWrite, 512),
+                        3 => (IoOp::Compare, 1024),
+                        _ => (IoOp::Write, 8192),
+                    };
+                    let data = vec![0; op.data_len(len) as usize];
+                    let io = io_with(handle.reactor(), op, task / 8 * 8192, len, &data, &[100]);
+                    end(&handle, io).await;
+                }
+            });
+        }
+        simulation.run_rounds(seed * 7).unwrap();
+        assert_eq!(simulation.finish(), 0, "seed {seed}");
+    }
+}

@@ -469,6 +469,17 @@ impl Conn {
         cqe.sqhd.set(if flow_control { self.sqhd.get() } else { 0xffff });
     }
 
+    /// Sends the completion of an event. The connection is busy until it is with the sender, so that one that drains ends after
+    /// it.
+    pub fn report(self: &Rc<Self>, cqe: Cqe) {
+        self.busy.set(self.busy.get() + 1);
+        let conn = self.clone();
+        self.reactor.spawn("nvmf event", async move {
+            conn.respond(cqe).await;
+            conn.no_longer_busy();
+        });
+    }
+
     /// A slot has answered: it may take another command once the batch of that number went out.
     pub fn release(&self, slot: &Rc<Slot>, number: u64) {
         slot.data.borrow_mut().take();
@@ -476,6 +487,10 @@ impl Conn {
         slot.arrival.set(Arrival::None);
         self.reactor.wake(self.waiting_slot.get());
         self.free.borrow_mut().push_back((number, slot.clone()));
+        self.no_longer_busy();
+    }
+
+    fn no_longer_busy(&self) {
         self.busy.set(self.busy.get() - 1);
         self.drained_check();
     }

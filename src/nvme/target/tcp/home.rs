@@ -112,9 +112,7 @@ impl Home {
                             Message::Call(Box::new(move |there| {
                                 let conn = Local::of(there).and_then(|local| local.connection(place.connection));
                                 if let Some(conn) = conn {
-                                    there.spawn("nvmf event", async move {
-                                        conn.respond(cqe).await;
-                                    });
+                                    conn.report(cqe);
                                 }
                             })),
                         );
