@@ -201,7 +201,21 @@ impl Handle {
         self.submit(io)
     }
 
-    /// The completion of [`Handle::submit_below`]: counts it for the base and restores what was the layer's.
+    /// As [`Handle::submit_below`] for a request that came to the layer just now, that the layer has not changed, and whose own device
+    /// asks of requests all that the base does: it is not checked again, and its time of arrival holds for the base too.
+    #[inline]
+    pub fn pass_below(&self, mut io: Io, layer: u32, own: u64) -> Poll<Io> {
+        let start = io.start;
+        io.push_frame(Frame { layer, a: start, b: own });
+        self.stats.taken();
+        if self.device.common().is_closing() {
+            return self.relay(io);
+        }
+        debug_assert!(matches!(self.check(&io), Ok(()) | Err(IoStatus::Gone)), "{io:?}");
+        self.channel.submit(io)
+    }
+
+    /// The completion of [`Handle::submit_below`] and [`Handle::pass_below`]: counts it for the base and restores what was the layer's.
     #[inline]
     pub fn completed_below(&self, io: &mut Io, frame: Frame) -> u64 {
         self.record(io);

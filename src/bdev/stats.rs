@@ -1,6 +1,6 @@
 //! Counters and latency histograms of one device on one reactor.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 
 use hdrhistogram::Histogram;
 
@@ -27,8 +27,60 @@ pub struct OpCount {
 pub struct Stats {
     in_flight: Cell<u32>,
     counts: [Cell<OpCount>; IoOp::ALL.len()],
-    read_latency: RefCell<Histogram<u64>>,
-    write_latency: RefCell<Histogram<u64>>,
+    read_latency: Buckets,
+    write_latency: Buckets,
+}
+
+/// log2 of the buckets per doubling of the latency: each is less than 1 % wide.
+const FINE: u32 = 7;
+const BUCKETS: usize = bucket_of(LATENCY_NS_MAX) + 1;
+
+/// Which bucket counts a latency: nanoseconds one by one up to 255, then 128 buckets for each doubling.
+const fn bucket_of(ns: u64) -> usize {
+    let shift = (ns | ((2 << FINE) - 1)).ilog2() - FINE;
+    ((shift as usize) << FINE) + (ns >> shift) as usize
+}
+
+/// The middle of a bucket.
+fn latency_of(bucket: usize) -> u64 {
+    let shift = (bucket >> FINE).saturating_sub(1) as u32;
+    let first = (bucket as u64 - (u64::from(shift) << FINE)) << shift;
+    first + (1 << shift) / 2
+}
+
+/// Counts of latencies, cheap to add to: reports turn them into a [`Histogram`].
+struct Buckets(Box<[Cell<u64>; BUCKETS]>);
+
+impl Default for Buckets {
+    fn default() -> Buckets {
+        Buckets(Box::new([const { Cell::new(0) }; BUCKETS]))
+    }
+}
+
+impl std::fmt::Debug for Buckets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buckets({})", self.0.iter().map(Cell::get).sum::<u64>())
+    }
+}
+
+impl Buckets {
+    #[inline]
+    fn count(&self, ns: u64) {
+        let cell = &self.0[bucket_of(ns.min(LATENCY_NS_MAX))];
+        cell.set(cell.get() + 1);
+    }
+
+    fn add_to(&self, into: &mut Histogram<u64>) {
+        for (bucket, cell) in self.0.iter().enumerate().filter(|(_, cell)| cell.get() > 0) {
+            into.saturating_record_n(latency_of(bucket).clamp(1, LATENCY_NS_MAX), cell.get());
+        }
+    }
+
+    fn percentiles(&self) -> Latency {
+        let mut histogram = empty_histogram();
+        self.add_to(&mut histogram);
+        percentiles(&histogram)
+    }
 }
 
 /// Latency percentiles in nanoseconds.
@@ -46,13 +98,11 @@ pub struct Latency {
 
 impl Default for Stats {
     fn default() -> Stats {
-        let histogram =
-            || RefCell::new(Histogram::new_with_bounds(1, LATENCY_NS_MAX, DIGITS).expect("bounds that it accepts"));
         Stats {
             in_flight: Cell::new(0),
             counts: Default::default(),
-            read_latency: histogram(),
-            write_latency: histogram(),
+            read_latency: Buckets::default(),
+            write_latency: Buckets::default(),
         }
     }
 }
@@ -83,7 +133,7 @@ impl Stats {
         }
         cell.set(count);
         let latency = if io.op == IoOp::Read { &self.read_latency } else { &self.write_latency };
-        latency.borrow_mut().saturating_record(now.saturating_sub(io.start).max(1));
+        latency.count(now.saturating_sub(io.start));
     }
 
     /// What was counted for `op`.
@@ -102,14 +152,13 @@ impl Stats {
 
     /// Latencies of reads and of everything else, merged into `into`.
     pub fn add_latency_to(&self, into: &mut Histogram<u64>) {
-        // Same bounds, so adding cannot fail.
-        let _ = into.add(&*self.read_latency.borrow());
-        let _ = into.add(&*self.write_latency.borrow());
+        self.read_latency.add_to(into);
+        self.write_latency.add_to(into);
     }
 
     /// Percentiles of reads, then of everything else.
     pub fn latency(&self) -> (Latency, Latency) {
-        (percentiles(&self.read_latency.borrow()), percentiles(&self.write_latency.borrow()))
+        (self.read_latency.percentiles(), self.write_latency.percentiles())
     }
 }
 
@@ -125,5 +174,36 @@ pub fn percentiles(histogram: &Histogram<u64>) -> Latency {
         p50: histogram.value_at_quantile(0.50),
         p99: histogram.value_at_quantile(0.99),
         p99_9: histogram.value_at_quantile(0.999),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_follow_each_other_and_are_less_than_one_percent_wide() {
+        assert!((0..100_000).all(|ns| (0..=1).contains(&(bucket_of(ns + 1) - bucket_of(ns)))), "none is left out");
+        for ns in (0..100_000).chain((0..36).map(|bit| 1 << bit)).chain([LATENCY_NS_MAX]) {
+            let bucket = bucket_of(ns);
+            assert!(latency_of(bucket).abs_diff(ns) * 200 <= ns, "{ns} counts as {}", latency_of(bucket));
+        }
+        assert_eq!(bucket_of(LATENCY_NS_MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn percentiles_are_those_of_what_was_counted() {
+        let buckets = Buckets::default();
+        (1..=1000).for_each(|us| buckets.count(us * 1000));
+        buckets.count(u64::MAX);
+        let latency = buckets.percentiles();
+        for (found, expected) in [(latency.p50, 500_000), (latency.p99, 990_000)] {
+            assert!(found.abs_diff(expected) < expected / 50, "{latency:?}");
+        }
+        let mut all = empty_histogram();
+        buckets.add_to(&mut all);
+        buckets.add_to(&mut all);
+        assert_eq!(all.len(), 2002);
+        assert!(all.max() >= LATENCY_NS_MAX - LATENCY_NS_MAX / 100);
     }
 }

@@ -16,7 +16,7 @@ MAIN, FOURK, GROW, PRIVATE, GUARD, LATE = (
 ALICE = "a11ce000-0000-4000-8000-000000000001"
 SCRATCH = pathlib.Path("/scratch")
 MOUNT = pathlib.Path("/mnt/volume")
-TREE = pathlib.Path(sysconfig.get_path("stdlib"))
+TREE = pathlib.Path(sysconfig.get_path("stdlib")) / "encodings"
 GUARDED = b"written before the target started".ljust(4096, b".")
 STOP_LIMIT_S = 2
 # An emulated processor is slower than the machine that the limit was set for.

@@ -31,7 +31,7 @@ fn bench(words: &[&str], code: i32) -> (String, String) {
 fn check(text: &str, block: f64, errors: u64) -> serde_json::Value {
     let value: serde_json::Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
     let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(keys, ["errors", "ios", "iops", "latency_us", "mib_per_s", "seconds"]);
+    assert_eq!(keys, ["errors", "iops", "ios", "latency_us", "mib_per_s", "seconds"]);
     let number =
         |key: &str| value.pointer(key).and_then(serde_json::Value::as_f64).unwrap_or_else(|| panic!("{key}: {text}"));
     assert_eq!(value["errors"].as_u64(), Some(errors), "{text}");

@@ -132,3 +132,33 @@ impl Load {
         }
     }
 }
+
+/// A load that knows this of one writer.
+fn one(known: Known) -> Load {
+    Load { known: RefCell::new(vec![known]), active: Cell::new(0), waiter: Cell::new(reactor::reactor::TaskId::NONE) }
+}
+
+#[test]
+fn a_slot_may_hold_what_was_acknowledged_or_a_later_write_in_part() {
+    let load = one(Known { asked: 3, acknowledged: 2, flushed: 1 });
+    let mut slot = contents(0, 1);
+    load.check(&slot, true);
+    slot[..GRAIN].copy_from_slice(&contents(0, 2));
+    load.check(&slot, false);
+    slot[GRAIN..2 * GRAIN].copy_from_slice(&contents(0, 3)[GRAIN..2 * GRAIN]);
+    load.check(&slot, false);
+}
+
+#[test]
+#[should_panic(expected = "bytes from 0 of its slot are lost")]
+fn an_acknowledged_write_that_is_missing_is_found() {
+    one(Known { asked: 3, acknowledged: 2, flushed: 1 }).check(&contents(0, 1), false);
+}
+
+#[test]
+#[should_panic(expected = "bytes from 4096 of its slot are lost")]
+fn a_torn_grain_is_found() {
+    let mut slot = contents(0, 1);
+    slot[GRAIN] ^= 1;
+    one(Known { asked: 1, acknowledged: 1, flushed: 1 }).check(&slot, true);
+}

@@ -148,8 +148,8 @@ fn namespaces_come_and_go() {
         expect_notice(&reactor, &controller, NoticeInfo::NAMESPACE_ATTRIBUTE_CHANGED).await;
         assert_eq!(changed_namespaces(&controller).await, [7]);
         assert_eq!(controller.active_namespaces().await.unwrap(), [1]);
-        // Through the same queue: the namespace is no longer one, its volume is closed, the queue lives.
-        assert_eq!(run(&second, IoOp::Read, 4096, 512, &[]).await.0, IoStatus::Gone);
+        // Through the same queue, which lives: an inactive namespace is an invalid field (Base §3.2.1.4).
+        assert_eq!(run(&second, IoOp::Read, 4096, 512, &[]).await.0, IoStatus::Unsupported);
         assert!(second.queue().ended().is_none());
         assert!(read(&first, 0, 4096).await == data, "the other namespace is untouched");
 

@@ -276,7 +276,7 @@ impl Layer for Gate {
 impl Gate {
     #[inline]
     fn pass(&self, io: Io) -> Poll<Io> {
-        match self.base.submit_below(io, self.layer.get(), 0) {
+        match self.base.pass_below(io, self.layer.get(), 0) {
             Poll::Ready(mut io) => match io.pop_frame() {
                 Some(frame) => self.completed(io, frame),
                 None => unreachable!("a frame was pushed and only its owner takes it"),
@@ -285,9 +285,9 @@ impl Gate {
         }
     }
 
-    /// As [`Gate::pass`] for an I/O that has waited: it may not end inside somebody's submission.
+    /// Passes on an I/O that has waited: it may not end inside somebody's submission, and the base's time begins now.
     fn pass_later(&self, io: Io) {
-        if let Poll::Ready(io) = self.pass(io) {
+        if let Poll::Ready(io) = self.base.submit_below(io, self.layer.get(), 0) {
             self.reactor.complete(io);
         }
     }
