@@ -27,17 +27,24 @@ pub fn now() -> Duration {
     Duration::from_nanos(monotonic_ns())
 }
 
-/// Waits until `done`, at most `limit`; says whether it came.
-pub fn until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+/// How often [`until`] looks.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Waits until `done`, at most `limit`. Says whether it came, and how long this thread was kept from looking: what a loaded
+/// machine takes from a process that has little to do.
+pub fn until(limit: Duration, mut done: impl FnMut() -> bool) -> (bool, Duration) {
     let start = now();
+    let (mut looked, mut late) = (start, Duration::ZERO);
     loop {
         if done() {
-            return true;
+            return (true, late);
         }
         if now() - start > limit {
-            return false;
+            return (false, late);
         }
-        std::thread::park_timeout(Duration::from_millis(2));
+        std::thread::park_timeout(LOOK);
+        late += (now() - looked).saturating_sub(2 * LOOK);
+        looked = now();
     }
 }
 
@@ -168,19 +175,20 @@ impl Program {
         assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success(), "{line}");
     }
 
-    /// Waits for its end; how it ended and how long that took since the last signal, or else since now.
+    /// Waits for its end; how it ended and how long that took since the last signal, or else since now, without what the
+    /// machine was late.
     ///
     /// # Panics
     /// If it does not end: it is killed then.
     pub fn end(&mut self, limit: Duration) -> (ExitStatus, Duration) {
         let start = self.signalled.unwrap_or_else(now);
         let mut status = None;
-        until(limit, || {
+        let (_, late) = until(limit, || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
         match status {
-            Some(status) => (status, now() - start),
+            Some(status) => (status, (now() - start).saturating_sub(late)),
             None => {
                 self.child.kill().unwrap();
                 self.child.wait().unwrap();

@@ -166,13 +166,13 @@ fn the_example_is_valid() {
 fn a_signal_during_the_start_ends_it_in_order() {
     let place = Place::new();
     let mut program = place.program(&config(r#""127.0.0.1:0""#));
-    let listening = super::server::until(PATIENCE, || {
+    let (caught, _) = super::server::until(PATIENCE, || {
         // The handler is installed first of all.
         let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap_or_default();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap_or("0");
         u64::from_str_radix(caught, 16).unwrap() & 1 << 14 != 0
     });
-    assert!(listening);
+    assert!(caught);
     program.signal("TERM");
     let (status, _) = program.end(PATIENCE);
     assert_eq!(status.code(), Some(0), "{status}: {:?}", program.err.all());

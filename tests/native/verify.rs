@@ -170,7 +170,7 @@ async fn count_up(volume: &Volume, at: u64, times: u64, lost: &Cell<u64>) {
 
 /// Four queues, on both reactors of the target, race for one number of a namespace.
 async fn race(reactor: &Rc<Reactor>, controller: &Controller, nsid: u32) {
-    const TIMES: u64 = 200;
+    const TIMES: u64 = 100;
     let lost = Rc::new(Cell::new(0));
     let left = Rc::new(Cell::new(u64::from(QUEUES)));
     let first = volume(reactor, controller, 1, nsid).await;
