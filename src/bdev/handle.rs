@@ -108,6 +108,11 @@ impl Handle {
         opened(reactor).0.borrow().values().cloned().collect()
     }
 
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
     /// What every device has.
     #[inline]
     pub fn common(&self) -> &Common {

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Poll;
 
+use hugepages::footprint;
+
 use super::stream::{Stream, StreamError};
 use crate::reactor::{Reactor, TaskId};
 use crate::sys::tx::TxBatch;
@@ -18,12 +20,13 @@ const HEADS: usize = 16 * 1024;
 pub const RESERVE_MAX: usize = 8 << 20;
 
 /// Data buffers of all connections of a reactor together: half of its DMA memory. The other half stays for what needs no further
-/// word from a host to come back: receive buffers, in-capsule data, what devices need.
+/// word from a host to come back: receive buffers, in-capsule data, what devices need. Who finds it taken waits in a line, so that
+/// a large transfer is not passed by small ones for ever.
 #[derive(Default)]
 struct Budget {
     reserved: Cell<usize>,
     limit: Cell<usize>,
-    waiters: RefCell<VecDeque<TaskId>>,
+    line: RefCell<VecDeque<TaskId>>,
 }
 
 impl Budget {
@@ -35,6 +38,7 @@ impl Budget {
         })
     }
 
+    #[inline]
     fn take(&self, reactor: &Reactor, len: usize) -> bool {
         let after = self.reserved.get() + len;
         if after > self.limit.get() {
@@ -48,12 +52,35 @@ impl Budget {
         true
     }
 
+    /// [`Budget::take`] for the current task when nobody is before it in the line; else it stands there now.
+    fn take_in_turn(&self, reactor: &Reactor, len: usize) -> bool {
+        let mut line = self.line.borrow_mut();
+        let task = reactor.current_task();
+        let first = line.front().is_none_or(|front| *front == task);
+        if first && self.take(reactor, len) {
+            line.pop_front();
+            if let Some(next) = line.front() {
+                reactor.wake(*next);
+            }
+            return true;
+        }
+        if !line.contains(&task) {
+            line.push_back(task);
+        }
+        false
+    }
+
     fn give_back(&self, reactor: &Reactor, len: usize) {
-        self.reserved.set(self.reserved.get().saturating_sub(len));
-        for task in self.waiters.borrow_mut().drain(..) {
-            reactor.wake(task);
+        self.reserved.set(self.reserved.get() - len);
+        if let Some(first) = self.line.borrow().front() {
+            reactor.wake(*first);
         }
     }
+}
+
+/// Whether connections of this reactor wait for data buffers that others hold.
+pub fn is_short(reactor: &Reactor) -> bool {
+    !Budget::of(reactor).line.borrow().is_empty()
 }
 
 /// Spare batches of a reactor: a connection with nothing to send holds none.
@@ -79,9 +106,13 @@ pub struct Tx {
     /// Grows with each batch handed to the kernel.
     handed: Cell<u64>,
     waiters: RefCell<VecDeque<TaskId>>,
-    /// Bytes of data buffers in use for this connection, unsent ones included.
+    /// Bytes of the pool in use by data buffers of this connection, unsent ones included.
     reserved: Cell<usize>,
     reserve_waiters: RefCell<VecDeque<TaskId>>,
+    /// Things that the peer has to do: take a batch, send data that it was asked for.
+    owed: Cell<u32>,
+    /// When it did one last, or the first was asked of it.
+    progress_ns: Cell<u64>,
     ended: Cell<Option<StreamError>>,
     finishing: Cell<bool>,
     failed: Cell<bool>,
@@ -100,6 +131,8 @@ impl Tx {
             waiters: RefCell::new(VecDeque::new()),
             reserved: Cell::new(0),
             reserve_waiters: RefCell::new(VecDeque::new()),
+            owed: Cell::new(0),
+            progress_ns: Cell::new(0),
             ended: Cell::new(None),
             finishing: Cell::new(false),
             failed: Cell::new(false),
@@ -162,36 +195,68 @@ impl Tx {
         .await;
     }
 
-    /// Waits until `len` bytes of data buffers may be in use for this connection beside those that are: a peer that does not
-    /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool, and all together half. Payloads pushed with
-    /// [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
+    /// Waits until data buffers of `len` bytes may be in use for this connection beside those that are: a peer that does not
+    /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool, and all together half.
+    /// Payloads pushed with [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
     pub async fn reserve(&self, reactor: &Reactor, len: usize) {
+        let len = footprint(len);
         std::future::poll_fn(|_| {
             let reserved = self.reserved.get();
             if reserved > 0 && reserved + len > RESERVE_MAX && self.ended.get().is_none() {
                 self.reserve_waiters.borrow_mut().push_back(reactor.current_task());
                 return Poll::Pending;
             }
-            if !self.budget.take(reactor, len) {
-                self.budget.waiters.borrow_mut().push_back(reactor.current_task());
+            if !self.budget.take_in_turn(reactor, len) {
                 return Poll::Pending;
             }
-            self.reserved.set(reserved + len);
+            // Looked at again: others of this connection may have been before this one in the line.
+            self.reserved.set(self.reserved.get() + len);
             Poll::Ready(())
         })
         .await;
     }
 
-    /// Gives back what [`Tx::reserve`] took for a buffer that is not sent.
+    /// Gives back what [`Tx::reserve`] took for a buffer of `len` bytes that is not sent.
     pub fn unreserve(&self, reactor: &Reactor, len: usize) {
+        self.give_back(reactor, footprint(len));
+    }
+
+    /// Gives back all that is reserved: nothing more is sent, and the buffers are gone.
+    pub fn unreserve_all(&self, reactor: &Reactor) {
+        self.give_back(reactor, self.reserved.get());
+    }
+
+    fn give_back(&self, reactor: &Reactor, len: usize) {
+        // A send that ends after `unreserve_all` has nothing left to give.
         let len = len.min(self.reserved.get());
-        self.reserved.set(self.reserved.get() - len);
         if len > 0 {
+            self.reserved.set(self.reserved.get() - len);
             self.budget.give_back(reactor, len);
         }
         for task in self.reserve_waiters.borrow_mut().drain(..) {
             reactor.wake(task);
         }
+    }
+
+    /// The peer was asked for something that data buffers wait for; [`Tx::peer_acted`] when it has done it.
+    #[inline]
+    pub fn expect_peer(&self, reactor: &Reactor) {
+        if self.owed.replace(self.owed.get() + 1) == 0 {
+            self.progress_ns.set(reactor.clock().now());
+        }
+    }
+
+    /// See [`Tx::expect_peer`].
+    #[inline]
+    pub fn peer_acted(&self, reactor: &Reactor) {
+        self.owed.set(self.owed.get() - 1);
+        self.progress_ns.set(reactor.clock().now());
+    }
+
+    /// For how long the peer has neither taken nor sent what data buffers of this connection wait for, in nanoseconds.
+    pub fn stalled_ns(&self, reactor: &Reactor) -> u64 {
+        let waits = self.owed.get() > 0 && self.reserved.get() > 0;
+        if waits { reactor.clock().now().saturating_sub(self.progress_ns.get()) } else { 0 }
     }
 
     /// Lets [`Tx::run`] end once everything appended so far was sent; nothing more can be appended.
@@ -225,9 +290,11 @@ impl Tx {
             self.sending.set(true);
             self.handed.set(self.handed.get() + 1);
             self.wake_waiters(reactor);
+            self.expect_peer(reactor);
             let (mut batch, result) = stream.send(batch).await;
+            self.peer_acted(reactor);
             self.sending.set(false);
-            self.unreserve(reactor, batch.payload());
+            self.give_back(reactor, batch.payload());
             batch.clear();
             self.spares.0.borrow_mut().push(batch);
             if let Err(error) = result {
@@ -245,7 +312,7 @@ impl Tx {
             self.spares.0.borrow_mut().push(batch);
         }
         self.wake_waiters(reactor);
-        self.unreserve(reactor, 0);
+        self.give_back(reactor, 0);
     }
 
     fn wake_waiters(&self, reactor: &Reactor) {

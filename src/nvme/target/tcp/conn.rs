@@ -307,7 +307,7 @@ impl Conn {
         self.until(|| self.busy.get() == 0).await;
         self.local.leave(&self).await;
         // What answers that could not be sent had reserved.
-        self.tx.unreserve(&self.reactor, usize::MAX);
+        self.tx.unreserve_all(&self.reactor);
         self.finished.set(true);
         for slot in self.slots.borrow().iter() {
             self.reactor.wake(slot.task.get());

@@ -8,11 +8,13 @@
 
 mod admin;
 mod conn;
+mod failures;
 mod fused;
 mod home;
 mod local;
 mod receive;
 mod slot;
+mod stalled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
