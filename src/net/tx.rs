@@ -149,19 +149,6 @@ impl Tx {
         self.handed.get()
     }
 
-    /// Waits until another batch is given to the kernel, or the stream has ended.
-    pub async fn next_handed(&self, reactor: &Reactor) {
-        let now = self.handed.get();
-        std::future::poll_fn(|_| {
-            if self.handed.get() != now || self.ended.get().is_some() {
-                return Poll::Ready(());
-            }
-            self.waiters.borrow_mut().push_back(reactor.current_task());
-            Poll::Pending
-        })
-        .await;
-    }
-
     /// Waits until `len` bytes of data buffers may be in use for this connection beside those that are: a peer that does not
     /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool, and all together half. Payloads pushed with
     /// [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].

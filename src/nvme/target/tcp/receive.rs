@@ -95,7 +95,7 @@ impl Receiver {
                 self.at = (data_len > 0).then_some(Placement::Discard);
             }
             Event::Command { sqe, data_len } => {
-                let slot = conn.take_slot().await?;
+                let slot = conn.take_slot()?;
                 if data_len > 0 {
                     let buf = conn.reactor().buffer(data_len as usize).await;
                     *slot.data.borrow_mut() = Some(buf);
