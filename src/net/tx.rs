@@ -35,17 +35,25 @@ impl Budget {
         })
     }
 
-    fn take(&self, reactor: &Reactor, len: usize) -> bool {
-        let after = self.reserved.get() + len;
-        if after > self.limit.get() {
+    /// Takes `len` bytes for a connection that has `mine` of them already.
+    fn take(&self, reactor: &Reactor, mine: usize, len: usize) -> bool {
+        if !self.admits(mine, len) {
             // The pool may have grown since.
             self.limit.set(reactor.pool().stats().bytes_total / 2);
-            if after > self.limit.get() && self.reserved.get() > 0 {
+            if !self.admits(mine, len) {
                 return false;
             }
         }
-        self.reserved.set(after);
+        self.reserved.set(self.reserved.get() + len);
         true
+    }
+
+    /// A connection never has more than it leaves for the others: those who hold theirs for ever get smaller and smaller
+    /// shares, and one more that comes finds as much as the least of them. A transfer that is alone always fits.
+    #[inline]
+    fn admits(&self, mine: usize, len: usize) -> bool {
+        let reserved = self.reserved.get();
+        reserved == 0 || mine + len <= self.limit.get().saturating_sub(reserved + len)
     }
 
     fn give_back(&self, reactor: &Reactor, len: usize) {
@@ -154,12 +162,16 @@ impl Tx {
     /// [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
     pub async fn reserve(&self, reactor: &Reactor, len: usize) {
         std::future::poll_fn(|_| {
+            if self.ended.get().is_some() {
+                // Nobody to send to: whoever asks finds that out next, and must not wait for others until then.
+                return Poll::Ready(());
+            }
             let reserved = self.reserved.get();
-            if reserved > 0 && reserved + len > RESERVE_MAX && self.ended.get().is_none() {
+            if reserved > 0 && reserved + len > RESERVE_MAX {
                 self.reserve_waiters.borrow_mut().push_back(reactor.current_task());
                 return Poll::Pending;
             }
-            if !self.budget.take(reactor, len) {
+            if !self.budget.take(reactor, reserved, len) {
                 self.budget.waiters.borrow_mut().push_back(reactor.current_task());
                 return Poll::Pending;
             }
@@ -233,6 +245,7 @@ impl Tx {
         }
         self.wake_waiters(reactor);
         self.unreserve(reactor, 0);
+        self.budget.give_back(reactor, 0);
     }
 
     fn wake_waiters(&self, reactor: &Reactor) {
