@@ -20,13 +20,14 @@ const HEADS: usize = 16 * 1024;
 pub const RESERVE_MAX: usize = 8 << 20;
 
 /// Data buffers of all connections of a reactor together: half of its DMA memory. The other half stays for what needs no further
-/// word from a host to come back: receive buffers, in-capsule data, what devices need. Who finds it taken waits in a line, so that
-/// a large transfer is not passed by small ones for ever.
+/// word from a host to come back: receive buffers, in-capsule data, what devices need.
 #[derive(Default)]
 struct Budget {
     reserved: Cell<usize>,
     limit: Cell<usize>,
-    line: RefCell<VecDeque<TaskId>>,
+    waiters: RefCell<VecDeque<TaskId>>,
+    /// A connection that has nothing waits.
+    starving: Cell<bool>,
 }
 
 impl Budget {
@@ -38,49 +39,43 @@ impl Budget {
         })
     }
 
+    /// Takes `len` bytes for a connection that has `mine` of them already; without room the current task is woken when some
+    /// are given back.
     #[inline]
-    fn take(&self, reactor: &Reactor, len: usize) -> bool {
-        let after = self.reserved.get() + len;
-        if after > self.limit.get() {
+    fn take(&self, reactor: &Reactor, mine: usize, len: usize) -> bool {
+        if !self.admits(mine, len) {
             // The pool may have grown since.
             self.limit.set(reactor.pool().stats().bytes_total / 2);
-            if after > self.limit.get() && self.reserved.get() > 0 {
+            if !self.admits(mine, len) {
+                self.waiters.borrow_mut().push_back(reactor.current_task());
+                self.starving.set(self.starving.get() || mine == 0);
                 return false;
             }
         }
-        self.reserved.set(after);
+        self.reserved.set(self.reserved.get() + len);
         true
     }
 
-    /// [`Budget::take`] for the current task when nobody is before it in the line; else it stands there now.
-    fn take_in_turn(&self, reactor: &Reactor, len: usize) -> bool {
-        let mut line = self.line.borrow_mut();
-        let task = reactor.current_task();
-        let first = line.front().is_none_or(|front| *front == task);
-        if first && self.take(reactor, len) {
-            line.pop_front();
-            if let Some(next) = line.front() {
-                reactor.wake(*next);
-            }
-            return true;
-        }
-        if !line.contains(&task) {
-            line.push_back(task);
-        }
-        false
+    /// A connection never has more than it leaves for the others: those who hold theirs for ever get smaller and smaller
+    /// shares, and one more that comes finds as much as the least of them. A transfer that is alone always fits.
+    #[inline]
+    fn admits(&self, mine: usize, len: usize) -> bool {
+        let reserved = self.reserved.get();
+        reserved == 0 || mine + len <= self.limit.get().saturating_sub(reserved + len)
     }
 
     fn give_back(&self, reactor: &Reactor, len: usize) {
         self.reserved.set(self.reserved.get() - len);
-        if let Some(first) = self.line.borrow().front() {
-            reactor.wake(*first);
+        self.starving.set(false);
+        for task in self.waiters.borrow_mut().drain(..) {
+            reactor.wake(task);
         }
     }
 }
 
-/// Whether connections of this reactor wait for data buffers that others hold.
+/// Whether a connection of this reactor waits for data buffers that all are with others.
 pub fn is_short(reactor: &Reactor) -> bool {
-    !Budget::of(reactor).line.borrow().is_empty()
+    Budget::of(reactor).starving.get()
 }
 
 /// Spare batches of a reactor: a connection with nothing to send holds none.
@@ -182,35 +177,25 @@ impl Tx {
         self.handed.get()
     }
 
-    /// Waits until another batch is given to the kernel, or the stream has ended.
-    pub async fn next_handed(&self, reactor: &Reactor) {
-        let now = self.handed.get();
-        std::future::poll_fn(|_| {
-            if self.handed.get() != now || self.ended.get().is_some() {
-                return Poll::Ready(());
-            }
-            self.waiters.borrow_mut().push_back(reactor.current_task());
-            Poll::Pending
-        })
-        .await;
-    }
-
     /// Waits until data buffers of `len` bytes may be in use for this connection beside those that are: a peer that does not
     /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool, and all together half.
     /// Payloads pushed with [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
     pub async fn reserve(&self, reactor: &Reactor, len: usize) {
         let len = footprint(len);
         std::future::poll_fn(|_| {
+            if self.ended.get().is_some() {
+                // Nobody to send to: whoever asks finds that out next, and must not wait for others until then.
+                return Poll::Ready(());
+            }
             let reserved = self.reserved.get();
-            if reserved > 0 && reserved + len > RESERVE_MAX && self.ended.get().is_none() {
+            if reserved > 0 && reserved + len > RESERVE_MAX {
                 self.reserve_waiters.borrow_mut().push_back(reactor.current_task());
                 return Poll::Pending;
             }
-            if !self.budget.take_in_turn(reactor, len) {
+            if !self.budget.take(reactor, reserved, len) {
                 return Poll::Pending;
             }
-            // Looked at again: others of this connection may have been before this one in the line.
-            self.reserved.set(self.reserved.get() + len);
+            self.reserved.set(reserved + len);
             Poll::Ready(())
         })
         .await;
@@ -313,6 +298,7 @@ impl Tx {
         }
         self.wake_waiters(reactor);
         self.give_back(reactor, 0);
+        self.budget.give_back(reactor, 0);
     }
 
     fn wake_waiters(&self, reactor: &Reactor) {
