@@ -26,7 +26,8 @@ use crate::net::Listener;
 use crate::nvme::target::{
     AllowedHosts, Listener as Port, MAX_TRANSFER_LEN, NamespaceInfo, SubsystemConfig, Target, TargetParams,
 };
-use crate::reactor::mailbox::Remote;
+use crate::reactor::mailbox::{Reach, Remote};
+use crate::sys::descriptor::Descriptor;
 use crate::sys::socket;
 pub use conn::{IN_CAPSULE_ADMIN, IN_CAPSULE_IO, MAX_H2C_DATA};
 pub use home::HOME;
@@ -96,22 +97,33 @@ impl Export {
     }
 }
 
-/// The control plane's hold on the door; its methods run on a control thread and block until every reactor knows.
-pub struct Door {
-    remotes: Vec<Remote>,
+/// The control plane's hold on the door; its methods end when every reactor knows: those of a door of control threads block, one
+/// in a simulation has the reactors turn meanwhile.
+pub struct Door<R = Vec<Remote>> {
+    reach: R,
     exports: BTreeMap<String, Vec<Export>>,
     ports: BTreeMap<SocketAddr, Port>,
     next_port: u16,
 }
 
 impl Door {
-    /// A door without subsystems and listeners.
+    /// A door without subsystems and listeners, for control threads.
     ///
     /// # Errors
     /// If a reactor has ended.
     pub fn open(remotes: &[Remote]) -> Result<Door, DoorError> {
-        for remote in remotes {
-            remote.ask(Local::install).ok_or(DoorError::Ended)?;
+        Door::open_by(remotes.to_vec())
+    }
+}
+
+impl<R: Reach> Door<R> {
+    /// As [`Door::open`], on the reactors that `reach` names.
+    ///
+    /// # Errors
+    /// If a reactor has ended.
+    pub fn open_by(reach: R) -> Result<Door<R>, DoorError> {
+        for remote in reach.remotes() {
+            reach.ask(remote, Local::install).ok_or(DoorError::Ended)?;
         }
         let params = TargetParams {
             listeners: Vec::new(),
@@ -125,16 +137,19 @@ impl Door {
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let target = Target::new(params).expect("limits that the engine accepts");
-        remotes[usize::from(HOME)].ask(move |home| Home::install(home, target)).ok_or(DoorError::Ended)?;
-        Ok(Door { remotes: remotes.to_vec(), exports: BTreeMap::new(), ports: BTreeMap::new(), next_port: 1 })
+        let home = &reach.remotes()[usize::from(HOME)];
+        reach.ask(home, move |home| Home::install(home, target)).ok_or(DoorError::Ended)?;
+        Ok(Door { reach, exports: BTreeMap::new(), ports: BTreeMap::new(), next_port: 1 })
     }
 
-    fn at_home<R: Send + 'static>(
+    fn at_home<T: Send + 'static>(
         &self,
-        f: impl FnOnce(&Home, &std::rc::Rc<crate::reactor::Reactor>) -> R + Send + 'static,
-    ) -> Result<R, DoorError> {
-        self.remotes[usize::from(HOME)]
-            .ask(move |reactor| home::of(reactor).map(|home| f(&home, reactor)))
+        f: impl FnOnce(&Home, &std::rc::Rc<crate::reactor::Reactor>) -> T + Send + 'static,
+    ) -> Result<T, DoorError> {
+        self.reach
+            .ask(&self.reach.remotes()[usize::from(HOME)], move |reactor| {
+                home::of(reactor).map(|home| f(&home, reactor))
+            })
             .flatten()
             .ok_or(DoorError::Ended)
     }
@@ -184,9 +199,11 @@ impl Door {
         })?
         .map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })?;
         self.exports.remove(nqn);
-        for remote in &self.remotes {
+        for remote in self.reach.remotes() {
             let name = nqn.to_owned();
-            remote.ask(move |r| Local::of(r).map(|local| local.remove_subsystem(&name))).ok_or(DoorError::Ended)?;
+            self.reach
+                .ask(remote, move |r| Local::of(r).map(|local| local.remove_subsystem(&name)))
+                .ok_or(DoorError::Ended)?;
         }
         Ok(())
     }
@@ -256,12 +273,12 @@ impl Door {
     }
 
     fn hand_out(&self, nqn: &str, exports: &[Export]) -> Result<(), DoorError> {
-        for remote in &self.remotes {
+        for remote in self.reach.remotes() {
             let name = nqn.to_owned();
             let list: Vec<NamespaceSpec> =
                 exports.iter().map(|e| NamespaceSpec { info: e.info(), device: e.device.clone() }).collect();
-            remote
-                .ask(move |r| Local::of(r).map(|local| local.set_namespaces(&name, &list, NAMESPACES_MAX)))
+            self.reach
+                .ask(remote, move |r| Local::of(r).map(|local| local.set_namespaces(&name, &list, NAMESPACES_MAX)))
                 .flatten()
                 .ok_or(DoorError::Ended)?
                 .map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })?;
@@ -275,16 +292,24 @@ impl Door {
     /// If the address cannot be bound.
     pub fn listen(&mut self, address: SocketAddr) -> Result<SocketAddr, DoorError> {
         let (fd, bound) = socket::listen(address).map_err(|error| DoorError::Listen { address, error })?;
+        self.listen_on(fd.into(), bound)?;
+        Ok(bound)
+    }
+
+    /// Takes over a socket that listens already, on the address `bound`.
+    ///
+    /// # Errors
+    /// If a reactor has ended.
+    pub fn listen_on(&mut self, socket: Descriptor, bound: SocketAddr) -> Result<(), DoorError> {
         self.ports.insert(bound, Port { portid: self.next_port, addr: bound });
         self.next_port += 1;
         let ports: Vec<Port> = self.ports.values().cloned().collect();
         self.at_home(move |home, reactor| {
-            let listener = Listener::start(reactor, fd, bound, conn::serve);
+            let listener = Listener::start(reactor, socket, bound, conn::serve);
             home.listeners.borrow_mut().push(listener);
             home.target.borrow_mut().set_listeners(ports);
             home.carry_out(reactor);
-        })?;
-        Ok(bound)
+        })
     }
 
     /// Listens on `bound` no more; its connections stay.
@@ -309,7 +334,7 @@ impl Door {
     /// Takes no more connections and commands, tells discovery controllers, and lets every connection end once it has
     /// answered. Returns at once; [`Door::connections`] tells how far it is.
     pub fn drain(&self) {
-        self.remotes[usize::from(HOME)].send(Box::new(|reactor| {
+        self.reach.remotes()[usize::from(HOME)].send(Box::new(|reactor| {
             if let Some(home) = home::of(reactor) {
                 home.drain(reactor);
             }
@@ -318,7 +343,7 @@ impl Door {
 
     /// Closes all connections, answered or not.
     pub fn close(&self) {
-        for remote in &self.remotes {
+        for remote in self.reach.remotes() {
             remote.send(Box::new(|r| {
                 if let Some(local) = Local::of(r) {
                     local.close_all();
@@ -329,8 +354,10 @@ impl Door {
 
     /// Connections that have not ended, on all reactors that answer.
     pub fn connections(&self) -> usize {
-        let count = |r: &Remote| r.ask_within(ANSWER_LIMIT, |r| Local::of(r).map_or(0, |local| local.connections()));
-        self.remotes.iter().filter_map(count).sum()
+        let count = |remote: &Remote| {
+            self.reach.ask_within(remote, ANSWER_LIMIT, |r| Local::of(r).map_or(0, |local| local.connections()))
+        };
+        self.reach.remotes().iter().filter_map(count).sum()
     }
 }
 
