@@ -135,7 +135,7 @@ impl Model {
     pub fn new(volume: u64, size: u64, volatile: bool) -> Model {
         let zeros = Version {
             value: ZEROES,
-            write: ZEROES,
+            write: NEVER,
             start: 0,
             end: 0,
             dead: NEVER,

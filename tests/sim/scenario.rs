@@ -76,14 +76,9 @@ pub fn run_plan(plan: Plan) -> Outcome {
     for finish in &plan.rounds {
         scenario.round(*finish);
     }
-    let Scenario { target, context, .. } = scenario;
-    let injected = target.injected();
-    assert!(
-        context.failed.get() <= injected,
-        "{} I/Os failed, rules failed {injected}",
-        context.failed.get()
-    );
-    drop(target);
+    let (context, injected) = (scenario.context.clone(), scenario.target.injected());
+    assert!(context.failed.get() <= injected, "{} I/Os failed, rules failed {injected}", context.failed.get());
+    drop(scenario);
     let sim = Rc::into_inner(sim).expect("nobody else has it").into_inner();
     let (hash, turns) = (sim.trace_hash(), sim.turns());
     assert_eq!(sim.finish(), 0, "DMA buffers leaked");
