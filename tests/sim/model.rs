@@ -36,7 +36,7 @@ struct Version {
     replaced_durably: bool,
     /// A compare and write has replaced exactly this one.
     consumed: bool,
-    /// A read gave it.
+    /// A read gave it, and surely it.
     seen: bool,
 }
 
@@ -313,9 +313,11 @@ impl Model {
             let value = value_of(bytes, number as u64)?;
             let sector = &mut state.sectors[number];
             let mut oldest = NEVER;
-            for version in sector.iter_mut().filter(|v| v.value == value && v.dead > step.start && v.write != step.write) {
+            let given = |v: &&mut Version| v.value == value && v.dead > step.start && v.write != step.write;
+            for version in sector.iter_mut().filter(given) {
                 oldest = oldest.min(version.start);
-                version.seen = true;
+                // Zeros may be those of any of several writes.
+                version.seen |= value != ZEROES;
                 if consumes && value != ZEROES && std::mem::replace(&mut version.consumed, true) {
                     return Err(format!("sector {number}: {value:#x} was replaced by two compare and writes"));
                 }
