@@ -129,8 +129,8 @@ impl Plan {
         let reactors = 1 + chance.below(3) as u16;
         let rates = rates(&chance);
         let volumes = (0..1 + chance.below(3)).map(|_| volume(&chance, reactors)).collect();
-        let vanishes = one_in(5);
-        let hosts: Vec<Host> = (0..1 + chance.below(3)).map(|_| host(&chance, vanishes)).collect();
+        let (pauses, vanishes) = (one_in(3), one_in(5));
+        let hosts: Vec<Host> = (0..1 + chance.below(3)).map(|_| host(&chance, pauses, vanishes)).collect();
         let busy: u64 = hosts.iter().map(|h| u64::from(h.queues) * u64::from(h.workers)).max().unwrap_or(1);
         // What a host's workers hold at a time fits its memory twice, and once more for what it receives.
         let most = ((4 << 20) / busy).clamp(16 << 10, 1 << 20);
@@ -146,7 +146,7 @@ impl Plan {
             len_max: [8 << 10, 64 << 10, 128 << 10, most][chance.below(4) as usize].min(most),
             crowd: [16 << 10, 64 << 10, 256 << 10][chance.below(3) as usize],
             rounds,
-            pauses: one_in(3),
+            pauses,
             vanishes,
         }
     }
@@ -226,9 +226,14 @@ fn rule(chance: &Entropy) -> Rule {
     }
 }
 
-fn host(chance: &Entropy, vanishes: bool) -> Host {
-    // A host that falls silent without a keep alive time-out leaves its connections open for ever.
-    let kato_ms = [1_000, 2_000, 5_000, if vanishes { 1_000 } else { 0 }][chance.below(4) as usize];
+fn host(chance: &Entropy, pauses: bool, vanishes: bool) -> Host {
+    let kato_ms = match chance.below(4) {
+        // A host that falls silent without a keep alive time-out leaves its connections open for ever.
+        0 if !vanishes => 0,
+        // One that stops is not to be taken for one that has gone.
+        1 | 2 if !pauses || vanishes => 1_000,
+        _ => 5_000,
+    };
     Host {
         queues: 1 + chance.below(3) as u16,
         queue_size: [2, 3, 8, 33, 128][chance.below(5) as usize],

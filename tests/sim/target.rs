@@ -10,7 +10,7 @@ use std::time::Duration;
 use reactor::bdev::BlockDevice;
 use reactor::bdev::device::{file, malloc};
 use reactor::bdev::layer::inject::{self, Control};
-use reactor::nvme::target::tcp::{Door, Export};
+use reactor::nvme::target::tcp::{Door, Export, HOME};
 use reactor::reactor::Reactor;
 use reactor::reactor::mailbox::{Reach, Remote};
 use reactor::reactor::sim::{DiskId, DiskOptions, Machine, Simulation};
@@ -111,12 +111,14 @@ impl Target {
         let remotes = self.reactors().iter().map(|reactor| reactor.remote()).collect();
         let mut door = Door::open_by(Inside { sim: self.sim.clone(), remotes }).unwrap();
         door.add_subsystem(NQN, None, exports).unwrap();
+        self.sim.borrow_mut().run_for(10 * MS).unwrap();
+        self.idle = self.holdings();
         let (socket, bound) = self.sim.borrow().world().listen(self.machine, PORT).unwrap();
         assert_eq!(bound, self.address);
         door.listen_on(socket, bound).unwrap();
+        // The listener's.
+        self.idle[usize::from(HOME)].tasks += 1;
         self.door = Some(door);
-        self.sim.borrow_mut().run_for(10 * MS).unwrap();
-        self.idle = self.holdings();
     }
 
     fn device(&mut self, index: usize) -> Arc<dyn BlockDevice> {
