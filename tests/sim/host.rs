@@ -141,7 +141,10 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
         let volumes: Rc<[Volume]> = geometries.iter().map(|geometry| Volume::new(queue.clone(), *geometry)).collect();
         for _ in 0..plan.workers {
             let (here, volumes) = (session.clone(), volumes.clone());
-            session.start(waiter, async move { while here.step(&volumes).await {} });
+            session.start(waiter, async move {
+                let mut again = None;
+                while here.step(&volumes, &mut again).await {}
+            });
         }
     }
     if plan.chatter {
@@ -206,8 +209,8 @@ impl Session {
         }
     }
 
-    /// Does one random I/O. Returns whether there is more to do.
-    async fn step(&self, volumes: &[Volume]) -> bool {
+    /// Does one random I/O, or reads what was written just now. Returns whether there is more to do.
+    async fn step(&self, volumes: &[Volume], written: &mut Option<(usize, u64, u64)>) -> bool {
         if !self.goes_on() {
             return false;
         }
@@ -215,10 +218,17 @@ impl Session {
         let left = &self.context.left[self.number];
         left.set(left.get() - 1);
         let chance = self.reactor.entropy();
-        let index = chance.below(volumes.len() as u64) as usize;
+        let (index, op, offset, len) = match written.take().filter(|_| chance.below(2) == 0) {
+            Some((index, offset, len)) => (index, IoOp::Read, offset, len),
+            None => {
+                let index = chance.below(volumes.len() as u64) as usize;
+                let op = self.choose(&volumes[index]);
+                let (offset, len) = self.range(&volumes[index], op);
+                (index, op, offset, len)
+            }
+        };
         let (volume, model) = (&volumes[index], &self.context.models[index]);
-        let op = self.choose(volume);
-        let (offset, len) = self.range(volume, op);
+        *written = op.writes().then_some((index, offset, len));
         let fua = matches!(op, IoOp::Write | IoOp::WriteZeroes | IoOp::CompareAndWrite) && chance.below(4) == 0;
         // What a compare expects: what may be there, or sometimes surely not.
         let other = (chance.below(4) == 0 && len > 0).then(|| chance.below(len / 512));

@@ -216,7 +216,7 @@ fn rule(chance: &Entropy) -> Rule {
         } else {
             When::Every(2 + chance.below(20))
         },
-        count: Some(1 + chance.below(10)),
+        count: Some(1 + chance.below(30)),
         action: match chance.below(4) {
             0 => Action::Fail(STATUSES[chance.below(6) as usize]),
             1 => Action::Hold,
