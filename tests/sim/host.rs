@@ -8,8 +8,10 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use reactor::bdev::OpSet;
-use reactor::nvme::host::{Controller, Ended as Lost, HostError, Identity, Options, Queue, Volume};
-use reactor::nvme::spec::{FeatureId, FeatureSelect, LogId, Property};
+use reactor::nvme::host::{
+    Command, Controller, Ended as Lost, Geometry, HostError, Identity, Options, Queue, Volume,
+};
+use reactor::nvme::spec::{AdminOpcode, Cc, Csts, FeatureId, FeatureSelect, LogId, Property, Sqe, StatusCode};
 use reactor::reactor::Reactor;
 use reactor::reactor::io::{IoOp, IoStatus, Segment};
 
@@ -34,6 +36,8 @@ pub struct Context {
     pub answers: RefCell<BTreeMap<(u8, u8), u64>>,
     /// Connections that were lost.
     pub lost: Cell<u64>,
+    /// Commands that were aborted.
+    pub aborted: Cell<u64>,
 }
 
 /// One connection to the controller, until it ends.
@@ -47,6 +51,10 @@ struct Session {
     left: Cell<u32>,
     /// It goes without waiting for what is in flight.
     leaving: Cell<bool>,
+    /// It has asked for commands to be aborted.
+    aborts: Cell<bool>,
+    /// Writes without an answer, with their volumes.
+    unanswered: RefCell<Vec<(usize, Step)>>,
 }
 
 impl Context {
@@ -65,9 +73,13 @@ impl Context {
     }
 
     /// Checks that what was asked of a controller may fail so.
-    fn check_error(&self, error: &HostError) {
+    fn check_error(&self, error: &HostError, leaving: bool) {
         match error {
-            HostError::Lost(ended) => self.check_end(*ended, false),
+            HostError::Lost(ended) => self.check_end(*ended, leaving),
+            // Of a controller that is being reset.
+            HostError::Refused { status, .. } if leaving => {
+                assert_eq!(status.code(), StatusCode::COMMAND_SEQUENCE_ERROR, "{error}");
+            }
             // The controller may have been given up, with its queues, while another was being connected.
             HostError::Connect { .. } | HostError::Refused { .. } | HostError::NotInTime { .. } => {
                 assert!(self.may_lose(), "{error}");
@@ -101,7 +113,7 @@ fn options(number: usize, host: &Host) -> Options {
 pub async fn run(reactor: Rc<Reactor>, context: Rc<Context>, number: usize) {
     while context.goes_on(number) {
         if let Err(error) = connect_and_work(&reactor, &context, number).await {
-            context.check_error(&error);
+            context.check_error(&error, false);
             reactor.sleep((20 + reactor.entropy().below(500)) * MS).await;
         }
     }
@@ -115,14 +127,19 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
     assert_eq!(controller.queues(), plan.queues, "queues granted");
     let mut geometries = Vec::new();
     for (index, volume) in context.plan.volumes.iter().enumerate() {
-        let geometry = controller.geometry(index as u32 + 1).await?;
+        let geometry = match controller.geometry(index as u32 + 1).await {
+            // Not active.
+            Err(HostError::Unsupported(_)) if context.plan.may_be_removed(index) => continue,
+            geometry => geometry?,
+        };
         assert_eq!((geometry.size, 1 << geometry.block_shift), (volume.size, volume.block));
         let all = OpSet::ALL.without(IoOp::Reset);
         let ops = if plan.queue_size > 2 { all } else { all.without(IoOp::CompareAndWrite) };
         assert!(IoOp::ALL.iter().all(|op| geometry.ops.has(*op) == ops.has(*op)), "{:?}", geometry.ops);
         geometries.push(geometry);
     }
-    assert_eq!(controller.active_namespaces().await?.len(), geometries.len());
+    let active = controller.active_namespaces().await?.len();
+    assert!(active == geometries.len() || context.plan.changes, "{active} namespaces");
     let mut queues = Vec::new();
     for qid in 1..=controller.queues() {
         queues.push(Rc::new(Queue::connect(reactor, &controller.ticket(), qid).await?));
@@ -135,10 +152,13 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
         busy: Cell::new(0),
         left: Cell::new(if chance.below(3) == 0 { 1 + chance.below(u64::from(left)) as u32 } else { left }),
         leaving: Cell::new(false),
+        aborts: Cell::new(false),
+        unanswered: RefCell::default(),
     });
     let waiter = reactor.current_task();
     for queue in &queues {
-        let volumes: Rc<[Volume]> = geometries.iter().map(|geometry| Volume::new(queue.clone(), *geometry)).collect();
+        let volume = |geometry: &Geometry| (geometry.nsid as usize - 1, Volume::new(queue.clone(), *geometry));
+        let volumes: Rc<[(usize, Volume)]> = geometries.iter().map(volume).collect();
         for _ in 0..plan.workers {
             let (here, volumes) = (session.clone(), volumes.clone());
             session.start(waiter, async move {
@@ -151,10 +171,17 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
         let (here, controller) = (session.clone(), controller.clone());
         session.start(waiter, async move { here.chat(&controller).await });
     }
-    if chance.below(6) == 0 {
+    let mut over = false;
+    if chance.below(5) == 0 {
         // Goes in the middle of things: commands in flight are left to the target.
         reactor.sleep(chance.below(200 * MS)).await;
         session.leaving.set(true);
+        if chance.below(2) == 0 {
+            match reset(&controller, chance.below(2) == 0).await {
+                Ok(()) => over = true,
+                Err(error) => context.check_error(&error, false),
+            }
+        }
         for queue in &queues {
             queue.close().await;
         }
@@ -169,9 +196,42 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
             }
             drop(queues);
             let controller = Rc::into_inner(controller).expect("nobody else is at work");
-            if let Err(error) = controller.shut_down().await {
-                context.check_error(&error);
+            let flushes: Vec<Step> = context.models.iter().map(|model| model.begin(0, 0)).collect();
+            let ended = controller.shut_down().await;
+            for (flush, model) in flushes.iter().zip(&context.models) {
+                if ended.is_ok() && context.plan.always_flushes() {
+                    model.end_flush(flush);
+                } else {
+                    model.end_unheard(flush);
+                }
             }
+            match ended {
+                Ok(()) => over = true,
+                Err(error) => context.check_error(&error, false),
+            }
+        }
+    }
+    if over {
+        for (index, step) in session.unanswered.borrow_mut().drain(..) {
+            context.models[index].resolve(&step);
+        }
+    }
+    Ok(())
+}
+
+/// Resets the controller, and enables it again if asked. All its commands are over then.
+async fn reset(controller: &Controller, enable: bool) -> Result<(), HostError> {
+    let reactor = controller.admin_queue().reactor();
+    let enabled = controller.property_get(Property::CC, false).await? as u32;
+    for (cc, ready) in [(enabled & !Cc::EN, false), (enabled, true)] {
+        controller.property_set(Property::CC, cc).await?;
+        let deadline = reactor.clock().now() + 60_000 * MS;
+        while Csts(controller.property_get(Property::CSTS, false).await? as u32).ready() != ready {
+            assert!(reactor.clock().now() < deadline, "the controller does not become ready: {ready}");
+            reactor.sleep(MS).await;
+        }
+        if !enable {
+            break;
         }
     }
     Ok(())
@@ -196,21 +256,44 @@ impl Session {
     async fn chat(&self, controller: &Controller) {
         while self.goes_on() {
             self.reactor.sleep(self.reactor.entropy().below(30 * MS)).await;
-            let answer = match self.reactor.entropy().below(5) {
+            let answer = match self.reactor.entropy().below(6) {
                 0 => controller.identify_namespace(1).await.map(drop),
                 1 => controller.log(LogId::SMART, u32::MAX, 0, 512, true).await.map(drop),
                 2 => controller.log(LogId::ERROR, u32::MAX, 0, 4096, true).await.map(drop),
-                3 => controller.get_feature(FeatureId::NUMBER_OF_QUEUES, FeatureSelect::CURRENT).await.map(drop),
+                3 => self.abort_some(controller).await,
+                4 => controller.get_feature(FeatureId::NUMBER_OF_QUEUES, FeatureSelect::CURRENT).await.map(drop),
                 _ => controller.property_get(Property::CSTS, false).await.map(drop),
             };
             if let Err(error) = answer {
-                return self.context.check_error(&error);
+                return self.context.check_error(&error, self.leaving.get());
             }
         }
     }
 
+    /// Has commands aborted that may be in flight: those of one slot of a queue, whatever its generation.
+    async fn abort_some(&self, controller: &Controller) -> Result<(), HostError> {
+        let chance = self.reactor.entropy();
+        self.aborts.set(true);
+        let queue = 1 + chance.below(u64::from(controller.queues())) as u32;
+        let slot = chance.below(8) as u32;
+        for generation in 0..63 {
+            let mut sqe = Sqe::admin(AdminOpcode::ABORT, 0);
+            sqe.cdw10.set(queue | (generation << 10 | slot) << 16);
+            let answer = controller.admin_queue().command(Command::new(sqe)).await?;
+            let (status, result) = (answer.cqe.status(), answer.cqe.result.get());
+            if !status.is_success() {
+                return Err(HostError::Refused { what: "Abort", status, result });
+            }
+            // Bit 0: it was not aborted.
+            if answer.cqe.dw0() & 1 == 0 {
+                self.context.aborted.set(self.context.aborted.get() + 1);
+            }
+        }
+        Ok(())
+    }
+
     /// Does one random I/O, or reads what was written just now. Returns whether there is more to do.
-    async fn step(&self, volumes: &[Volume], written: &mut Option<(usize, u64, u64)>) -> bool {
+    async fn step(&self, volumes: &[(usize, Volume)], written: &mut Option<(usize, u64, u64)>) -> bool {
         if !self.goes_on() {
             return false;
         }
@@ -218,17 +301,18 @@ impl Session {
         let left = &self.context.left[self.number];
         left.set(left.get() - 1);
         let chance = self.reactor.entropy();
-        let (index, op, offset, len) = match written.take().filter(|_| chance.below(2) == 0) {
-            Some((index, offset, len)) => (index, IoOp::Read, offset, len),
+        let (at, op, offset, len) = match written.take().filter(|_| chance.below(2) == 0) {
+            Some((at, offset, len)) => (at, IoOp::Read, offset, len),
             None => {
-                let index = chance.below(volumes.len() as u64) as usize;
-                let op = self.choose(&volumes[index]);
-                let (offset, len) = self.range(&volumes[index], op);
-                (index, op, offset, len)
+                let at = chance.below(volumes.len() as u64) as usize;
+                let op = self.choose(&volumes[at].1);
+                let (offset, len) = self.range(&volumes[at].1, op);
+                (at, op, offset, len)
             }
         };
-        let (volume, model) = (&volumes[index], &self.context.models[index]);
-        *written = op.writes().then_some((index, offset, len));
+        let (index, volume) = (volumes[at].0, &volumes[at].1);
+        let model = &self.context.models[index];
+        *written = op.writes().then_some((at, offset, len));
         let fua = matches!(op, IoOp::Write | IoOp::WriteZeroes | IoOp::CompareAndWrite) && chance.below(4) == 0;
         // What a compare expects: what may be there, or sometimes surely not.
         let other = (chance.below(4) == 0 && len > 0).then(|| chance.below(len / 512));
@@ -318,14 +402,20 @@ impl Session {
         let outcome = match lost {
             Some(reason) => {
                 context.check_end(reason, self.leaving.get());
+                if op.writes() {
+                    self.unanswered.borrow_mut().push((index, *step));
+                }
                 Ended::Lost
             }
             None => {
                 let (plan, disk_errors) = (&context.plan.volumes[index], context.plan.disk_errors());
-                if !plan.may_fail(op, status, disk_errors) {
+                // A namespace identifier that is valid and not active: Invalid Field in Command (Base §3.2.1.3).
+                let removed = status == IoStatus::Unsupported && context.plan.may_be_removed(index);
+                let aborted = status == IoStatus::Aborted && self.aborts.get();
+                if !plan.may_fail(op, status, disk_errors) && !removed && !aborted {
                     return Err(format!("nothing makes it fail so; queue ended: {ended:?}"));
                 }
-                let by_rule = plan.kind == Kind::Malloc || !disk_errors;
+                let by_rule = !removed && !aborted && (plan.kind == Kind::Malloc || !disk_errors);
                 context.failed.set(context.failed.get() + u64::from(by_rule));
                 if plan.refuses_whole(disk_errors) { Ended::Untouched } else { Ended::Perhaps }
             }

@@ -9,7 +9,8 @@
 //!                                                a durable one has: no crash brings it back
 //! ```
 //! Times are counted by events of the model. Writes in flight at one time may take effect in either order; one that failed may
-//! have taken effect or not; one whose connection was lost may still do so ([`Model::settle`]).
+//! have taken effect or not; one whose connection was lost may still do so ([`Model::resolve`],
+//! [`Model::settle`]).
 
 use std::cell::RefCell;
 
@@ -355,6 +356,19 @@ impl Model {
             possible.any(|v| Ok(v.value) != value)
         });
         if differs { Ok(()) } else { Err(format!("a miscompare of what is there for sure: {step:?}")) }
+    }
+
+    /// A write whose connection was lost is over: the controller has been reset or shut down since.
+    pub fn resolve(&self, step: &Step) {
+        let state = &mut *self.state.borrow_mut();
+        if step.epoch == state.epoch {
+            state.now += 1;
+            for sector in &mut state.sectors[step.first..step.first + step.count] {
+                for version in sector.iter_mut().filter(|v| v.write == step.write) {
+                    version.end = version.end.min(state.now);
+                }
+            }
+        }
     }
 
     /// Nothing is in flight any more, answered or not.

@@ -106,12 +106,26 @@ pub struct Plan {
     pub pauses: bool,
     /// Hosts fall silent for a while, or for good.
     pub vanishes: bool,
+    /// The last volume's namespace comes and goes.
+    pub changes: bool,
 }
 
 impl Plan {
     /// Whether connections may be lost for other reasons than a crash of the target.
     pub fn loses_connections(&self) -> bool {
         self.rates.reset > 0 || self.vanishes
+    }
+
+    /// Whether the namespace of a volume comes and goes.
+    pub fn may_be_removed(&self, volume: usize) -> bool {
+        self.changes && volume + 1 == self.volumes.len()
+    }
+
+    /// Whether a flush of all volumes that a shutdown makes does so.
+    pub fn always_flushes(&self) -> bool {
+        let about = |rule: &Rule| rule.op.is_none_or(|op| op == IoOp::Flush);
+        let fails = |rule: &Rule| about(rule) && matches!(rule.action, Action::Fail(_));
+        !self.changes && !self.disk_errors() && !self.volumes.iter().flat_map(|v| v.rules.iter().flatten()).any(fails)
     }
 
     /// Whether disks fail.
@@ -128,13 +142,14 @@ impl Plan {
         let one_in = |n: u64| chance.below(n) == 0;
         let reactors = 1 + chance.below(3) as u16;
         let rates = rates(&chance);
-        let volumes = (0..1 + chance.below(3)).map(|_| volume(&chance, reactors)).collect();
+        let volumes: Vec<Volume> = (0..1 + chance.below(3)).map(|_| volume(&chance, reactors)).collect();
         let (pauses, vanishes) = (one_in(3), one_in(5));
         let hosts: Vec<Host> = (0..1 + chance.below(3)).map(|_| host(&chance, pauses, vanishes)).collect();
         let busy: u64 = hosts.iter().map(|h| u64::from(h.queues) * u64::from(h.workers)).max().unwrap_or(1);
         // What a host's workers hold at a time fits its memory twice, and once more for what it receives.
         let most = ((4 << 20) / busy).clamp(16 << 10, 1 << 20);
         let rounds = (0..1 + chance.below(3)).map(|_| finish(&chance)).collect();
+        let several = volumes.len() > 1;
         Plan {
             seed,
             reactors,
@@ -148,6 +163,7 @@ impl Plan {
             rounds,
             pauses,
             vanishes,
+            changes: several && one_in(4),
         }
     }
 }

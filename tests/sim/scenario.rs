@@ -23,6 +23,7 @@ pub struct Outcome {
     pub answers: BTreeMap<(u8, u8), u64>,
     pub lost: u64,
     pub injected: u64,
+    pub aborted: u64,
 }
 
 /// Prints how to run a seed again, if it fails.
@@ -70,6 +71,7 @@ pub fn run_plan(plan: Plan) -> Outcome {
         failed: Cell::new(0),
         answers: RefCell::default(),
         lost: Cell::new(0),
+        aborted: Cell::new(0),
     });
     let world = sim.borrow().world().clone();
     let mut scenario = Scenario { sim: sim.clone(), world, plan: plan.clone(), target, hosts, checker, context };
@@ -82,7 +84,7 @@ pub fn run_plan(plan: Plan) -> Outcome {
     let sim = Rc::into_inner(sim).expect("nobody else has it").into_inner();
     let (hash, turns) = (sim.trace_hash(), sim.turns());
     assert_eq!(sim.finish(), 0, "DMA buffers leaked");
-    Outcome { hash, turns, answers: context.answers.take(), lost: context.lost.get(), injected }
+    Outcome { hash, turns, answers: context.answers.take(), lost: context.lost.get(), injected, aborted: context.aborted.get() }
 }
 
 struct Scenario {
@@ -140,8 +142,11 @@ impl Scenario {
         }
     }
 
-    /// Makes life harder for a host, now and then.
+    /// Changes a namespace, and makes life harder for a host, now and then.
     fn disturb(&mut self) {
+        if self.plan.changes && self.world.pick(4) == 0 {
+            self.target.change();
+        }
         let number = self.world.pick(self.hosts.len() as u64) as usize;
         let machine = self.hosts[number];
         if self.plan.pauses && self.world.pick(4) == 0 {

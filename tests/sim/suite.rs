@@ -17,6 +17,7 @@ struct Total {
     turns: u64,
     lost: u64,
     injected: u64,
+    aborted: u64,
     /// Rounds that ended by a loss of power, of the process, and in order with hosts at work.
     ends: [u64; 3],
     answers: BTreeMap<(u8, u8), u64>,
@@ -41,6 +42,7 @@ impl Total {
         self.turns += outcome.turns;
         self.lost += outcome.lost;
         self.injected += outcome.injected;
+        self.aborted += outcome.aborted;
         for (kind, count) in &outcome.answers {
             *self.answers.entry(*kind).or_default() += count;
         }
@@ -51,9 +53,9 @@ impl Total {
     }
 
     fn print(&self) {
-        let Total { worlds, turns, lost, injected, ends: [power, process, drain], .. } = self;
+        let Total { worlds, turns, lost, injected, aborted, ends: [power, process, drain], .. } = self;
         println!("{worlds} worlds, {turns} turns; power failed {power} times, {process} kills, {drain} shutdowns");
-        println!("{lost} attempts failed, {injected} I/Os failed by rules");
+        println!("{lost} attempts failed, {injected} I/Os failed by rules, {aborted} aborted");
         for op in IoOp::ALL.into_iter().filter(|op| *op != IoOp::Reset) {
             let all: u64 = self.answers.range((op as u8, 0)..=(op as u8, u8::MAX)).map(|(_, count)| count).sum();
             println!("{op:?}: {all}, {} with success", self.count(op, IoStatus::Success));

@@ -68,6 +68,8 @@ pub struct Target {
     disks: Vec<Option<DiskId>>,
     door: Option<Door<Inside>>,
     controls: Vec<Control>,
+    /// The last of the namespaces, and whether it is there.
+    last: Option<(Export, bool)>,
     /// I/Os that were failed by rules of processes that have ended.
     failed_before: Cell<u64>,
     idle: Vec<Holdings>,
@@ -93,6 +95,7 @@ impl Target {
             disks: disks.collect(),
             door: None,
             controls: Vec::new(),
+            last: None,
             failed_before: Cell::new(0),
             idle: Vec::new(),
         };
@@ -105,9 +108,10 @@ impl Target {
     }
 
     fn serve(&mut self) {
-        let exports = (0..self.plan.volumes.len())
+        let exports: Vec<Export> = (0..self.plan.volumes.len())
             .map(|index| Export { nsid: index as u32 + 1, device: self.device(index), read_only: false })
             .collect();
+        self.last = exports.last().map(|export| (export.clone(), true));
         let remotes = self.reactors().iter().map(|reactor| reactor.remote()).collect();
         let mut door = Door::open_by(Inside { sim: self.sim.clone(), remotes }).unwrap();
         door.add_subsystem(NQN, None, exports).unwrap();
@@ -191,10 +195,24 @@ impl Target {
         }
     }
 
-    /// From now on no rule does anything.
-    pub fn calm_down(&self) {
+    /// All volumes are there, and from now on no rule does anything.
+    pub fn calm_down(&mut self) {
+        if self.last.as_ref().is_some_and(|(_, there)| !there) {
+            self.change();
+        }
         self.controls.iter().for_each(Control::clear);
         self.release(true);
+    }
+
+    /// Removes the last volume's namespace, or adds it again.
+    pub fn change(&mut self) {
+        let (Some(door), Some((export, there))) = (&mut self.door, &mut self.last) else { return };
+        *there = !*there;
+        if *there {
+            door.add_namespace(NQN, export.clone()).unwrap();
+        } else {
+            door.remove_namespace(NQN, export.nsid).unwrap();
+        }
     }
 
     /// Shuts down as the server does: answers what it has, then ends connections.
@@ -221,6 +239,7 @@ impl Target {
             Crash::Power => self.sim.borrow_mut().power_cut(self.machine),
         }
         self.door = None;
+        self.last = None;
         self.controls.clear();
     }
 
