@@ -628,6 +628,11 @@ impl IoTable {
         }
     }
 
+    /// Ios that somebody holds.
+    pub(super) fn in_use(&self) -> usize {
+        self.slots.borrow().len() - self.free.len()
+    }
+
     /// Tokens that named nothing: completions of a device that were late or invented.
     pub(super) fn stale(&self) -> u64 {
         self.stale.get()

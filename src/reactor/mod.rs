@@ -414,6 +414,11 @@ impl Reactor {
         self.table.retire(io);
     }
 
+    /// I/Os that tasks, channels and devices hold: back to what it was once all of them have ended.
+    pub fn ios_in_use(&self) -> usize {
+        self.table.in_use()
+    }
+
     /// Trades the handle for a token, for a device that gives the I/O to the kernel or to hardware.
     #[inline]
     pub fn park(&self, io: Io) -> IoToken {

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use super::conn::{Command, Conn, Queue};
@@ -129,7 +129,8 @@ impl Subsystem {
 pub struct Local {
     reactor: Rc<Reactor>,
     subsystems: RefCell<BTreeMap<String, Rc<Subsystem>>>,
-    conns: RefCell<BTreeMap<u64, Rc<Conn>>>,
+    /// Each is kept by its tasks, until its receiving task removes it: kept here, it would keep this, which it refers to.
+    conns: RefCell<BTreeMap<u64, Weak<Conn>>>,
     next_id: Cell<u64>,
     draining: Cell<bool>,
     failures: Rc<Failures>,
@@ -202,9 +203,9 @@ impl Local {
         id
     }
 
-    /// Keeps a connection until [`Local::remove`].
+    /// Knows a connection until [`Local::remove`].
     pub fn insert(&self, conn: &Rc<Conn>) {
-        self.conns.borrow_mut().insert(conn.id, conn.clone());
+        self.conns.borrow_mut().insert(conn.id, Rc::downgrade(conn));
     }
 
     /// Forgets a connection that has ended.
@@ -214,12 +215,12 @@ impl Local {
 
     /// A connection of this reactor.
     pub fn connection(&self, id: u64) -> Option<Rc<Conn>> {
-        self.conns.borrow().get(&id).cloned()
+        self.conns.borrow().get(&id).and_then(Weak::upgrade)
     }
 
     /// All connections that have not ended.
     pub fn all(&self) -> Vec<Rc<Conn>> {
-        self.conns.borrow().values().cloned().collect()
+        self.conns.borrow().values().filter_map(Weak::upgrade).collect()
     }
 
     /// Connections that have not ended.
@@ -230,7 +231,7 @@ impl Local {
     /// Takes no more connections or commands, and closes each connection once it has answered.
     pub fn drain(&self) {
         self.draining.set(true);
-        let conns: Vec<_> = self.conns.borrow().values().cloned().collect();
+        let conns: Vec<_> = self.conns.borrow().values().filter_map(Weak::upgrade).collect();
         for conn in conns {
             conn.drain();
         }
@@ -239,7 +240,7 @@ impl Local {
     /// Closes all connections at once, answers or not.
     pub fn close_all(&self) {
         self.draining.set(true);
-        let conns: Vec<_> = self.conns.borrow().values().cloned().collect();
+        let conns: Vec<_> = self.conns.borrow().values().filter_map(Weak::upgrade).collect();
         for conn in conns {
             conn.close();
         }
