@@ -77,14 +77,46 @@ impl Counters {
 #[derive(Clone, Debug)]
 pub struct Stall {
     /// What ran: the poller, sink or tasks by name; several if they shared one reading of the clock.
-    pub who: String,
+    pub who: Names,
     /// How long, in nanoseconds.
     pub ns: u64,
 }
 
+/// Names that a stall is remembered by, without an allocation on a reactor that is late already.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Names {
+    names: [&'static str; NAMES_MAX],
+    more: bool,
+}
+
+/// Different names of one stall.
+const NAMES_MAX: usize = 4;
+/// Stalls that are remembered until somebody asks.
+const STALLS_MAX: usize = 64;
+
+impl Names {
+    fn add(&mut self, name: &'static str) {
+        if !self.names.contains(&name) {
+            match self.names.iter_mut().find(|place| place.is_empty()) {
+                Some(place) => *place = name,
+                None => self.more = true,
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, name) in self.names.iter().filter(|name| !name.is_empty()).enumerate() {
+            write!(f, "{}{name}", if index == 0 { "" } else { ", " })?;
+        }
+        if self.more { write!(f, " and more") } else { Ok(()) }
+    }
+}
+
 /// Measures what the loop calls. Pollers and messages are measured one by one; completions and tasks, of which there are millions
 /// a second, share a reading of the clock among sixteen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stalls {
     found: RefCell<Vec<Stall>>,
     batch: RefCell<Batch>,
@@ -92,18 +124,22 @@ pub(super) struct Stalls {
 
 #[derive(Debug, Default)]
 struct Batch {
-    names: Vec<&'static str>,
+    names: [&'static str; STAMPS_PER_READING as usize],
     count: u32,
     since: u64,
 }
 
 impl Stalls {
+    pub(super) fn new() -> Stalls {
+        Stalls { found: RefCell::new(Vec::with_capacity(STALLS_MAX)), batch: RefCell::default() }
+    }
+
     pub(super) fn watch<R>(&self, clock: &Clock, name: &'static str, f: impl FnOnce() -> R) -> R {
         let before = clock.refresh();
         let result = f();
         let after = clock.refresh();
         self.batch.borrow_mut().since = after;
-        self.judge(after - before, || name.to_owned());
+        self.judge(after - before, &[name]);
         result
     }
 
@@ -134,12 +170,8 @@ impl Stalls {
     #[inline]
     fn ran(&self, clock: &Clock, name: &'static str) {
         let mut batch = self.batch.borrow_mut();
-        if batch.count == 0 {
-            batch.names.clear();
-        }
-        if batch.names.last().is_none_or(|last| !std::ptr::eq(*last, name)) {
-            batch.names.push(name);
-        }
+        let count = batch.count as usize;
+        batch.names[count] = name;
         batch.count += 1;
         if batch.count == STAMPS_PER_READING {
             drop(batch);
@@ -151,26 +183,25 @@ impl Stalls {
         let now = clock.refresh();
         let mut batch = self.batch.borrow_mut();
         let elapsed = now.saturating_sub(std::mem::replace(&mut batch.since, now));
-        if std::mem::take(&mut batch.count) > 0 && elapsed > STALL_NS {
-            let mut names = batch.names.clone();
-            drop(batch);
-            names.sort_unstable();
-            names.dedup();
-            self.judge(elapsed, || names.join(", "));
+        let count = std::mem::take(&mut batch.count) as usize;
+        if count > 0 {
+            self.judge(elapsed, &batch.names[..count]);
         }
     }
 
     #[inline]
-    fn judge(&self, ns: u64, who: impl FnOnce() -> String) {
+    fn judge(&self, ns: u64, ran: &[&'static str]) {
         if ns > STALL_NS {
             let mut found = self.found.borrow_mut();
-            if found.len() < 64 {
-                found.push(Stall { who: who(), ns });
+            if found.len() < STALLS_MAX {
+                let mut who = Names::default();
+                ran.iter().for_each(|name| who.add(name));
+                found.push(Stall { who, ns });
             }
         }
     }
 
     pub(super) fn take(&self) -> Vec<Stall> {
-        self.found.take()
+        self.found.replace(Vec::with_capacity(STALLS_MAX))
     }
 }
