@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
@@ -68,9 +68,27 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// One test at a time: the counters are those of the process.
-#[expect(clippy::disallowed_types, reason = "not on a reactor")]
-static ALONE: Mutex<()> = Mutex::new(());
+/// Whether a test runs: one at a time, since the counters are those of the process.
+static RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// The right to run; ends when dropped.
+struct Alone;
+
+impl Alone {
+    /// Waits for the others.
+    fn wait() -> Alone {
+        while RUNNING.swap(true, Ordering::Relaxed) {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        Alone
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        RUNNING.store(false, Ordering::Relaxed);
+    }
+}
 
 const NQN: &str = "nqn.2026-11.io.reactor:vol0";
 const MIB: usize = 1 << 20;
@@ -261,7 +279,7 @@ fn folder() -> tempfile::TempDir {
 
 #[test]
 fn devices_and_layers_allocate_nothing_per_io() {
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = Alone::wait();
     let folder = folder();
     locally("null, in submit", null(CompleteIn::Submit), 0, &ALL);
     locally("null, on the next poll", null(CompleteIn::Poll), 0, &ALL);
@@ -386,7 +404,7 @@ const DIGESTS: Way = Way { header_digest: true, data_digest: true, disable_sqflo
 
 #[test]
 fn target_and_host_allocate_nothing_per_io() {
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = Alone::wait();
     let folder = folder();
     for way in [PLAIN, DIGESTS] {
         over_loopback("null", 1, null(CompleteIn::Poll), way);
@@ -404,7 +422,7 @@ fn hosts_that_came_and_went_leave_nothing_behind() {
     const CYCLES: usize = 250;
     /// What differs from look to look, and less than 100 bytes for each host after the first rounds.
     const SLACK: i64 = 48 << 10;
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = Alone::wait();
     let served = Served::start(2, ram());
     let address = served.address;
     let mut after = Vec::new();

@@ -294,7 +294,7 @@ pub fn io(all: &Namespaces, input: &[u8]) -> bool {
     plain.flags |= request.fuse.0;
     plain.set_slba(request.lba);
     let deallocate = if request.op == IoOp::WriteZeroes && request.deallocate { 1 << 25 } else { 0 };
-    plain.cdw12.set(request.blocks - 1 | u32::from(request.fua) << 30 | deallocate);
+    plain.cdw12.set((request.blocks - 1) | u32::from(request.fua) << 30 | deallocate);
     plain.dptr = match request.place {
         DataPlace::None => SglDescriptor::transport(0),
         DataPlace::InCapsule => SglDescriptor::in_capsule(request.data_len),
