@@ -275,6 +275,43 @@ impl Remote {
     }
 }
 
+/// How a control plane reaches reactors: a control thread blocks until they answer, a simulation turns them meanwhile.
+pub trait Reach {
+    /// The reactors, in the order of their numbers.
+    fn remotes(&self) -> &[Remote];
+
+    /// Runs `f` on one of them and waits for its answer; `None` if it ended before.
+    fn ask<R: Send + 'static>(&self, remote: &Remote, f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static) -> Option<R>;
+
+    /// As [`Reach::ask`], but a reactor that is stuck holds nobody up longer than `limit`.
+    fn ask_within<R: Send + 'static>(
+        &self,
+        remote: &Remote,
+        limit: std::time::Duration,
+        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
+    ) -> Option<R>;
+}
+
+/// For control threads: it blocks.
+impl Reach for Vec<Remote> {
+    fn remotes(&self) -> &[Remote] {
+        self
+    }
+
+    fn ask<R: Send + 'static>(&self, remote: &Remote, f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static) -> Option<R> {
+        remote.ask(f)
+    }
+
+    fn ask_within<R: Send + 'static>(
+        &self,
+        remote: &Remote,
+        limit: std::time::Duration,
+        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
+    ) -> Option<R> {
+        remote.ask_within(limit, f)
+    }
+}
+
 /// One reactor's ends of all rings.
 pub(super) struct Mailbox {
     own: Remote,

@@ -119,34 +119,35 @@ impl std::fmt::Display for Names {
 #[derive(Debug)]
 pub(super) struct Stalls {
     found: RefCell<Vec<Stall>>,
-    batch: RefCell<Batch>,
-}
-
-#[derive(Debug, Default)]
-struct Batch {
-    names: [&'static str; STAMPS_PER_READING as usize],
-    count: u32,
-    since: u64,
+    /// What ran since the last reading of the clock, and how many.
+    names: [Cell<&'static str>; STAMPS_PER_READING as usize],
+    count: Cell<u32>,
+    since: Cell<u64>,
 }
 
 impl Stalls {
     pub(super) fn new() -> Stalls {
-        Stalls { found: RefCell::new(Vec::with_capacity(STALLS_MAX)), batch: RefCell::default() }
+        Stalls {
+            found: RefCell::new(Vec::with_capacity(STALLS_MAX)),
+            names: Default::default(),
+            count: Cell::new(0),
+            since: Cell::new(0),
+        }
     }
 
     pub(super) fn watch<R>(&self, clock: &Clock, name: &'static str, f: impl FnOnce() -> R) -> R {
         let before = clock.refresh();
         let result = f();
         let after = clock.refresh();
-        self.batch.borrow_mut().since = after;
-        self.judge(after - before, &[name]);
+        self.since.set(after);
+        self.judge(after - before, &[Cell::new(name)]);
         result
     }
 
     /// A turn begins: what came before it, sleep included, is nobody's.
     #[inline]
     pub(super) fn begin(&self, now: u64) {
-        self.batch.borrow_mut().since = now;
+        self.since.set(now);
     }
 
     #[inline]
@@ -156,46 +157,34 @@ impl Stalls {
         result
     }
 
+    /// One task or completion more since the last reading of the clock.
     #[inline]
-    pub(super) fn watch_task(&self, clock: &Clock, f: impl FnOnce() -> Option<&'static str>) -> Option<&'static str> {
-        let result = f();
-        if let Some(name) = result {
-            self.ran(clock, name);
-        } else {
-            self.end_batch(clock);
-        }
-        result
-    }
-
-    #[inline]
-    fn ran(&self, clock: &Clock, name: &'static str) {
-        let mut batch = self.batch.borrow_mut();
-        let count = batch.count as usize;
-        batch.names[count] = name;
-        batch.count += 1;
-        if batch.count == STAMPS_PER_READING {
-            drop(batch);
+    pub(super) fn ran(&self, clock: &Clock, name: &'static str) {
+        let count = self.count.get();
+        self.names[count as usize].set(name);
+        self.count.set(count + 1);
+        if count + 1 == STAMPS_PER_READING {
             self.end_batch(clock);
         }
     }
 
-    fn end_batch(&self, clock: &Clock) {
+    /// Reads the clock, and judges what ran since the last reading.
+    pub(super) fn end_batch(&self, clock: &Clock) {
         let now = clock.refresh();
-        let mut batch = self.batch.borrow_mut();
-        let elapsed = now.saturating_sub(std::mem::replace(&mut batch.since, now));
-        let count = std::mem::take(&mut batch.count) as usize;
+        let elapsed = now.saturating_sub(self.since.replace(now));
+        let count = self.count.replace(0) as usize;
         if count > 0 {
-            self.judge(elapsed, &batch.names[..count]);
+            self.judge(elapsed, &self.names[..count]);
         }
     }
 
     #[inline]
-    fn judge(&self, ns: u64, ran: &[&'static str]) {
+    fn judge(&self, ns: u64, ran: &[Cell<&'static str>]) {
         if ns > STALL_NS {
             let mut found = self.found.borrow_mut();
             if found.len() < STALLS_MAX {
                 let mut who = Names::default();
-                ran.iter().for_each(|name| who.add(name));
+                ran.iter().for_each(|name| who.add(name.get()));
                 found.push(Stall { who, ns });
             }
         }

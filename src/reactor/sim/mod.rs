@@ -42,6 +42,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::mpsc;
 
 pub use disk::{DiskOptions, SECTOR};
 pub use rates::{Fault, Rates};
@@ -49,6 +50,7 @@ pub use ring::SimRing;
 pub use world::{DiskId, Machine, World};
 
 use super::backend::Backend;
+use super::mailbox::Remote;
 use super::{Reactor, Turn, start};
 
 /// Turns without an advance of time after which the reactors are said to run in circles.
@@ -96,6 +98,8 @@ struct Member {
     /// Its number among all that were ever started.
     number: usize,
     mood: Mood,
+    /// Has no turns until its process goes on.
+    stopped: bool,
 }
 
 /// See the module's head.
@@ -147,7 +151,7 @@ impl Simulation {
                 Backend::Sim(ring) => ring.number(),
                 _ => unreachable!("just made"),
             };
-            self.members.push(Member { reactor, machine, number, mood: Mood::Awake });
+            self.members.push(Member { reactor, machine, number, mood: Mood::Awake, stopped: false });
         }
     }
 
@@ -183,6 +187,56 @@ impl Simulation {
         self.kill(machine);
     }
 
+    /// Stops the process of a machine where it is (SIGSTOP): its kernel goes on and takes what fits its socket buffers.
+    pub fn pause(&mut self, machine: Machine) {
+        self.set_stopped(machine, true);
+    }
+
+    /// Lets a stopped process go on (SIGCONT).
+    pub fn resume(&mut self, machine: Machine) {
+        self.set_stopped(machine, false);
+    }
+
+    fn set_stopped(&mut self, machine: Machine, stopped: bool) {
+        for member in self.members.iter_mut().filter(|member| member.machine == machine) {
+            member.stopped = stopped;
+            member.reactor.mailbox.wake_up();
+            member.mood = Mood::Awake;
+        }
+    }
+
+    /// What a control thread does in [`Remote::ask`]: runs `f` on a reactor by message and lets the world go on until it has
+    /// answered. `None` if the reactor ended before.
+    ///
+    /// # Errors
+    /// If the answer can never come.
+    pub fn ask<R: Send + 'static>(
+        &mut self,
+        remote: &Remote,
+        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
+    ) -> Result<Option<R>, Stuck> {
+        let (sender, answers) = mpsc::sync_channel(1);
+        remote.send(Box::new(move |reactor| {
+            // Heard by the loop below, which does not end before.
+            let _ = sender.send(f(reactor));
+        }));
+        let limit = self.world.now() + RUN_NS_MAX;
+        loop {
+            match answers.try_recv() {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(mpsc::TryRecvError::Disconnected) => return Ok(None),
+                Err(mpsc::TryRecvError::Empty) => {}
+            }
+            if !self.step(limit)? {
+                return Err(self.stuck(limit));
+            }
+        }
+    }
+
+    fn stuck(&self, limit: u64) -> Stuck {
+        if self.world.now() >= limit { Stuck::Timeout(self.story()) } else { Stuck::Deadlock(self.story()) }
+    }
+
     /// Runs until `body` has ended on `reactor`, and returns what it gave.
     ///
     /// # Errors
@@ -202,11 +256,7 @@ impl Simulation {
                 return Ok(result);
             }
             if !self.step(limit)? {
-                return Err(if self.world.now() >= limit {
-                    Stuck::Timeout(self.story())
-                } else {
-                    Stuck::Deadlock(self.story())
-                });
+                return Err(self.stuck(limit));
             }
         }
     }
@@ -275,7 +325,7 @@ impl Simulation {
     fn step(&mut self, limit: u64) -> Result<bool, Stuck> {
         self.world.state().run_due();
         let now = self.world.now();
-        for member in &mut self.members {
+        for member in self.members.iter_mut().filter(|member| !member.stopped) {
             if let Mood::Asleep(until) = member.mood
                 && (until <= now || member.reactor.backend.borrow_mut().has_completions())
             {
@@ -283,8 +333,8 @@ impl Simulation {
                 member.mood = Mood::Awake;
             }
         }
-        let mut awake: Vec<usize> =
-            (0..self.members.len()).filter(|i| !matches!(self.members[*i].mood, Mood::Asleep(_))).collect();
+        let turns = |member: &Member| !member.stopped && !matches!(member.mood, Mood::Asleep(_));
+        let mut awake: Vec<usize> = (0..self.members.len()).filter(|i| turns(&self.members[*i])).collect();
         let mut still = true;
         for left in (1..=awake.len()).rev() {
             let index = awake.swap_remove(self.world.pick(left as u64) as usize);
@@ -335,7 +385,7 @@ impl Simulation {
     fn advance(&mut self, limit: u64) -> bool {
         let state = self.world.state();
         let now = state.now();
-        let wakes = self.members.iter().map(|member| match member.mood {
+        let wakes = self.members.iter().filter(|member| !member.stopped).map(|member| match member.mood {
             Mood::Asleep(until) => until,
             Mood::Awake | Mood::Polling => now + POLL_NS,
         });

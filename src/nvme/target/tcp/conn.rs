@@ -93,6 +93,8 @@ pub struct Slot {
     pub index: u16,
     task: Cell<TaskId>,
     command: RefCell<Option<Command>>,
+    /// The first half of a fused pair, which this slot's own task must not see: it may be polled for nothing at any time.
+    held: RefCell<Option<Command>>,
     /// Data from the host: in-capsule, or the buffer that an R2T fills.
     pub data: RefCell<Option<Buf>>,
     grant: Cell<Option<WriteGrant>>,
@@ -316,14 +318,14 @@ impl Conn {
         self.close();
         if let Some(first) = receiver.fusing.first.take() {
             // Its second half never came: nobody runs it.
-            first.take_command();
+            first.take_held();
             self.release(&first, 0);
         }
         // Slots in flight keep their buffers and this connection until their I/O has landed.
         self.until(|| self.busy.get() == 0).await;
         self.local.leave(&self).await;
         // What answers that could not be sent had reserved.
-        self.tx.unreserve(&self.reactor, usize::MAX);
+        self.tx.unreserve_all(&self.reactor);
         self.finished.set(true);
         self.reactor.wake(self.watcher.get());
         for slot in self.slots.borrow().iter() {
@@ -385,6 +387,7 @@ impl Conn {
             index: index as u16,
             task: Cell::new(TaskId::NONE),
             command: RefCell::new(None),
+            held: RefCell::new(None),
             data: RefCell::new(None),
             grant: Cell::new(None),
             arrival: Cell::new(Arrival::None),
@@ -399,47 +402,48 @@ impl Conn {
     }
 
     /// Hands a complete command to its slot. A fused first waits for its second.
-    pub async fn start(self: &Rc<Self>, slot: Rc<Slot>, command: Command, fusing: &mut Fusing) -> Result<(), End> {
+    pub async fn start(self: &Rc<Self>, slot: Rc<Slot>, mut command: Command, fusing: &mut Fusing) -> Result<(), End> {
         let Some(queue) = self.queue() else {
             // The first command of a connection: Connect, or nothing goes on.
             self.busy.set(self.busy.get() + 1);
             return self.connect(&slot, command).await;
         };
         let fuse = command.sqe.fuse();
-        *slot.command.borrow_mut() = Some(command);
         self.sqhd.set(if self.sqhd.get() + 1 >= queue.entries { 0 } else { self.sqhd.get() + 1 });
         self.busy.set(self.busy.get() + 1);
         if queue.qid == 0 {
-            self.run_slot(slot, "nvmf admin", admin::run);
+            self.run_slot(slot, command, "nvmf admin", admin::run);
             return Ok(());
         }
         let (step, lost_partner) = fusing.tracker.next(fuse);
-        if lost_partner && let Some(first) = fusing.first.take() {
+        if lost_partner
+            && let Some(first) = fusing.first.take()
+            && let Some(alone) = first.take_held()
+        {
             // A fused command that runs alone answers that its partner is missing.
-            self.run_slot(first, "nvmf io", slot::run);
+            self.run_slot(first, alone, "nvmf io", slot::run);
         }
         match step {
             FuseStep::Hold => {
+                *slot.held.borrow_mut() = Some(command);
                 fusing.first = Some(slot);
                 return Ok(());
             }
-            FuseStep::Pair => {
-                if let Some(command) = slot.command.borrow_mut().as_mut() {
-                    command.first = fusing.first.take();
-                }
-            }
+            FuseStep::Pair => command.first = fusing.first.take(),
             FuseStep::Single | FuseStep::MissingFirst => {}
         }
-        self.run_slot(slot, "nvmf io", slot::run);
+        self.run_slot(slot, command, "nvmf io", slot::run);
         Ok(())
     }
 
     fn run_slot<F: Future<Output = ()> + 'static>(
         self: &Rc<Self>,
         slot: Rc<Slot>,
+        command: Command,
         name: &'static str,
         body: fn(Rc<Conn>, Rc<Slot>) -> F,
     ) {
+        *slot.command.borrow_mut() = Some(command);
         if slot.task.get() == TaskId::NONE {
             let task = self.reactor.spawn(name, body(self.clone(), slot.clone()));
             slot.task.set(task);
@@ -613,8 +617,8 @@ impl Slot {
         self.in_device.set(with);
     }
 
-    /// The command that waits in the slot, for a fused partner that runs it.
-    pub fn take_command(&self) -> Option<Command> {
-        self.command.borrow_mut().take()
+    /// The first half of a fused pair that waits in the slot, for the partner that runs it.
+    pub fn take_held(&self) -> Option<Command> {
+        self.held.borrow_mut().take()
     }
 }

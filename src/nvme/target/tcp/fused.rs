@@ -12,7 +12,7 @@ use crate::reactor::io::{Io, IoOp};
 
 /// Carries out `first` and `second` and answers both, the first one first. Returns the number of the batch with the last answer.
 pub async fn execute(conn: &Rc<Conn>, slot: &Slot, second: &Command, first: &Rc<Slot>, io: Io) -> (Io, u64) {
-    let Some(compare) = first.take_command() else { return (io, 0) };
+    let Some(compare) = first.take_held() else { return (io, 0) };
     let (io, failure) = run_pair(conn, slot, second, first, &compare, io).await;
     let (first_fault, second_fault) = match failure {
         Ok(()) => (None, None),

@@ -5,18 +5,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use super::conn::{Command, Conn, Queue};
+use super::failures::Failures;
 use super::home::{self, HOME};
+use super::stalled;
 use crate::bdev::{BlockDevice, DeviceError, Handle, OpSet};
 use crate::limits::CONNECTIONS_PER_REACTOR;
 use crate::nvme::spec::{Cqe, Sqe, Status, StatusCode};
 use crate::nvme::target::{ErrorReport, Fault, IoOp as NvmeOp, NamespaceInfo, Namespaces, SmartCounters};
 use crate::reactor::Reactor;
 use crate::reactor::io::IoOp;
-use crate::reactor::mailbox::Message;
 
 /// One namespace on one reactor.
 pub struct Namespace {
@@ -128,9 +129,11 @@ impl Subsystem {
 pub struct Local {
     reactor: Rc<Reactor>,
     subsystems: RefCell<BTreeMap<String, Rc<Subsystem>>>,
-    conns: RefCell<BTreeMap<u64, Rc<Conn>>>,
+    /// Each is kept by its tasks, until its receiving task removes it: kept here, it would keep this, which it refers to.
+    conns: RefCell<BTreeMap<u64, Weak<Conn>>>,
     next_id: Cell<u64>,
     draining: Cell<bool>,
+    failures: Rc<Failures>,
     discovery: Rc<Subsystem>,
 }
 
@@ -144,8 +147,10 @@ impl Local {
             // Unique in the process: the reactor in the upper half.
             next_id: Cell::new(u64::from(reactor.id()) << 48 | 1),
             draining: Cell::new(false),
+            failures: Rc::default(),
             discovery: Rc::default(),
         }));
+        stalled::watch(reactor);
     }
 
     /// The reactor's state, if it takes connections.
@@ -198,9 +203,9 @@ impl Local {
         id
     }
 
-    /// Keeps a connection until [`Local::remove`].
+    /// Knows a connection until [`Local::remove`].
     pub fn insert(&self, conn: &Rc<Conn>) {
-        self.conns.borrow_mut().insert(conn.id, conn.clone());
+        self.conns.borrow_mut().insert(conn.id, Rc::downgrade(conn));
     }
 
     /// Forgets a connection that has ended.
@@ -210,7 +215,12 @@ impl Local {
 
     /// A connection of this reactor.
     pub fn connection(&self, id: u64) -> Option<Rc<Conn>> {
-        self.conns.borrow().get(&id).cloned()
+        self.conns.borrow().get(&id).and_then(Weak::upgrade)
+    }
+
+    /// All connections that have not ended.
+    pub fn all(&self) -> Vec<Rc<Conn>> {
+        self.conns.borrow().values().filter_map(Weak::upgrade).collect()
     }
 
     /// Connections that have not ended.
@@ -221,7 +231,7 @@ impl Local {
     /// Takes no more connections or commands, and closes each connection once it has answered.
     pub fn drain(&self) {
         self.draining.set(true);
-        let conns: Vec<_> = self.conns.borrow().values().cloned().collect();
+        let conns: Vec<_> = self.conns.borrow().values().filter_map(Weak::upgrade).collect();
         for conn in conns {
             conn.drain();
         }
@@ -230,7 +240,7 @@ impl Local {
     /// Closes all connections at once, answers or not.
     pub fn close_all(&self) {
         self.draining.set(true);
-        let conns: Vec<_> = self.conns.borrow().values().cloned().collect();
+        let conns: Vec<_> = self.conns.borrow().values().filter_map(Weak::upgrade).collect();
         for conn in conns {
             conn.close();
         }
@@ -288,15 +298,7 @@ impl Local {
             queue.subsystem.counts.set(counts);
         }
         let report = ErrorReport { sqid: queue.qid, cid: sqe.cid.get(), fault, lba: sqe.slba(), nsid: sqe.nsid.get() };
-        let controller = queue.controller;
-        self.reactor.send(
-            HOME,
-            Message::Call(Box::new(move |home| {
-                if let Some(service) = home::of(home) {
-                    service.log_error(controller, &report);
-                }
-            })),
-        );
+        self.failures.add(&self.reactor, queue.controller, report);
         fault.status
     }
 

@@ -8,11 +8,13 @@
 
 mod admin;
 mod conn;
+mod failures;
 mod fused;
 mod home;
 mod local;
 mod receive;
 mod slot;
+mod stalled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -24,9 +26,10 @@ use crate::limits::{
 };
 use crate::net::Listener;
 use crate::nvme::target::{
-    AllowedHosts, Listener as Port, MAX_TRANSFER_LEN, NamespaceInfo, SubsystemConfig, Target, TargetParams,
+    AllowedHosts, ConfigError, Listener as Port, MAX_TRANSFER_LEN, NamespaceInfo, SubsystemConfig, Target, TargetParams,
 };
-use crate::reactor::mailbox::Remote;
+use crate::reactor::mailbox::{Reach, Remote};
+use crate::sys::descriptor::Descriptor;
 use crate::sys::socket;
 pub use conn::{IN_CAPSULE_ADMIN, IN_CAPSULE_IO, MAX_H2C_DATA};
 pub use home::HOME;
@@ -96,22 +99,33 @@ impl Export {
     }
 }
 
-/// The control plane's hold on the door; its methods run on a control thread and block until every reactor knows.
-pub struct Door {
-    remotes: Vec<Remote>,
+/// The control plane's hold on the door; its methods end when every reactor knows: those of a door of control threads block, one
+/// in a simulation has the reactors turn meanwhile.
+pub struct Door<R = Vec<Remote>> {
+    reach: R,
     exports: BTreeMap<String, Vec<Export>>,
     ports: BTreeMap<SocketAddr, Port>,
     next_port: u16,
 }
 
 impl Door {
-    /// A door without subsystems and listeners.
+    /// A door without subsystems and listeners, for control threads.
     ///
     /// # Errors
     /// If a reactor has ended.
     pub fn open(remotes: &[Remote]) -> Result<Door, DoorError> {
-        for remote in remotes {
-            remote.ask(Local::install).ok_or(DoorError::Ended)?;
+        Door::open_by(remotes.to_vec())
+    }
+}
+
+impl<R: Reach> Door<R> {
+    /// As [`Door::open`], on the reactors that `reach` names.
+    ///
+    /// # Errors
+    /// If a reactor has ended.
+    pub fn open_by(reach: R) -> Result<Door<R>, DoorError> {
+        for remote in reach.remotes() {
+            reach.ask(remote, Local::install).ok_or(DoorError::Ended)?;
         }
         let params = TargetParams {
             listeners: Vec::new(),
@@ -125,16 +139,19 @@ impl Door {
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let target = Target::new(params).expect("limits that the engine accepts");
-        remotes[usize::from(HOME)].ask(move |home| Home::install(home, target)).ok_or(DoorError::Ended)?;
-        Ok(Door { remotes: remotes.to_vec(), exports: BTreeMap::new(), ports: BTreeMap::new(), next_port: 1 })
+        let home = &reach.remotes()[usize::from(HOME)];
+        reach.ask(home, move |home| Home::install(home, target)).ok_or(DoorError::Ended)?;
+        Ok(Door { reach, exports: BTreeMap::new(), ports: BTreeMap::new(), next_port: 1 })
     }
 
-    fn at_home<R: Send + 'static>(
+    fn at_home<T: Send + 'static>(
         &self,
-        f: impl FnOnce(&Home, &std::rc::Rc<crate::reactor::Reactor>) -> R + Send + 'static,
-    ) -> Result<R, DoorError> {
-        self.remotes[usize::from(HOME)]
-            .ask(move |reactor| home::of(reactor).map(|home| f(&home, reactor)))
+        f: impl FnOnce(&Home, &std::rc::Rc<crate::reactor::Reactor>) -> T + Send + 'static,
+    ) -> Result<T, DoorError> {
+        self.reach
+            .ask(&self.reach.remotes()[usize::from(HOME)], move |reactor| {
+                home::of(reactor).map(|home| f(&home, reactor))
+            })
             .flatten()
             .ok_or(DoorError::Ended)
     }
@@ -155,20 +172,13 @@ impl Door {
             model: "reactor".to_owned(),
             hosts: allowed(hosts),
         };
-        self.hand_out(nqn, &exports)?;
-        let infos: Vec<NamespaceInfo> = exports.iter().map(Export::info).collect();
-        let name = nqn.to_owned();
-        self.at_home(move |home, reactor| {
-            let result = {
-                let mut target = home.target.borrow_mut();
-                target.add_subsystem(config).and_then(|()| target.set_namespaces(&name, infos))
-            };
-            home.carry_out(reactor);
-            result
-        })?
-        .map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })?;
-        self.exports.insert(nqn.to_owned(), exports);
-        Ok(())
+        self.publish(nqn, exports, move |target, nqn, infos| {
+            target.add_subsystem(config)?;
+            target.set_namespaces(nqn, infos).inspect_err(|_| {
+                // Known since just now, so it can be removed.
+                let _ = target.remove_subsystem(nqn);
+            })
+        })
     }
 
     /// Removes a subsystem and closes its controllers.
@@ -184,11 +194,7 @@ impl Door {
         })?
         .map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })?;
         self.exports.remove(nqn);
-        for remote in &self.remotes {
-            let name = nqn.to_owned();
-            remote.ask(move |r| Local::of(r).map(|local| local.remove_subsystem(&name))).ok_or(DoorError::Ended)?;
-        }
-        Ok(())
+        self.forget(nqn)
     }
 
     /// Replaces the hosts that may use a subsystem; `None` is every host. Controllers of hosts no longer allowed are closed.
@@ -241,27 +247,61 @@ impl Door {
     }
 
     fn replace_namespaces(&mut self, nqn: &str, exports: Vec<Export>) -> Result<(), DoorError> {
-        // The reactors first: a host that hears of a namespace finds it there.
-        self.hand_out(nqn, &exports)?;
+        self.publish(nqn, exports, |target, nqn, infos| target.set_namespaces(nqn, infos))
+    }
+
+    /// Hands namespaces to the reactors, then to the engine: a host that hears of one finds it there. On failure everything is as
+    /// it was.
+    fn publish(
+        &mut self,
+        nqn: &str,
+        exports: Vec<Export>,
+        enter: impl FnOnce(&mut Target, &str, Vec<NamespaceInfo>) -> Result<(), ConfigError> + Send + 'static,
+    ) -> Result<(), DoorError> {
         let infos: Vec<NamespaceInfo> = exports.iter().map(Export::info).collect();
         let name = nqn.to_owned();
-        self.at_home(move |home, reactor| {
-            let result = home.target.borrow_mut().set_namespaces(&name, infos);
-            home.carry_out(reactor);
-            result
-        })?
-        .map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })?;
-        self.exports.insert(nqn.to_owned(), exports);
+        let entered = self.hand_out(nqn, &exports).and_then(|()| {
+            let result = self.at_home(move |home, reactor| {
+                let result = enter(&mut home.target.borrow_mut(), &name, infos);
+                home.carry_out(reactor);
+                result
+            })?;
+            result.map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })
+        });
+        match entered {
+            Ok(()) => {
+                self.exports.insert(nqn.to_owned(), exports);
+                Ok(())
+            }
+            Err(error) => {
+                // Their volumes are open on every reactor, so this does not fail; a reactor that has ended is past caring.
+                let _ = match self.exports.get(nqn) {
+                    Some(before) => self.hand_out(nqn, before),
+                    None => self.forget(nqn),
+                };
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a subsystem's namespaces from the reactors.
+    fn forget(&self, nqn: &str) -> Result<(), DoorError> {
+        for remote in self.reach.remotes() {
+            let name = nqn.to_owned();
+            self.reach
+                .ask(remote, move |r| Local::of(r).map(|local| local.remove_subsystem(&name)))
+                .ok_or(DoorError::Ended)?;
+        }
         Ok(())
     }
 
     fn hand_out(&self, nqn: &str, exports: &[Export]) -> Result<(), DoorError> {
-        for remote in &self.remotes {
+        for remote in self.reach.remotes() {
             let name = nqn.to_owned();
             let list: Vec<NamespaceSpec> =
                 exports.iter().map(|e| NamespaceSpec { info: e.info(), device: e.device.clone() }).collect();
-            remote
-                .ask(move |r| Local::of(r).map(|local| local.set_namespaces(&name, &list, NAMESPACES_MAX)))
+            self.reach
+                .ask(remote, move |r| Local::of(r).map(|local| local.set_namespaces(&name, &list, NAMESPACES_MAX)))
                 .flatten()
                 .ok_or(DoorError::Ended)?
                 .map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })?;
@@ -275,16 +315,24 @@ impl Door {
     /// If the address cannot be bound.
     pub fn listen(&mut self, address: SocketAddr) -> Result<SocketAddr, DoorError> {
         let (fd, bound) = socket::listen(address).map_err(|error| DoorError::Listen { address, error })?;
+        self.listen_on(fd.into(), bound)?;
+        Ok(bound)
+    }
+
+    /// Takes over a socket that listens already, on the address `bound`.
+    ///
+    /// # Errors
+    /// If a reactor has ended.
+    pub fn listen_on(&mut self, socket: Descriptor, bound: SocketAddr) -> Result<(), DoorError> {
         self.ports.insert(bound, Port { portid: self.next_port, addr: bound });
         self.next_port += 1;
         let ports: Vec<Port> = self.ports.values().cloned().collect();
         self.at_home(move |home, reactor| {
-            let listener = Listener::start(reactor, fd, bound, conn::serve);
+            let listener = Listener::start(reactor, socket, bound, conn::serve);
             home.listeners.borrow_mut().push(listener);
             home.target.borrow_mut().set_listeners(ports);
             home.carry_out(reactor);
-        })?;
-        Ok(bound)
+        })
     }
 
     /// Listens on `bound` no more; its connections stay.
@@ -309,7 +357,7 @@ impl Door {
     /// Takes no more connections and commands, tells discovery controllers, and lets every connection end once it has
     /// answered. Returns at once; [`Door::connections`] tells how far it is.
     pub fn drain(&self) {
-        self.remotes[usize::from(HOME)].send(Box::new(|reactor| {
+        self.reach.remotes()[usize::from(HOME)].send(Box::new(|reactor| {
             if let Some(home) = home::of(reactor) {
                 home.drain(reactor);
             }
@@ -318,7 +366,7 @@ impl Door {
 
     /// Closes all connections, answered or not.
     pub fn close(&self) {
-        for remote in &self.remotes {
+        for remote in self.reach.remotes() {
             remote.send(Box::new(|r| {
                 if let Some(local) = Local::of(r) {
                     local.close_all();
@@ -329,8 +377,10 @@ impl Door {
 
     /// Connections that have not ended, on all reactors that answer.
     pub fn connections(&self) -> usize {
-        let count = |r: &Remote| r.ask_within(ANSWER_LIMIT, |r| Local::of(r).map_or(0, |local| local.connections()));
-        self.remotes.iter().filter_map(count).sum()
+        let count = |remote: &Remote| {
+            self.reach.ask_within(remote, ANSWER_LIMIT, |r| Local::of(r).map_or(0, |local| local.connections()))
+        };
+        self.reach.remotes().iter().filter_map(count).sum()
     }
 }
 

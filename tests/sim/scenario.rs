@@ -1,0 +1,226 @@
+//! One seed from beginning to end.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use reactor::reactor::sim::{Fault, Machine, Rates, Simulation, World};
+
+use super::host::{self, Context};
+use super::model::{Crash, Model};
+use super::plan::{Finish, Kind, MS, Plan};
+use super::target::Target;
+
+/// Simulated time that a round may take.
+const ROUND_NS: u64 = 600_000 * MS;
+
+/// What a seed came to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub hash: u64,
+    pub turns: u64,
+    /// Answers by operation and status.
+    pub answers: BTreeMap<(u8, u8), u64>,
+    pub lost: u64,
+    pub injected: u64,
+    pub aborted: u64,
+}
+
+/// Prints how to run a seed again, if it fails.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("again: REACTOR_SIM_SEED={} cargo test --test sim one_seed -- --nocapture", self.0);
+        }
+    }
+}
+
+/// Runs what the seed says.
+///
+/// # Panics
+/// If anything is not as it must be.
+pub fn run(seed: u64) -> Outcome {
+    run_plan(Plan::of(seed))
+}
+
+/// Runs a plan.
+///
+/// # Panics
+/// If anything is not as it must be.
+pub fn run_plan(plan: Plan) -> Outcome {
+    let _named = Named(plan.seed);
+    let plan = Rc::new(plan);
+    let mut simulation = Simulation::new(plan.seed);
+    // Before hosts: their machines are the later ones.
+    let checker = simulation.machine(1);
+    let sim = Rc::new(RefCell::new(simulation));
+    let target = Target::start(&sim, &plan);
+    let hosts: Vec<Machine> = plan.hosts.iter().map(|_| sim.borrow_mut().machine(1)).collect();
+    let volatile = |kind| matches!(kind, Kind::File { .. });
+    let models = plan.volumes.iter().enumerate();
+    let models = models.map(|(index, v)| Rc::new(Model::new(index as u64, v.size, volatile(v.kind)))).collect();
+    let context = Rc::new(Context {
+        plan: plan.clone(),
+        address: target.address,
+        models,
+        left: hosts.iter().map(|_| Cell::new(0)).collect(),
+        finished: hosts.iter().map(|_| Cell::new(true)).collect(),
+        stopping: Cell::new(false),
+        failed: Cell::new(0),
+        answers: RefCell::default(),
+        lost: Cell::new(0),
+        aborted: Cell::new(0),
+    });
+    let world = sim.borrow().world().clone();
+    let mut scenario = Scenario { sim: sim.clone(), world, plan: plan.clone(), target, hosts, checker, context };
+    for finish in &plan.rounds {
+        scenario.round(*finish);
+    }
+    let (context, injected) = (scenario.context.clone(), scenario.target.injected());
+    assert!(context.failed.get() <= injected, "{} I/Os failed, rules failed {injected}", context.failed.get());
+    drop(scenario);
+    let sim = Rc::into_inner(sim).expect("nobody else has it").into_inner();
+    let (hash, turns) = (sim.trace_hash(), sim.turns());
+    assert_eq!(sim.finish(), 0, "DMA buffers leaked");
+    Outcome {
+        hash,
+        turns,
+        answers: context.answers.take(),
+        lost: context.lost.get(),
+        injected,
+        aborted: context.aborted.get(),
+    }
+}
+
+struct Scenario {
+    sim: Rc<RefCell<Simulation>>,
+    world: World,
+    plan: Rc<Plan>,
+    target: Target,
+    hosts: Vec<Machine>,
+    checker: Machine,
+    context: Rc<Context>,
+}
+
+impl Scenario {
+    fn run_for(&self, ns: u64) {
+        self.sim.borrow_mut().run_for(ns).unwrap();
+    }
+
+    fn start_host(&self, number: usize) {
+        let reactor = self.sim.borrow().reactor(self.hosts[number], 0);
+        let (context, here) = (self.context.clone(), reactor.clone());
+        reactor.spawn("host", async move { host::run(here, context, number).await });
+    }
+
+    fn all_finished(&self) -> bool {
+        self.context.finished.iter().all(Cell::get)
+    }
+
+    fn round(&mut self, finish: Finish) {
+        self.world.set_rates(self.plan.rates);
+        self.context.stopping.set(false);
+        for number in 0..self.hosts.len() {
+            self.context.left[number].set(self.plan.ios);
+            self.context.finished[number].set(false);
+            self.start_host(number);
+        }
+        let end = self.world.now() + ROUND_NS;
+        let failing = (finish != Finish::Done).then(|| self.world.now() + self.world.pick(400 * MS));
+        while !self.all_finished() && failing.is_none_or(|at| self.world.now() < at) {
+            assert!(self.world.now() < end, "hosts are not done: {:?} I/Os left", self.context.left);
+            self.run_for(1 + self.world.pick(20 * MS));
+            self.target.release(self.world.pick(3) == 0);
+            self.disturb();
+        }
+        match finish {
+            Finish::Done => self.end_quietly(),
+            Finish::Drain => {
+                self.context.stopping.set(true);
+                self.target.drain();
+                self.fail(Crash::Process);
+            }
+            Finish::Crash(crash) => {
+                self.context.stopping.set(true);
+                self.fail(crash);
+            }
+        }
+    }
+
+    /// Changes a namespace, and makes life harder for a host, now and then.
+    fn disturb(&mut self) {
+        if self.plan.changes && self.world.pick(4) == 0 {
+            self.target.change();
+        }
+        let number = self.world.pick(self.hosts.len() as u64) as usize;
+        let machine = self.hosts[number];
+        if self.plan.pauses && self.world.pick(4) == 0 {
+            self.sim.borrow_mut().pause(machine);
+            // Shorter than what keep alive allows.
+            self.run_for(1 + self.world.pick(400 * MS));
+            self.sim.borrow_mut().resume(machine);
+        }
+        if self.plan.vanishes && self.world.pick(12) == 0 {
+            let away = [50 * MS, 3_000 * MS, 45_000 * MS][self.world.pick(3) as usize];
+            if self.world.pick(3) == 0 {
+                if self.world.pick(2) == 0 {
+                    self.sim.borrow_mut().kill(machine);
+                } else {
+                    self.sim.borrow_mut().power_cut(machine);
+                }
+                self.run_for(self.world.pick(away));
+                self.sim.borrow_mut().restart(machine, 1);
+                self.context.finished[number].set(false);
+                self.start_host(number);
+            } else {
+                self.world.fault(Fault::Vanish(machine));
+                self.run_for(self.world.pick(away));
+                self.world.fault(Fault::Return(machine));
+            }
+        }
+    }
+
+    fn end_quietly(&mut self) {
+        self.target.calm_down();
+        self.target.quiet();
+        self.context.models.iter().for_each(|model| model.settle());
+        self.inspect(false);
+        self.target.quiet();
+    }
+
+    fn fail(&mut self, crash: Crash) {
+        self.target.crash(crash);
+        for (model, volume) in self.context.models.iter().zip(&self.plan.volumes) {
+            if volume.kind == Kind::Malloc { model.forget() } else { model.crash(crash) }
+        }
+        // The target may be back before its hosts have noticed.
+        let early = self.world.pick(2) == 0;
+        if early {
+            self.target.restart();
+        }
+        let end = self.world.now() + ROUND_NS;
+        while !self.all_finished() {
+            assert!(self.world.now() < end, "hosts hang on a target that failed");
+            self.run_for(100 * MS);
+        }
+        if !early {
+            self.target.restart();
+        }
+        self.target.calm_down();
+        self.inspect(crash == Crash::Power);
+        self.target.quiet();
+    }
+
+    /// Reads everything, by a host of its own and without trouble.
+    fn inspect(&mut self, lasting: bool) {
+        self.world.set_rates(Rates::calm());
+        let reactor = self.sim.borrow().reactor(self.checker, 0);
+        let body = host::inspect(reactor.clone(), self.context.clone(), lasting);
+        let found = self.sim.borrow_mut().run_until(&reactor, body).unwrap();
+        if let Err(why) = found {
+            panic!("{why}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The machine under test: disks, volumes, and the process with the NVMe/TCP door.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reactor::bdev::BlockDevice;
+use reactor::bdev::device::{file, malloc};
+use reactor::bdev::layer::inject::{self, Control};
+use reactor::nvme::target::tcp::{Door, Export, HOME};
+use reactor::reactor::Reactor;
+use reactor::reactor::mailbox::{Reach, Remote};
+use reactor::reactor::sim::{DiskId, DiskOptions, Machine, Simulation};
+
+use super::model::Crash;
+use super::plan::{Kind, MS, Plan};
+
+/// The subsystem.
+pub const NQN: &str = "nqn.2026-11.io.reactor:sim";
+const PORT: u16 = 4420;
+
+/// How a door in a simulation reaches its reactors: they and everybody else have their turns until one has answered.
+pub struct Inside {
+    sim: Rc<RefCell<Simulation>>,
+    remotes: Vec<Remote>,
+}
+
+impl Reach for Inside {
+    fn remotes(&self) -> &[Remote] {
+        &self.remotes
+    }
+
+    fn ask<R: Send + 'static>(&self, remote: &Remote, f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static) -> Option<R> {
+        self.sim.borrow_mut().ask(remote, f).unwrap()
+    }
+
+    fn ask_within<R: Send + 'static>(
+        &self,
+        remote: &Remote,
+        _: Duration,
+        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
+    ) -> Option<R> {
+        self.ask(remote, f)
+    }
+}
+
+/// What a reactor holds: the same before hosts come and after they went.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Holdings {
+    ios: usize,
+    buffers: Vec<usize>,
+    tasks: usize,
+}
+
+/// See the module's head.
+pub struct Target {
+    sim: Rc<RefCell<Simulation>>,
+    plan: Rc<Plan>,
+    pub machine: Machine,
+    pub address: SocketAddr,
+    disks: Vec<Option<DiskId>>,
+    door: Option<Door<Inside>>,
+    controls: Vec<Control>,
+    /// The last of the namespaces, and whether it is there.
+    last: Option<(Export, bool)>,
+    /// I/Os that were failed by rules of processes that have ended.
+    failed_before: Cell<u64>,
+    idle: Vec<Holdings>,
+}
+
+impl Target {
+    /// A machine with its disks, up and listening.
+    pub fn start(sim: &Rc<RefCell<Simulation>>, plan: &Rc<Plan>) -> Target {
+        sim.borrow_mut().set_memory(plan.memory);
+        let machine = sim.borrow_mut().machine(plan.reactors);
+        let world = sim.borrow().world().clone();
+        let disks = plan.volumes.iter().map(|volume| match volume.kind {
+            Kind::Malloc => None,
+            Kind::File { unit, punch } => {
+                Some(world.add_disk(machine, DiskOptions { size: volume.size, align: unit as usize, punch }))
+            }
+        });
+        let mut target = Target {
+            sim: sim.clone(),
+            plan: plan.clone(),
+            machine,
+            address: SocketAddr::new(world.address(machine), PORT),
+            disks: disks.collect(),
+            door: None,
+            controls: Vec::new(),
+            last: None,
+            failed_before: Cell::new(0),
+            idle: Vec::new(),
+        };
+        target.serve();
+        target
+    }
+
+    fn reactors(&self) -> Vec<Rc<Reactor>> {
+        (0..self.plan.reactors).map(|number| self.sim.borrow().reactor(self.machine, number)).collect()
+    }
+
+    fn serve(&mut self) {
+        let exports: Vec<Export> = (0..self.plan.volumes.len())
+            .map(|index| Export { nsid: index as u32 + 1, device: self.device(index), read_only: false })
+            .collect();
+        self.last = exports.last().map(|export| (export.clone(), true));
+        let remotes = self.reactors().iter().map(|reactor| reactor.remote()).collect();
+        let mut door = Door::open_by(Inside { sim: self.sim.clone(), remotes }).unwrap();
+        door.add_subsystem(NQN, None, exports).unwrap();
+        self.sim.borrow_mut().run_for(10 * MS).unwrap();
+        self.idle = self.holdings();
+        let (socket, bound) = self.sim.borrow().world().listen(self.machine, PORT).unwrap();
+        assert_eq!(bound, self.address);
+        door.listen_on(socket, bound).unwrap();
+        // The listener's.
+        self.idle[usize::from(HOME)].tasks += 1;
+        self.door = Some(door);
+    }
+
+    fn device(&mut self, index: usize) -> Arc<dyn BlockDevice> {
+        let volume = &self.plan.volumes[index];
+        let (name, uuid) = (format!("volume{index}"), [index as u8 + 1; 16]);
+        let base: Arc<dyn BlockDevice> = match (volume.kind, self.disks[index]) {
+            (Kind::File { unit, .. }, Some(disk)) => {
+                let geometry =
+                    file::Geometry { memory: unit, unit, zeroes: unit, physical: unit, allocation: unit, direct: true };
+                let options = file::Options {
+                    name,
+                    uuid,
+                    path: PathBuf::new(),
+                    size: volume.size,
+                    block_size: volume.block,
+                    physical_block_size: volume.block,
+                    direct: true,
+                    home: volume.home,
+                };
+                Arc::new(file::File::over(options, self.sim.borrow().world().open(disk), geometry))
+            }
+            _ => Arc::new(
+                malloc::Malloc::new(malloc::Options {
+                    name,
+                    uuid,
+                    size: volume.size,
+                    block_size: volume.block,
+                    physical_block_size: volume.block,
+                    hugepages: false,
+                    home: volume.home,
+                })
+                .unwrap(),
+            ),
+        };
+        let Some(rules) = volume.rules.clone() else { return base };
+        let name = format!("inject{index}");
+        let layer = inject::Inject::new(inject::Options { name, uuid, base, rules }).unwrap();
+        self.controls.push(layer.control());
+        Arc::new(layer)
+    }
+
+    fn holdings(&self) -> Vec<Holdings> {
+        let of = |reactor: &Rc<Reactor>| {
+            reactor.pool().collect();
+            Holdings {
+                ios: reactor.ios_in_use(),
+                buffers: reactor.pool().stats().classes.iter().map(|class| class.in_use).collect(),
+                tasks: reactor.tasks_alive(),
+            }
+        };
+        self.reactors().iter().map(of).collect()
+    }
+
+    /// Connections that have not ended.
+    pub fn connections(&self) -> usize {
+        self.door.as_ref().map_or(0, Door::connections)
+    }
+
+    /// I/Os that were failed by rules so far.
+    pub fn injected(&self) -> u64 {
+        self.failed_before.get() + self.controls.iter().map(|control| control.injected().failed).sum::<u64>()
+    }
+
+    /// Lets go of what rules hold, some or all of it.
+    pub fn release(&self, all: bool) {
+        let world = self.sim.borrow().world().clone();
+        for control in &self.controls {
+            let held = control.held();
+            control.release(if all { held } else { world.pick(held as u64 + 1) as usize });
+        }
+    }
+
+    /// All volumes are there, and from now on no rule does anything.
+    pub fn calm_down(&mut self) {
+        if self.last.as_ref().is_some_and(|(_, there)| !there) {
+            self.change();
+        }
+        self.controls.iter().for_each(Control::clear);
+        self.release(true);
+    }
+
+    /// Removes the last volume's namespace, or adds it again.
+    pub fn change(&mut self) {
+        let (Some(door), Some((export, there))) = (&mut self.door, &mut self.last) else { return };
+        *there = !*there;
+        if *there {
+            door.add_namespace(NQN, export.clone()).unwrap();
+        } else {
+            door.remove_namespace(NQN, export.nsid).unwrap();
+        }
+    }
+
+    /// Shuts down as the server does: answers what it has, then ends connections.
+    pub fn drain(&self) {
+        let Some(door) = &self.door else { return };
+        door.drain();
+        // The server's own limits.
+        for _ in 0..120 {
+            if door.connections() == 0 {
+                break;
+            }
+            self.release(true);
+            self.sim.borrow_mut().run_for(10 * MS).unwrap();
+        }
+        door.close();
+        self.sim.borrow_mut().run_for(MS).unwrap();
+    }
+
+    /// Ends the process or the machine.
+    pub fn crash(&mut self, crash: Crash) {
+        self.failed_before.set(self.injected());
+        match crash {
+            Crash::Process => self.sim.borrow_mut().kill(self.machine),
+            Crash::Power => self.sim.borrow_mut().power_cut(self.machine),
+        }
+        self.door = None;
+        self.last = None;
+        self.controls.clear();
+    }
+
+    /// Starts again after [`Target::crash`].
+    pub fn restart(&mut self) {
+        self.sim.borrow_mut().set_memory(self.plan.memory);
+        self.sim.borrow_mut().restart(self.machine, self.plan.reactors);
+        self.serve();
+    }
+
+    /// All hosts have gone: waits until the target has noticed, and checks that it has let go of everything.
+    pub fn quiet(&self) {
+        let mut waited = 0;
+        while self.connections() > 0 {
+            assert!(waited < 60_000, "{} connections are open a minute after their hosts went", self.connections());
+            self.release(true);
+            self.sim.borrow_mut().run_for(10 * MS).unwrap();
+            waited += 10;
+        }
+        // Timers that look after connections, and events on their way.
+        self.sim.borrow_mut().run_for(15_000 * MS).unwrap();
+        assert_eq!(self.holdings(), self.idle, "held by the target's reactors once all hosts have gone");
+    }
+}
