@@ -418,9 +418,9 @@ fn target_and_host_allocate_nothing_per_io() {
 
 #[test]
 fn hosts_that_came_and_went_leave_nothing_behind() {
-    const ROUNDS: usize = 4;
-    const CYCLES: usize = 250;
-    /// What differs from look to look, and less than 100 bytes for each host after the first rounds.
+    const ROUNDS: usize = 6;
+    const CYCLES: usize = 200;
+    /// What differs from look to look, and less than 100 bytes for each host between the halves.
     const SLACK: i64 = 48 << 10;
     let _alone = Alone::wait();
     let served = Served::start(2, ram());
@@ -458,6 +458,9 @@ fn hosts_that_came_and_went_leave_nothing_behind() {
         after.push(OUTSTANDING.load(Ordering::Relaxed));
     }
     println!("bytes outstanding after each {CYCLES} hosts: {after:?}");
-    assert!(after[ROUNDS - 1] - after[1] <= SLACK, "bytes outstanding after each {CYCLES} hosts: {after:?}");
+    // What is on its way at a look (a list about to be freed, a message) makes single ones high.
+    let (first, last) = after.split_at(ROUNDS / 2);
+    let grown = last.iter().min().unwrap() - first.iter().min().unwrap();
+    assert!(grown <= SLACK, "bytes outstanding after each {CYCLES} hosts: {after:?}");
     served.stop();
 }
