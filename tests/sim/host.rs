@@ -67,7 +67,7 @@ impl Context {
         let may = match ended {
             Lost::Stream(_) | Lost::Timeout { .. } => self.may_lose(),
             Lost::Closed => leaving,
-            Lost::Protocol(_) | Lost::Terminated { .. } => false,
+            Lost::Protocol(_) | Lost::Terminated { .. } => self.plan.flips(),
         };
         assert!(may || leaving && matches!(ended, Lost::Stream(_)), "a connection ended: {ended}");
     }
@@ -84,6 +84,7 @@ impl Context {
             HostError::Connect { .. } | HostError::Refused { .. } | HostError::NotInTime { .. } => {
                 assert!(self.may_lose(), "{error}");
             }
+            HostError::Data { .. } if self.plan.flips() => {}
             HostError::Data { .. } | HostError::Unsupported(_) | HostError::NoIo => panic!("{error}"),
         }
         self.lost.set(self.lost.get() + 1);
@@ -412,10 +413,11 @@ impl Session {
                 // A namespace identifier that is valid and not active: Invalid Field in Command (Base §3.2.1.3).
                 let removed = status == IoStatus::Unsupported && context.plan.may_be_removed(index);
                 let aborted = status == IoStatus::Aborted && self.aborts.get();
-                if !plan.may_fail(op, status, disk_errors) && !removed && !aborted {
+                let damaged = status == IoStatus::DeviceError && self.context.plan.flips();
+                if !plan.may_fail(op, status, disk_errors) && !removed && !aborted && !damaged {
                     return Err(format!("nothing makes it fail so; queue ended: {ended:?}"));
                 }
-                let by_rule = !removed && !aborted && (plan.kind == Kind::Malloc || !disk_errors);
+                let by_rule = !removed && !aborted && !damaged && (plan.kind == Kind::Malloc || !disk_errors);
                 context.failed.set(context.failed.get() + u64::from(by_rule));
                 if plan.refuses_whole(disk_errors) { Ended::Untouched } else { Ended::Perhaps }
             }
