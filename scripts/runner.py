@@ -212,11 +212,16 @@ def unit(report, _):
     as_cargo_tests(report, Step("unit-doc", [*test, "--workspace", "--doc"]))
 
 
+def sim(report, _):
+    """Target, host and block layer in simulated worlds: 600 seeds, each a world"""
+    as_cargo_tests(report, Step("sim", ["cargo", "test", "--no-fail-fast", "--test", "sim"]))
+
+
 def native(report, prepared):
     """The real binary on this machine, driven by our own host"""
     targets = native_targets()
     if not targets:
-        report.fail("native", "tests/ has no integration tests beside tidy")
+        report.fail("native", "tests/ has no integration tests that need the binary")
         return
     if not released(report, prepared, "native"):
         return
@@ -225,7 +230,7 @@ def native(report, prepared):
 
 
 def native_targets():
-    return [name for name in test_targets("reactor") if name != "tidy"]
+    return [name for name in test_targets("reactor") if name not in ("tidy", "sim")]
 
 
 def guest_nvmf(report, prepared):
@@ -277,7 +282,7 @@ def in_guests(report, prepared, group, shape, script):
             future.result()
 
 
-GROUPS = {"lint": lint, "unit": unit, "native": native, "guest-nvmf": guest_nvmf}
+GROUPS = {"lint": lint, "unit": unit, "sim": sim, "native": native, "guest-nvmf": guest_nvmf}
 
 
 # What the groups need
