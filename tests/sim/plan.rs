@@ -161,7 +161,7 @@ impl Plan {
         Plan {
             seed,
             reactors,
-            memory: [8 << 20, 16 << 20, 16 << 20][chance.below(3) as usize],
+            memory: [4 << 20, 8 << 20, 16 << 20][chance.below(3) as usize],
             volumes,
             hosts,
             rates,

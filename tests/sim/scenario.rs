@@ -156,6 +156,7 @@ impl Scenario {
         let number = self.world.pick(self.hosts.len() as u64) as usize;
         let machine = self.hosts[number];
         if self.plan.pauses && self.world.pick(4) == 0 {
+            let machine = if self.world.pick(4) == 0 { self.target.machine } else { machine };
             self.sim.borrow_mut().pause(machine);
             // Shorter than what keep alive allows.
             self.run_for(1 + self.world.pick(400 * MS));

@@ -21,6 +21,8 @@ use super::plan::{Kind, MS, Plan};
 /// The subsystem.
 pub const NQN: &str = "nqn.2026-11.io.reactor:sim";
 const PORT: u16 = 4420;
+/// DMA memory of a host: enough for all its workers at once.
+const HOST_MEMORY: usize = 16 << 20;
 
 /// How a door in a simulation reaches its reactors: they and everybody else have their turns until one has answered.
 pub struct Inside {
@@ -80,6 +82,7 @@ impl Target {
     pub fn start(sim: &Rc<RefCell<Simulation>>, plan: &Rc<Plan>) -> Target {
         sim.borrow_mut().set_memory(plan.memory);
         let machine = sim.borrow_mut().machine(plan.reactors);
+        sim.borrow_mut().set_memory(HOST_MEMORY);
         let world = sim.borrow().world().clone();
         let disks = plan.volumes.iter().map(|volume| match volume.kind {
             Kind::Malloc => None,
@@ -247,6 +250,7 @@ impl Target {
     pub fn restart(&mut self) {
         self.sim.borrow_mut().set_memory(self.plan.memory);
         self.sim.borrow_mut().restart(self.machine, self.plan.reactors);
+        self.sim.borrow_mut().set_memory(HOST_MEMORY);
         self.serve();
     }
 
