@@ -281,11 +281,7 @@ pub trait Reach {
     fn remotes(&self) -> &[Remote];
 
     /// Runs `f` on one of them and waits for its answer; `None` if it ended before.
-    fn ask<R: Send + 'static>(
-        &self,
-        remote: &Remote,
-        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
-    ) -> Option<R>;
+    fn ask<R: Send + 'static>(&self, remote: &Remote, f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static) -> Option<R>;
 
     /// As [`Reach::ask`], but a reactor that is stuck holds nobody up longer than `limit`.
     fn ask_within<R: Send + 'static>(
@@ -302,11 +298,7 @@ impl Reach for Vec<Remote> {
         self
     }
 
-    fn ask<R: Send + 'static>(
-        &self,
-        remote: &Remote,
-        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
-    ) -> Option<R> {
+    fn ask<R: Send + 'static>(&self, remote: &Remote, f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static) -> Option<R> {
         remote.ask(f)
     }
 

@@ -467,7 +467,11 @@ pub async fn execute(
             _ => left,
         };
         let mut buf = reactor.buffer(part).await;
-        if data.is_empty() { buf.fill(0xa5) } else { buf.copy_from_slice(&data[done..done + part]) }
+        if data.is_empty() {
+            buf.fill(0xa5)
+        } else {
+            buf.copy_from_slice(&data[done..done + part])
+        }
         pieces.push(buf);
         done += part;
     }

@@ -217,15 +217,8 @@ fn volume(chance: &Entropy, reactors: u16) -> Volume {
 }
 
 fn rule(chance: &Entropy) -> Rule {
-    const OPS: [IoOp; 7] = [
-        IoOp::Read,
-        IoOp::Write,
-        IoOp::Flush,
-        IoOp::Unmap,
-        IoOp::WriteZeroes,
-        IoOp::Compare,
-        IoOp::CompareAndWrite,
-    ];
+    const OPS: [IoOp; 7] =
+        [IoOp::Read, IoOp::Write, IoOp::Flush, IoOp::Unmap, IoOp::WriteZeroes, IoOp::Compare, IoOp::CompareAndWrite];
     const STATUSES: [IoStatus; 6] = [
         IoStatus::MediaError,
         IoStatus::DeviceError,
@@ -236,11 +229,7 @@ fn rule(chance: &Entropy) -> Rule {
     ];
     Rule {
         op: (chance.below(4) > 0).then(|| OPS[chance.below(7) as usize]),
-        when: if chance.below(2) == 0 {
-            When::From(1 + chance.below(60))
-        } else {
-            When::Every(2 + chance.below(20))
-        },
+        when: if chance.below(2) == 0 { When::From(1 + chance.below(60)) } else { When::Every(2 + chance.below(20)) },
         count: Some(1 + chance.below(30)),
         action: match chance.below(4) {
             0 => Action::Fail(STATUSES[chance.below(6) as usize]),

@@ -77,7 +77,8 @@ pub fn run_plan(plan: Plan) -> Outcome {
         aborted: Cell::new(0),
     });
     let world = sim.borrow().world().clone();
-    let mut scenario = Scenario { sim: sim.clone(), world, plan: plan.clone(), target, hosts, checker, context, silences: 0 };
+    let mut scenario =
+        Scenario { sim: sim.clone(), world, plan: plan.clone(), target, hosts, checker, context, silences: 0 };
     for finish in &plan.rounds {
         scenario.round(*finish);
     }
@@ -87,7 +88,14 @@ pub fn run_plan(plan: Plan) -> Outcome {
     let sim = Rc::into_inner(sim).expect("nobody else has it").into_inner();
     let (hash, turns) = (sim.trace_hash(), sim.turns());
     assert_eq!(sim.finish(), 0, "DMA buffers leaked");
-    Outcome { hash, turns, answers: context.answers.take(), lost: context.lost.get(), injected, aborted: context.aborted.get() }
+    Outcome {
+        hash,
+        turns,
+        answers: context.answers.take(),
+        lost: context.lost.get(),
+        injected,
+        aborted: context.aborted.get(),
+    }
 }
 
 struct Scenario {

@@ -35,11 +35,7 @@ impl Reach for Inside {
         &self.remotes
     }
 
-    fn ask<R: Send + 'static>(
-        &self,
-        remote: &Remote,
-        f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
-    ) -> Option<R> {
+    fn ask<R: Send + 'static>(&self, remote: &Remote, f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static) -> Option<R> {
         self.sim.borrow_mut().ask(remote, f).unwrap()
     }
 
