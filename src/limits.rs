@@ -65,6 +65,15 @@ pub const ARENA_AT_START: usize = 32 << 20;
 /// Connections of one reactor, beyond which new ones are closed at once.
 pub const CONNECTIONS_PER_REACTOR: usize = 4096;
 
+/// How long a connection may take from its start to a complete ICReq, in nanoseconds. A host sends it at once: what is longer
+/// is a stranger, or a host that has gone, and would keep one of [`CONNECTIONS_PER_REACTOR`] for ever. Ten seconds bear a lost
+/// packet that is sent again three times.
+pub const ICREQ_TIMEOUT_NS: u64 = 10_000_000_000;
+
+/// How long a connection may take from its ICReq to a successful Connect, in nanoseconds: as long again, for a host that
+/// authenticates or asks elsewhere in between. From then on keep alive watches over the controller.
+pub const CONNECT_TIMEOUT_NS: u64 = 10_000_000_000;
+
 /// Commands a host may have in flight on one I/O queue, plus one: a queue's entries.
 pub const IO_QUEUE_ENTRIES: u16 = 1025;
 

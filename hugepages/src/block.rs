@@ -36,6 +36,13 @@ pub(crate) fn class_of(len: usize) -> usize {
     (usize::BITS - (len.saturating_sub(1) / BLOCK_MIN).leading_zeros()) as usize
 }
 
+/// The bytes of a pool that a buffer of `len` bytes takes: the next power of two from [`BLOCK_MIN`] on. `len` is at most
+/// [`MAX_BUF`].
+#[inline]
+pub fn footprint(len: usize) -> usize {
+    BLOCK_MIN << class_of(len)
+}
+
 /// A block's place in its pool: the chunk's slot and the page in the chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BlockNumber(u32);

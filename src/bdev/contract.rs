@@ -1,6 +1,7 @@
 //! The contract of a block device: what it is, what it can do, and its channels.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Poll;
 
@@ -89,9 +90,12 @@ pub struct Traits {
 
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);
 
-/// What every device has: its traits, and the few things that change while it is open.
+/// What every device has: its traits, and the few things that change while it is open. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Common(Arc<Shared>);
+
 #[derive(Debug)]
-pub struct Common {
+struct Shared {
     id: u32,
     traits: Traits,
     size: AtomicU64,
@@ -103,35 +107,35 @@ impl Common {
     /// A device of `size` bytes whose home is reactor `home`.
     pub fn new(traits: Traits, size: u64, home: u16) -> Common {
         debug_assert!(size.is_multiple_of(u64::from(traits.block_size)));
-        Common {
+        Common(Arc::new(Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             traits,
             size: AtomicU64::new(size),
             closing: AtomicBool::new(false),
             home,
-        }
+        }))
     }
 
     /// Distinguishes this device from all others of the process, removed ones too.
     pub fn id(&self) -> u32 {
-        self.id
+        self.0.id
     }
 
     /// Its nature.
     #[inline]
     pub fn traits(&self) -> &Traits {
-        &self.traits
+        &self.0.traits
     }
 
     /// Its size in bytes.
     #[inline]
     pub fn size(&self) -> u64 {
-        self.size.load(Ordering::Acquire)
+        self.0.size.load(Ordering::Acquire)
     }
 
     /// Announces a new size; the storage for it is there already (growth) or still there (never shrinks).
     pub fn set_size(&self, size: u64) {
-        self.size.store(size, Ordering::Release);
+        self.0.size.store(size, Ordering::Release);
     }
 
     /// Whether the device may become `size` bytes large: not smaller, and whole blocks.
@@ -139,7 +143,7 @@ impl Common {
     /// # Errors
     /// If not, naming both sizes.
     pub fn check_growth(&self, size: u64) -> Result<(), DeviceError> {
-        let (name, now, block) = (&self.traits.name, self.size(), self.traits.block_size);
+        let (name, now, block) = (&self.0.traits.name, self.size(), self.0.traits.block_size);
         let reason = if size < now {
             format!("it has {now} bytes and cannot shrink to {size}")
         } else if !size.is_multiple_of(u64::from(block)) {
@@ -153,17 +157,17 @@ impl Common {
     /// Whether new I/O is refused with [`crate::reactor::io::IoStatus::Gone`].
     #[inline]
     pub fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Relaxed)
+        self.0.closing.load(Ordering::Relaxed)
     }
 
     /// Refuses new I/O from now on.
     pub fn close(&self) {
-        self.closing.store(true, Ordering::Release);
+        self.0.closing.store(true, Ordering::Release);
     }
 
     /// The reactor where what must be serialised runs.
     pub fn home(&self) -> u16 {
-        self.home
+        self.0.home
     }
 }
 

@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use super::contract::{BlockDevice, Channel, Common, DeviceError};
 use super::forward::Forward;
@@ -13,6 +14,7 @@ use super::split::Split;
 use super::stats::Stats;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
+use crate::reactor::futures::IoFuture;
 use crate::reactor::io::{Frame, Io, IoOp, IoStatus};
 
 /// How often a device that goes looks whether its last user has gone, in nanoseconds.
@@ -23,6 +25,7 @@ const LINGER_NS: u64 = 1_000_000;
 pub struct Handle {
     reactor: Rc<Reactor>,
     device: Arc<dyn BlockDevice>,
+    common: Common,
     channel: Rc<dyn Channel>,
     stats: Rc<Stats>,
 }
@@ -60,8 +63,10 @@ impl Handle {
         } else {
             Split::guard(reactor, common.traits(), device.open(reactor)?)?
         };
-        let handle = Handle { reactor: reactor.clone(), channel, device: device.clone(), stats: Rc::default() };
-        all.0.borrow_mut().insert(common.id(), handle.clone());
+        let (device, common) = (device.clone(), common.clone());
+        let id = common.id();
+        let handle = Handle { reactor: reactor.clone(), channel, device, common, stats: Rc::default() };
+        all.0.borrow_mut().insert(id, handle.clone());
         Ok(handle)
     }
 
@@ -108,10 +113,15 @@ impl Handle {
         opened(reactor).0.borrow().values().cloned().collect()
     }
 
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
     /// What every device has.
     #[inline]
     pub fn common(&self) -> &Common {
-        self.device.common()
+        &self.common
     }
 
     /// This device's counters on this reactor.
@@ -126,7 +136,7 @@ impl Handle {
 
     #[inline]
     fn check(&self, io: &Io) -> Result<(), IoStatus> {
-        let common = self.device.common();
+        let common = &self.common;
         let traits = common.traits();
         if common.is_closing() && io.op != IoOp::Reset {
             return Err(IoStatus::Gone);
@@ -186,10 +196,8 @@ impl Handle {
 
     /// Submits an I/O and waits for its end.
     #[inline]
-    pub async fn execute(&self, io: Io) -> Io {
-        let io = self.reactor.run_io(io, |io| self.submit(io)).await;
-        self.record(&io);
-        io
+    pub fn execute(&self, io: Io) -> Execute<'_> {
+        Execute { handle: self, io: self.reactor.run_io(io, |io| self.submit(io)) }
     }
 
     /// A layer passes an I/O on to this, its base, and gets it back with a frame for layer number `layer` that carries `own`.
@@ -208,7 +216,7 @@ impl Handle {
         let start = io.start;
         io.push_frame(Frame { layer, a: start, b: own });
         self.stats.taken();
-        if self.device.common().is_closing() {
+        if self.common.is_closing() {
             return self.relay(io);
         }
         debug_assert!(matches!(self.check(&io), Ok(()) | Err(IoStatus::Gone)), "{io:?}");
@@ -227,5 +235,25 @@ impl Handle {
     pub fn run(&self, mut io: Io, op: IoOp, offset: u64, len: u64) -> impl Future<Output = Io> + '_ {
         io.prepare(op, offset, len);
         self.execute(io)
+    }
+}
+
+/// An I/O of a handle on its way; ends with the completed I/O, counted. See [`IoFuture`].
+#[must_use = "the I/O becomes an orphan when this is dropped early"]
+pub struct Execute<'a> {
+    handle: &'a Handle,
+    io: IoFuture<'a>,
+}
+
+impl Future for Execute<'_> {
+    type Output = Io;
+
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Io> {
+        let done = Pin::new(&mut self.io).poll(context);
+        if let Poll::Ready(io) = &done {
+            self.handle.record(io);
+        }
+        done
     }
 }

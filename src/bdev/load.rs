@@ -1,15 +1,15 @@
 //! A load generator: some number of tasks on one reactor, each keeping one I/O in flight on a volume.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
 
 use hdrhistogram::Histogram;
 
 use super::handle::Handle;
-use super::stats::{empty_histogram, percentiles};
-use crate::reactor::Reactor;
+use super::stats::{Latencies, empty_histogram, percentiles};
 use crate::reactor::io::{Io, IoOp, IoStatus};
+use crate::reactor::{Reactor, TaskId};
 
 /// Something that executes I/Os: an opened device, or a queue of a remote namespace.
 pub trait Volume: 'static {
@@ -19,6 +19,10 @@ pub trait Volume: 'static {
     fn size(&self) -> u64;
     /// Whether reads need no buffer.
     fn keeps_nothing(&self) -> bool;
+    /// The latencies of all its I/Os so far, failed ones included, if it counts them: they are not counted twice then.
+    fn latencies(&self) -> Option<Histogram<u64>> {
+        None
+    }
 }
 
 impl Volume for Handle {
@@ -32,6 +36,12 @@ impl Volume for Handle {
 
     fn keeps_nothing(&self) -> bool {
         self.common().traits().keeps_nothing
+    }
+
+    fn latencies(&self) -> Option<Histogram<u64>> {
+        let mut all = empty_histogram();
+        self.stats().add_latency_to(&mut all);
+        Some(all)
     }
 }
 
@@ -74,7 +84,7 @@ pub struct Outcome {
     pub first_error: Option<(IoOp, u64, IoStatus)>,
     /// From the first submission to the last completion, in nanoseconds.
     pub ns: u64,
-    /// Latencies in nanoseconds.
+    /// Latencies in nanoseconds, of failed I/Os too where the volume counts.
     pub latency: Histogram<u64>,
 }
 
@@ -110,9 +120,24 @@ struct Running {
     next: Cell<u64>,
     blocks: u64,
     deadline: u64,
-    outcome: RefCell<Outcome>,
+    /// I/Os completed, for whoever shows progress.
+    done: Rc<Cell<u64>>,
+    errors: Cell<u64>,
+    first_error: Cell<Option<(IoOp, u64, IoStatus)>>,
+    /// If the volume counts none.
+    latency: Option<Latencies>,
     alive: Cell<usize>,
+    waiter: TaskId,
     stop: Rc<Cell<bool>>,
+}
+
+impl Running {
+    fn slot_ends(&self, reactor: &Reactor) {
+        self.alive.set(self.alive.get() - 1);
+        if self.alive.get() == 0 {
+            reactor.wake(self.waiter);
+        }
+    }
 }
 
 /// Runs a job to its end, or until `stop` is set. `done` counts I/Os as they complete, for whoever shows progress.
@@ -126,25 +151,22 @@ pub async fn run<V: Volume>(
     done: Rc<Cell<u64>>,
 ) -> Outcome {
     let started = reactor.clock().refresh();
+    let (before, done_before) = (volume.latencies(), done.get());
     let running = Rc::new(Running {
         job,
         next: Cell::new(0),
         blocks: (volume.size() / job.block as u64).max(1),
         deadline: started + job.ns,
-        outcome: RefCell::new(Outcome::empty()),
+        done,
+        errors: Cell::new(0),
+        first_error: Cell::new(None),
+        latency: before.is_none().then(Latencies::default),
         alive: Cell::new(job.depth),
+        waiter: reactor.current_task(),
         stop,
     });
-    let waiter = reactor.current_task();
     for _ in 0..job.depth {
-        let (reactor, volume, running, done) = (reactor.clone(), volume.clone(), running.clone(), done.clone());
-        reactor.clone().spawn("load slot", async move {
-            slot(&reactor, &*volume, &running, &done).await;
-            running.alive.set(running.alive.get() - 1);
-            if running.alive.get() == 0 {
-                reactor.wake(waiter);
-            }
-        });
+        reactor.spawn("load slot", slot(reactor.clone(), volume.clone(), running.clone()));
     }
     std::future::poll_fn(
         |_| {
@@ -152,14 +174,26 @@ pub async fn run<V: Volume>(
         },
     )
     .await;
-    let mut outcome = running.outcome.replace(Outcome::empty());
+    let mut outcome = Outcome::empty();
     outcome.ns = reactor.clock().refresh() - started;
+    outcome.ios = running.done.get() - done_before;
+    outcome.errors = running.errors.get();
+    outcome.first_error = running.first_error.get();
+    match (&running.latency, volume.latencies().zip(before)) {
+        (Some(counted), _) => counted.add_to(&mut outcome.latency),
+        (None, Some((mut after, before))) => {
+            // Same bounds, and nothing is ever taken out, so subtracting cannot fail.
+            let _ = after.subtract(&before);
+            outcome.latency = after;
+        }
+        (None, None) => {}
+    }
     outcome
 }
 
-async fn slot<V: Volume>(reactor: &Rc<Reactor>, volume: &V, running: &Running, done: &Cell<u64>) {
+async fn slot<V: Volume>(reactor: Rc<Reactor>, volume: Rc<V>, running: Rc<Running>) {
     let Some(mut io) = reactor.create_io() else {
-        return;
+        return running.slot_ends(&reactor);
     };
     let block = running.job.block;
     let (entropy, clock) = (reactor.entropy(), reactor.clock());
@@ -196,15 +230,16 @@ async fn slot<V: Volume>(reactor: &Rc<Reactor>, volume: &V, running: &Running, d
         if let Some(crate::reactor::io::Segment::Buf(buf)) = io.data.pop() {
             spare = Some(buf);
         }
-        let mut outcome = running.outcome.borrow_mut();
-        outcome.ios += 1;
-        done.set(done.get() + 1);
+        running.done.set(running.done.get() + 1);
         if io.status == IoStatus::Success {
-            outcome.latency.saturating_record(clock.now().saturating_sub(io.start).max(1));
+            if let Some(latency) = &running.latency {
+                latency.count(clock.now().saturating_sub(io.start));
+            }
         } else {
-            outcome.errors += 1;
-            outcome.first_error = outcome.first_error.or(Some((op, io.offset, io.status)));
+            running.errors.set(running.errors.get() + 1);
+            running.first_error.set(running.first_error.get().or(Some((op, io.offset, io.status))));
         }
     }
     reactor.retire_io(io);
+    running.slot_ends(&reactor);
 }

@@ -27,8 +27,8 @@ pub struct OpCount {
 pub struct Stats {
     in_flight: Cell<u32>,
     counts: [Cell<OpCount>; IoOp::ALL.len()],
-    read_latency: Buckets,
-    write_latency: Buckets,
+    read_latency: Latencies,
+    write_latency: Latencies,
 }
 
 /// log2 of the buckets per doubling of the latency: each is less than 1 % wide.
@@ -49,28 +49,28 @@ fn latency_of(bucket: usize) -> u64 {
 }
 
 /// Counts of latencies, cheap to add to: reports turn them into a [`Histogram`].
-struct Buckets(Box<[Cell<u64>; BUCKETS]>);
+pub(super) struct Latencies(Box<[Cell<u64>; BUCKETS]>);
 
-impl Default for Buckets {
-    fn default() -> Buckets {
-        Buckets(Box::new([const { Cell::new(0) }; BUCKETS]))
+impl Default for Latencies {
+    fn default() -> Latencies {
+        Latencies(Box::new([const { Cell::new(0) }; BUCKETS]))
     }
 }
 
-impl std::fmt::Debug for Buckets {
+impl std::fmt::Debug for Latencies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Buckets({})", self.0.iter().map(Cell::get).sum::<u64>())
+        write!(f, "Latencies({})", self.0.iter().map(Cell::get).sum::<u64>())
     }
 }
 
-impl Buckets {
+impl Latencies {
     #[inline]
-    fn count(&self, ns: u64) {
+    pub(super) fn count(&self, ns: u64) {
         let cell = &self.0[bucket_of(ns.min(LATENCY_NS_MAX))];
         cell.set(cell.get() + 1);
     }
 
-    fn add_to(&self, into: &mut Histogram<u64>) {
+    pub(super) fn add_to(&self, into: &mut Histogram<u64>) {
         for (bucket, cell) in self.0.iter().enumerate().filter(|(_, cell)| cell.get() > 0) {
             into.saturating_record_n(latency_of(bucket).clamp(1, LATENCY_NS_MAX), cell.get());
         }
@@ -101,8 +101,8 @@ impl Default for Stats {
         Stats {
             in_flight: Cell::new(0),
             counts: Default::default(),
-            read_latency: Buckets::default(),
-            write_latency: Buckets::default(),
+            read_latency: Latencies::default(),
+            write_latency: Latencies::default(),
         }
     }
 }
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_those_of_what_was_counted() {
-        let buckets = Buckets::default();
+        let buckets = Latencies::default();
         (1..=1000).for_each(|us| buckets.count(us * 1000));
         buckets.count(u64::MAX);
         let latency = buckets.percentiles();

@@ -93,9 +93,11 @@ fn local(path: &Path, name: &str, job: Job) -> Result<Outcome, Failed> {
         let message = format!("--bs {} is larger than \"{name}\", {} bytes", job.block, bdev.size);
         return Err(Failed { code: BAD_CONFIG, message });
     }
-    let volumes = Volumes::open_stack(&config, name)?;
+    let reactors = start(&config.reactor.cores[..1], arena(&config)?)?;
+    let volumes = Volumes::new(reactors.remotes());
+    volumes.open_stack(&config, name)?;
     let device = volumes.get(name).ok_or_else(|| format!("bdev \"{name}\" is not open"))?;
-    drive(&config.reactor.cores[..1], arena(&config)?, job.ns, move |reactor, stop, done| async move {
+    drive(reactors, job.ns, move |reactor, stop, done| async move {
         let handle = Handle::open(&reactor, &device).map_err(|e| e.to_string())?;
         Ok(load::run(&reactor, Rc::new(handle), job, stop, done).await)
     })
@@ -113,7 +115,7 @@ fn remote(address: &RemoteNamespace, queues: u16, digests: (bool, bool), job: Jo
     .map_err(|e| e.to_string())?;
     let to = resolve(address)?;
     let (nqn, nsid) = (address.nqn.clone(), address.nsid);
-    drive(&[core], arena, job.ns, move |reactor, stop, done| async move {
+    drive(start(&[core], arena)?, job.ns, move |reactor, stop, done| async move {
         let mut options = host::Options::new(&nqn, host::Identity::random(reactor.entropy()));
         (options.header_digest, options.data_digest) = digests;
         options.queues = queues;
@@ -180,14 +182,18 @@ fn resolve(address: &RemoteNamespace) -> Result<std::net::SocketAddr, Failed> {
     Ok(found.ok_or_else(|| format!("{name}: no address"))?)
 }
 
-/// Starts a reactor, runs `body` as a task on it, shows its progress, stops the reactor.
-fn drive<F, B>(cores: &[usize], arena: hugepages::Arena, ns: u64, body: B) -> Result<Outcome, Failed>
+fn start(cores: &[usize], arena: hugepages::Arena) -> Result<Reactors, Failed> {
+    let mut reactors = Reactors::start(cores, Idle::Poll, arena).map_err(|e| e.to_string())?;
+    reactors.feed().map_err(|e| e.to_string())?;
+    Ok(reactors)
+}
+
+/// Runs `body` as a task on the first reactor, shows its progress, stops the reactors.
+fn drive<F, B>(reactors: Reactors, ns: u64, body: B) -> Result<Outcome, Failed>
 where
     F: Future<Output = Result<Outcome, String>> + 'static,
     B: FnOnce(Rc<Reactor>, Rc<Cell<bool>>, Rc<Cell<u64>>) -> F + Send + 'static,
 {
-    let mut reactors = Reactors::start(cores, Idle::Poll, arena).map_err(|e| e.to_string())?;
-    reactors.feed().map_err(|e| e.to_string())?;
     let _watch = Watch::start(reactors.remotes()).map_err(|e| e.to_string())?;
     let (sender, receiver) = mpsc::channel();
     let remote = reactors.remotes()[0].clone();

@@ -1,5 +1,6 @@
 //! `reactor --config FILE`: starts everything, waits for signals, reloads, drains.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,6 +16,7 @@ use super::config::{self, Change, Config, HostAccess, Hugepages, Idle, Machine, 
 use super::shutdown;
 use super::volumes::Volumes;
 use super::watch::Watch;
+use crate::bdev::registry::Claim;
 use crate::nvme::target::tcp::{Door, Export};
 use crate::reactor;
 use crate::reactor::start::Reactors;
@@ -64,6 +66,8 @@ struct Server {
     volumes: Volumes,
     reactors: Reactors,
     door: Option<Door>,
+    /// What holds the volumes of namespaces, by NQN and namespace.
+    claims: BTreeMap<(String, u32), Claim>,
     /// As configured, and as bound.
     listening: Vec<(SocketAddr, SocketAddr)>,
     signals: Signals,
@@ -106,13 +110,15 @@ impl Server {
             tracing::warn!("the limit of open files cannot be raised: {error}");
         }
         let arena = arena(&config)?;
-        let volumes = Volumes::open_all(&config)?;
         let idle = match config.reactor.idle {
             Idle::Poll => reactor::Idle::Poll,
             Idle::Adaptive => reactor::Idle::Adaptive,
         };
         let reactors = Reactors::start(&config.reactor.cores, idle, arena).map_err(|e| e.to_string())?;
-        let mut server = Server { config, volumes, reactors, door: None, listening: Vec::new(), signals };
+        let volumes = Volumes::new(reactors.remotes());
+        volumes.open_all(&config)?;
+        let mut server =
+            Server { config, volumes, reactors, door: None, claims: BTreeMap::new(), listening: Vec::new(), signals };
         server.open_door()?;
         Ok(server)
     }
@@ -122,7 +128,7 @@ impl Server {
             return Ok(());
         }
         let mut door = Door::open(self.reactors.remotes()).map_err(|e| e.to_string())?;
-        for subsystem in self.config.subsystems() {
+        for subsystem in self.config.clone().subsystems() {
             let exports = self.exports(subsystem)?;
             door.add_subsystem(&subsystem.nqn, hosts(&subsystem.hosts), exports)
                 .map_err(|e| format!("{}: {e}", self.config.at(subsystem.place)))?;
@@ -136,15 +142,20 @@ impl Server {
         Ok(())
     }
 
-    fn exports(&self, subsystem: &Subsystem) -> Result<Vec<Export>, String> {
-        subsystem
-            .namespaces
-            .iter()
-            .map(|ns| {
-                let device = self.volumes.get(&ns.bdev).ok_or_else(|| format!("bdev \"{}\" is not open", ns.bdev))?;
-                Ok(Export { nsid: ns.nsid, device, read_only: ns.read_only })
-            })
-            .collect()
+    /// Takes the volumes of a subsystem into use.
+    fn exports(&mut self, subsystem: &Subsystem) -> Result<Vec<Export>, String> {
+        subsystem.namespaces.iter().map(|ns| self.export(&subsystem.nqn, ns.nsid, &ns.bdev, ns.read_only)).collect()
+    }
+
+    fn export(&mut self, nqn: &str, nsid: u32, bdev: &str, read_only: bool) -> Result<Export, String> {
+        let claim = self.volumes.claim(bdev, &format!("namespace {nsid} of {nqn}")).map_err(|e| e.to_string())?;
+        let device = claim.device().clone();
+        self.claims.insert((nqn.to_owned(), nsid), claim);
+        Ok(Export { nsid, device, read_only })
+    }
+
+    fn end_exports(&mut self, nqn: &str) {
+        self.claims.retain(|(of, _), _| of != nqn);
     }
 
     /// One line per export with the command that connects a host, then that all of them accept.
@@ -198,17 +209,22 @@ impl Server {
             tracing::warn!("{}", warning.trim_end());
         }
         let diff = config::diff(&self.config, &loaded.config);
+        let mut running = diff.running.clone();
         for change in &diff.changes {
             match self.apply(change, &diff.running) {
                 Ok(()) if matches!(change, Change::Refused { .. }) => tracing::warn!("reload: {change}"),
                 Ok(()) => tracing::info!("reload: {change}"),
-                Err(why) => tracing::error!("reload: failed: {change}: {why}"),
+                Err(why) => {
+                    tracing::error!("reload: failed: {change}: {why}");
+                    // Still as it was, so that the next reload tries again.
+                    change.undo(&mut running, &self.config);
+                }
             }
         }
         if diff.changes.is_empty() {
             tracing::info!("reload: nothing has changed");
         }
-        self.config = diff.running;
+        self.config = running;
     }
 
     fn door(&mut self) -> Result<&mut Door, String> {
@@ -223,44 +239,51 @@ impl Server {
             Change::Refused { .. } => Ok(()),
             Change::BdevAdded { name } => {
                 let bdev = new.bdev(name).ok_or("it is not in the configuration")?;
-                self.volumes.open(bdev).map(drop).map_err(|e| e.to_string())
+                self.volumes.open(bdev).map_err(|e| e.to_string())
             }
             Change::BdevGrown { name, to, .. } => {
-                let device = self.volumes.get(name).ok_or("it is not open")?;
-                device.grow(*to).map_err(|e| e.to_string())?;
-                let id = device.common().id();
+                self.volumes.grow(name, *to).map_err(|e| e.to_string())?;
+                let id = self.volumes.get(name).ok_or("it is not open")?.common().id();
                 match &mut self.door {
                     Some(door) => door.resized(id).map_err(|e| e.to_string()),
                     None => Ok(()),
                 }
             }
-            Change::BdevRemoved { name } => {
-                self.volumes.close(name);
-                Ok(())
-            }
+            Change::BdevRemoved { name } => self.volumes.remove(name).map_err(|e| e.to_string()),
             Change::ListenerRemoved { address } => {
                 let at = self.listening.iter().position(|(configured, _)| configured == address);
-                let (_, bound) = self.listening.remove(at.ok_or("nobody listens there")?);
-                self.door()?.unlisten(bound).map_err(|e| e.to_string())
+                let at = at.ok_or("nobody listens there")?;
+                let (_, bound) = self.listening[at];
+                self.door()?.unlisten(bound).map_err(|e| e.to_string())?;
+                self.listening.remove(at);
+                Ok(())
             }
             Change::ListenerAdded { address } => {
                 let bound = self.door()?.listen(*address).map_err(|e| e.to_string())?;
                 self.listening.push((*address, bound));
                 Ok(())
             }
-            Change::SubsystemRemoved { nqn } => self.door()?.remove_subsystem(nqn).map_err(|e| e.to_string()),
+            Change::SubsystemRemoved { nqn } => {
+                self.door()?.remove_subsystem(nqn).map_err(|e| e.to_string())?;
+                self.end_exports(nqn);
+                Ok(())
+            }
             Change::SubsystemAdded { nqn } => {
                 let subsystem = new.subsystems().iter().find(|s| s.nqn == *nqn).ok_or("it is not configured")?;
-                let exports = self.exports(subsystem)?;
-                self.door()?.add_subsystem(nqn, hosts(&subsystem.hosts), exports).map_err(|e| e.to_string())
+                let added = self.exports(subsystem).and_then(|exports| {
+                    self.door()?.add_subsystem(nqn, hosts(&subsystem.hosts), exports).map_err(|e| e.to_string())
+                });
+                added.inspect_err(|_| self.end_exports(nqn))
             }
             Change::NamespaceRemoved { nqn, nsid } => {
-                self.door()?.remove_namespace(nqn, *nsid).map_err(|e| e.to_string())
+                self.door()?.remove_namespace(nqn, *nsid).map_err(|e| e.to_string())?;
+                self.claims.remove(&(nqn.clone(), *nsid));
+                Ok(())
             }
             Change::NamespaceAdded { nqn, nsid, bdev, read_only } => {
-                let device = self.volumes.get(bdev).ok_or("its volume is not open")?;
-                let export = Export { nsid: *nsid, device, read_only: *read_only };
-                self.door()?.add_namespace(nqn, export).map_err(|e| e.to_string())
+                let export = self.export(nqn, *nsid, bdev, *read_only)?;
+                let added = self.door()?.add_namespace(nqn, export).map_err(|e| e.to_string());
+                added.inspect_err(|_| drop(self.claims.remove(&(nqn.clone(), *nsid))))
             }
             Change::HostsChanged { nqn, hosts: access } => {
                 self.door()?.set_hosts(nqn, hosts(access)).map_err(|e| e.to_string())

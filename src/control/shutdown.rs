@@ -3,15 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use super::serve::{FAILED, pause};
-use super::volumes::Volumes;
-use crate::bdev::{BlockDevice, Handle};
+use super::volumes::{Volumes, volume_name};
+use crate::bdev::Handle;
 use crate::nvme::target::tcp::Door;
-use crate::reactor::io::{IoOp, IoStatus};
 use crate::reactor::mailbox::Remote;
 use crate::reactor::start::Reactors;
 use crate::sys::tsc::monotonic_ns;
@@ -47,7 +44,7 @@ pub fn run(door: Option<Door>, volumes: &Volumes, reactors: Reactors) -> ExitCod
     }
     let left = Duration::from_nanos(END_NS.saturating_sub(monotonic_ns() - start));
     if silent.is_empty() {
-        silent = flush(volumes, &reactors, left);
+        silent = volumes.flush(&volumes.all(), left);
     }
     if !silent.is_empty() {
         for name in &silent {
@@ -68,51 +65,11 @@ pub fn run(door: Option<Door>, volumes: &Volumes, reactors: Reactors) -> ExitCod
 fn pending(remotes: &[Remote]) -> BTreeSet<String> {
     let names = |remote: &Remote| {
         let answer = remote.ask_within(ANSWER, |reactor| {
+            let name = |handle: &Handle| volume_name(handle.device().as_ref());
             let busy = |handle: &Handle| handle.stats().in_flight() > 0;
-            Handle::all(reactor).iter().filter(|h| busy(h)).map(volume_name).collect::<Vec<_>>()
+            Handle::all(reactor).iter().filter(|h| busy(h)).map(name).collect::<Vec<_>>()
         });
         answer.unwrap_or_else(|| vec![format!("reactor {}", remote.id())])
     };
     remotes.iter().flat_map(names).collect()
-}
-
-fn volume_name(handle: &Handle) -> String {
-    format!("volume \"{}\"", handle.common().traits().name)
-}
-
-/// Makes every volume's acknowledged writes durable; the names of those that did not say so in time.
-fn flush(volumes: &Volumes, reactors: &Reactors, left: Duration) -> BTreeSet<String> {
-    let (sender, receiver) = mpsc::channel();
-    let mut silent = BTreeSet::new();
-    for device in volumes.all().filter(|d| d.common().traits().volatile_cache) {
-        silent.insert(format!("volume \"{}\"", device.common().traits().name));
-        let (sender, device): (_, Arc<dyn BlockDevice>) = (sender.clone(), device.clone());
-        reactors.remotes()[usize::from(device.common().home())].send(Box::new(move |reactor| {
-            let Ok(handle) = Handle::open(reactor, &device) else { return };
-            let reactor = reactor.clone();
-            reactor.clone().spawn("final flush", async move {
-                let Some(mut io) = reactor.create_io() else { return };
-                io.prepare(IoOp::Flush, 0, 0);
-                io = handle.execute(io).await;
-                // The receiver gave up if it is not there any more.
-                let _ = sender.send((volume_name(&handle), io.status));
-                reactor.retire_io(io);
-            });
-        }));
-    }
-    drop(sender);
-    let start = monotonic_ns();
-    while !silent.is_empty() {
-        let elapsed = Duration::from_nanos(monotonic_ns() - start);
-        match receiver.recv_timeout(left.saturating_sub(elapsed)) {
-            Ok((name, IoStatus::Success)) => {
-                silent.remove(&name);
-            }
-            Ok((name, status)) => {
-                tracing::error!("{name}: the final flush failed: {status:?}");
-            }
-            Err(_) => break,
-        }
-    }
-    silent
 }

@@ -1,120 +1,199 @@
-//! The volumes of a configuration, opened: names to block devices.
+//! The volumes of a configuration, opened: names to block devices in a registry.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use super::config::{
     BdevConfig, Config, Driver, InjectAction, InjectOp, InjectRule, InjectStatus, NullComplete, Trigger,
 };
 use crate::bdev::device::{file, malloc, null};
 use crate::bdev::layer::inject;
-use crate::bdev::{BlockDevice, DeviceError};
+use crate::bdev::registry::{Claim, Mode, Registry, RegistryError};
+use crate::bdev::{BlockDevice, DeviceError, Handle};
 use crate::nvme::target::tcp::HOME;
 use crate::reactor::io::{IoOp, IoStatus};
+use crate::reactor::mailbox::Remote;
+use crate::sys::tsc::monotonic_ns;
+
+/// What a volume that is removed has to end its I/O on each reactor.
+const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Opens and keeps volumes by name.
-#[derive(Default)]
 pub struct Volumes {
-    open: BTreeMap<String, Arc<dyn BlockDevice>>,
+    registry: Registry,
+    remotes: Vec<Remote>,
 }
 
 impl Volumes {
+    /// None yet, for these reactors.
+    pub fn new(remotes: &[Remote]) -> Volumes {
+        Volumes { registry: Registry::new(remotes.to_vec()), remotes: remotes.to_vec() }
+    }
+
     /// Opens all volumes of a configuration, bases before their layers.
     ///
     /// # Errors
     /// The place of the volume that does not open, and why.
-    pub fn open_all(config: &Config) -> Result<Volumes, String> {
-        let mut volumes = Volumes::default();
-        for bdev in &config.bdevs {
-            volumes.open(bdev).map_err(|e| format!("{}: bdev \"{}\": {e}", config.at(bdev.place), bdev.name))?;
-        }
-        Ok(volumes)
+    pub fn open_all(&self, config: &Config) -> Result<(), String> {
+        config.bdevs.iter().try_for_each(|bdev| self.open_at(config, bdev))
     }
 
     /// Opens one volume of a configuration and what it stands on.
     ///
     /// # Errors
     /// As [`Volumes::open_all`].
-    pub fn open_stack(config: &Config, name: &str) -> Result<Volumes, String> {
+    pub fn open_stack(&self, config: &Config, name: &str) -> Result<(), String> {
         let mut needed = vec![name];
         while let Some(base) = needed.last().and_then(|top| config.bdev(top)).and_then(|bdev| bdev.driver.base()) {
             needed.push(base);
         }
-        let mut volumes = Volumes::default();
-        for bdev in config.bdevs.iter().filter(|bdev| needed.contains(&bdev.name.as_str())) {
-            volumes.open(bdev).map_err(|e| format!("{}: bdev \"{}\": {e}", config.at(bdev.place), bdev.name))?;
-        }
-        Ok(volumes)
+        let mut stack = config.bdevs.iter().filter(|bdev| needed.contains(&bdev.name.as_str()));
+        stack.try_for_each(|bdev| self.open_at(config, bdev))
     }
 
-    /// Opens one volume.
+    fn open_at(&self, config: &Config, bdev: &BdevConfig) -> Result<(), String> {
+        self.open(bdev).map_err(|e| format!("{}: bdev \"{}\": {e}", config.at(bdev.place), bdev.name))
+    }
+
+    /// Opens one volume. The layers of today pass blocks on as they are, so others may use their base beside them.
     ///
     /// # Errors
     /// Why it does not open.
-    pub fn open(&mut self, bdev: &BdevConfig) -> Result<Arc<dyn BlockDevice>, DeviceError> {
-        let uuid = bdev.uuid.into_bytes();
-        let device: Arc<dyn BlockDevice> = match &bdev.driver {
-            Driver::Null { complete } => Arc::new(null::Null::new(null::Options {
-                name: bdev.name.clone(),
-                uuid,
-                size: bdev.size,
-                block_size: bdev.block_size,
-                physical_block_size: bdev.physical_block_size,
-                complete: match complete {
-                    NullComplete::Poll => null::CompleteIn::Poll,
-                    NullComplete::Submit => null::CompleteIn::Submit,
-                },
-            })),
-            Driver::Malloc => Arc::new(malloc::Malloc::new(malloc::Options {
-                name: bdev.name.clone(),
-                uuid,
-                size: bdev.size,
-                block_size: bdev.block_size,
-                physical_block_size: bdev.physical_block_size,
-                // A first write then costs the zeroing of 4 KiB, not of 2 MiB while other I/O waits.
-                hugepages: false,
-                home: HOME,
-            })?),
-            Driver::Inject { base, rules } => {
-                let base =
-                    self.get(base).ok_or_else(|| DeviceError::Refused(format!("its base \"{base}\" is not open")))?;
-                let rules = rules.iter().map(rule).collect();
-                Arc::new(
-                    inject::Inject::new(inject::Options { name: bdev.name.clone(), uuid, base, rules })
-                        .map_err(|e| DeviceError::Refused(e.to_string()))?,
-                )
-            }
-            Driver::File { path, direct } => Arc::new(file::File::create(file::Options {
-                name: bdev.name.clone(),
-                uuid,
-                path: path.clone(),
-                size: bdev.size,
-                block_size: bdev.block_size,
-                physical_block_size: bdev.physical_block_size,
-                direct: *direct,
-                home: HOME,
-            })?),
+    pub fn open(&self, bdev: &BdevConfig) -> Result<(), RegistryError> {
+        let holder = format!("volume \"{}\"", bdev.name);
+        let base = match bdev.driver.base() {
+            Some(base) => Some(self.claim(base, &holder)?),
+            None => None,
         };
-        self.open.insert(bdev.name.clone(), device.clone());
-        Ok(device)
+        let device = make(bdev, base.as_ref().map(Claim::device))?;
+        self.registry.add(device, base.into_iter().collect())
     }
 
-    /// The volume of that name.
+    /// The volume of that name, to look at.
     pub fn get(&self, name: &str) -> Option<Arc<dyn BlockDevice>> {
-        self.open.get(name).cloned()
+        self.registry.get(name).ok()
+    }
+
+    /// Takes a volume into use by `holder`, together with others who share it.
+    ///
+    /// # Errors
+    /// If it is not there, or a layer has it.
+    pub fn claim(&self, name: &str, holder: &str) -> Result<Claim, RegistryError> {
+        self.registry.claim(name, Mode::Shared, holder)
     }
 
     /// All volumes.
-    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn BlockDevice>> {
-        self.open.values()
+    pub fn all(&self) -> Vec<Arc<dyn BlockDevice>> {
+        self.registry.list().iter().filter_map(|listing| self.get(&listing.name)).collect()
     }
 
-    /// Forgets a volume: new I/O is refused.
-    pub fn close(&mut self, name: &str) {
-        if let Some(device) = self.open.remove(name) {
-            device.common().close();
-        }
+    /// Makes a volume larger.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn grow(&self, name: &str, size: u64) -> Result<(), RegistryError> {
+        self.registry.resize(name, size).map(drop)
     }
+
+    /// Removes a volume that nobody uses: what was acknowledged is made durable, then files and locks are let go of.
+    ///
+    /// # Errors
+    /// If somebody uses it, or its I/O does not end: then it stays closed, and removal may be tried again.
+    pub fn remove(&self, name: &str) -> Result<(), RegistryError> {
+        let device = self.registry.get(name)?;
+        if !device.common().is_closing() && !self.flush(&[device], REMOVE_LIMIT).is_empty() {
+            tracing::error!("volume \"{name}\" is removed, and its last writes may not be durable");
+        }
+        self.registry.remove(name, REMOVE_LIMIT)
+    }
+
+    /// Makes acknowledged writes of volumes durable; those that did not say so within `limit`, each as `volume "NAME"`.
+    pub fn flush(&self, devices: &[Arc<dyn BlockDevice>], limit: Duration) -> BTreeSet<String> {
+        let (sender, receiver) = mpsc::channel();
+        let mut silent = BTreeSet::new();
+        for device in devices.iter().filter(|device| device.common().traits().volatile_cache) {
+            silent.insert(volume_name(device.as_ref()));
+            let (sender, device) = (sender.clone(), device.clone());
+            self.remotes[usize::from(device.common().home())].send(Box::new(move |reactor| {
+                let Ok(handle) = Handle::open(reactor, &device) else { return };
+                let reactor = reactor.clone();
+                reactor.clone().spawn("final flush", async move {
+                    let Some(mut io) = reactor.create_io() else { return };
+                    io.prepare(IoOp::Flush, 0, 0);
+                    io = handle.execute(io).await;
+                    // The receiver gave up if it is not there any more.
+                    let _ = sender.send((volume_name(device.as_ref()), io.status));
+                    reactor.retire_io(io);
+                });
+            }));
+        }
+        drop(sender);
+        let start = monotonic_ns();
+        while !silent.is_empty() {
+            let elapsed = Duration::from_nanos(monotonic_ns() - start);
+            match receiver.recv_timeout(limit.saturating_sub(elapsed)) {
+                Ok((name, IoStatus::Success)) => {
+                    silent.remove(&name);
+                }
+                Ok((name, status)) => {
+                    tracing::error!("{name}: the final flush failed: {status:?}");
+                }
+                Err(_) => break,
+            }
+        }
+        silent
+    }
+}
+
+/// What messages call a volume.
+pub fn volume_name(device: &dyn BlockDevice) -> String {
+    format!("volume \"{}\"", device.common().traits().name)
+}
+
+fn make(bdev: &BdevConfig, base: Option<&Arc<dyn BlockDevice>>) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+    let uuid = bdev.uuid.into_bytes();
+    Ok(match &bdev.driver {
+        Driver::Null { complete } => Arc::new(null::Null::new(null::Options {
+            name: bdev.name.clone(),
+            uuid,
+            size: bdev.size,
+            block_size: bdev.block_size,
+            physical_block_size: bdev.physical_block_size,
+            complete: match complete {
+                NullComplete::Poll => null::CompleteIn::Poll,
+                NullComplete::Submit => null::CompleteIn::Submit,
+            },
+        })),
+        Driver::Malloc => Arc::new(malloc::Malloc::new(malloc::Options {
+            name: bdev.name.clone(),
+            uuid,
+            size: bdev.size,
+            block_size: bdev.block_size,
+            physical_block_size: bdev.physical_block_size,
+            // A first write then costs the zeroing of 4 KiB, not of 2 MiB while other I/O waits.
+            hugepages: false,
+            home: HOME,
+        })?),
+        Driver::Inject { base: name, rules } => {
+            let base = base.ok_or_else(|| DeviceError::Refused(format!("its base \"{name}\" is not open")))?.clone();
+            let rules = rules.iter().map(rule).collect();
+            Arc::new(
+                inject::Inject::new(inject::Options { name: bdev.name.clone(), uuid, base, rules })
+                    .map_err(|e| DeviceError::Refused(e.to_string()))?,
+            )
+        }
+        Driver::File { path, direct } => Arc::new(file::File::create(file::Options {
+            name: bdev.name.clone(),
+            uuid,
+            path: path.clone(),
+            size: bdev.size,
+            block_size: bdev.block_size,
+            physical_block_size: bdev.physical_block_size,
+            direct: *direct,
+            home: HOME,
+        })?),
+    })
 }
 
 /// A rule of the configuration as the layer takes it.

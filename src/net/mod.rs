@@ -6,4 +6,4 @@ mod tx;
 
 pub use listener::Listener;
 pub use stream::{Stream, StreamError};
-pub use tx::{RESERVE_MAX, Tx};
+pub use tx::{RESERVE_MAX, Tx, is_short};

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Poll;
 
+use hugepages::footprint;
+
 use super::stream::{Stream, StreamError};
 use crate::reactor::{Reactor, TaskId};
 use crate::sys::tx::TxBatch;
@@ -24,6 +26,8 @@ struct Budget {
     reserved: Cell<usize>,
     limit: Cell<usize>,
     waiters: RefCell<VecDeque<TaskId>>,
+    /// A connection that has nothing waits.
+    starving: Cell<bool>,
 }
 
 impl Budget {
@@ -35,25 +39,43 @@ impl Budget {
         })
     }
 
-    fn take(&self, reactor: &Reactor, len: usize) -> bool {
-        let after = self.reserved.get() + len;
-        if after > self.limit.get() {
+    /// Takes `len` bytes for a connection that has `mine` of them already; without room the current task is woken when some
+    /// are given back.
+    #[inline]
+    fn take(&self, reactor: &Reactor, mine: usize, len: usize) -> bool {
+        if !self.admits(mine, len) {
             // The pool may have grown since.
             self.limit.set(reactor.pool().stats().bytes_total / 2);
-            if after > self.limit.get() && self.reserved.get() > 0 {
+            if !self.admits(mine, len) {
+                self.waiters.borrow_mut().push_back(reactor.current_task());
+                self.starving.set(self.starving.get() || mine == 0);
                 return false;
             }
         }
-        self.reserved.set(after);
+        self.reserved.set(self.reserved.get() + len);
         true
     }
 
+    /// A connection never has more than it leaves for the others: those who hold theirs for ever get smaller and smaller
+    /// shares, and one more that comes finds as much as the least of them. A transfer that is alone always fits.
+    #[inline]
+    fn admits(&self, mine: usize, len: usize) -> bool {
+        let reserved = self.reserved.get();
+        reserved == 0 || mine + len <= self.limit.get().saturating_sub(reserved + len)
+    }
+
     fn give_back(&self, reactor: &Reactor, len: usize) {
-        self.reserved.set(self.reserved.get().saturating_sub(len));
+        self.reserved.set(self.reserved.get() - len);
+        self.starving.set(false);
         for task in self.waiters.borrow_mut().drain(..) {
             reactor.wake(task);
         }
     }
+}
+
+/// Whether a connection of this reactor waits for data buffers that all are with others.
+pub fn is_short(reactor: &Reactor) -> bool {
+    Budget::of(reactor).starving.get()
 }
 
 /// Spare batches of a reactor: a connection with nothing to send holds none.
@@ -79,9 +101,13 @@ pub struct Tx {
     /// Grows with each batch handed to the kernel.
     handed: Cell<u64>,
     waiters: RefCell<VecDeque<TaskId>>,
-    /// Bytes of data buffers in use for this connection, unsent ones included.
+    /// Bytes of the pool in use by data buffers of this connection, unsent ones included.
     reserved: Cell<usize>,
     reserve_waiters: RefCell<VecDeque<TaskId>>,
+    /// Things that the peer has to do: take a batch, send data that it was asked for.
+    owed: Cell<u32>,
+    /// When it did one last, or the first was asked of it.
+    progress_ns: Cell<u64>,
     ended: Cell<Option<StreamError>>,
     finishing: Cell<bool>,
     failed: Cell<bool>,
@@ -100,6 +126,8 @@ impl Tx {
             waiters: RefCell::new(VecDeque::new()),
             reserved: Cell::new(0),
             reserve_waiters: RefCell::new(VecDeque::new()),
+            owed: Cell::new(0),
+            progress_ns: Cell::new(0),
             ended: Cell::new(None),
             finishing: Cell::new(false),
             failed: Cell::new(false),
@@ -149,31 +177,22 @@ impl Tx {
         self.handed.get()
     }
 
-    /// Waits until another batch is given to the kernel, or the stream has ended.
-    pub async fn next_handed(&self, reactor: &Reactor) {
-        let now = self.handed.get();
+    /// Waits until data buffers of `len` bytes may be in use for this connection beside those that are: a peer that does not
+    /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool, and all together half.
+    /// Payloads pushed with [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
+    pub async fn reserve(&self, reactor: &Reactor, len: usize) {
+        let len = footprint(len);
         std::future::poll_fn(|_| {
-            if self.handed.get() != now || self.ended.get().is_some() {
+            if self.ended.get().is_some() {
+                // Nobody to send to: whoever asks finds that out next, and must not wait for others until then.
                 return Poll::Ready(());
             }
-            self.waiters.borrow_mut().push_back(reactor.current_task());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    /// Waits until `len` bytes of data buffers may be in use for this connection beside those that are: a peer that does not
-    /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool, and all together half. Payloads pushed with
-    /// [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
-    pub async fn reserve(&self, reactor: &Reactor, len: usize) {
-        std::future::poll_fn(|_| {
             let reserved = self.reserved.get();
-            if reserved > 0 && reserved + len > RESERVE_MAX && self.ended.get().is_none() {
+            if reserved > 0 && reserved + len > RESERVE_MAX {
                 self.reserve_waiters.borrow_mut().push_back(reactor.current_task());
                 return Poll::Pending;
             }
-            if !self.budget.take(reactor, len) {
-                self.budget.waiters.borrow_mut().push_back(reactor.current_task());
+            if !self.budget.take(reactor, reserved, len) {
                 return Poll::Pending;
             }
             self.reserved.set(reserved + len);
@@ -182,16 +201,47 @@ impl Tx {
         .await;
     }
 
-    /// Gives back what [`Tx::reserve`] took for a buffer that is not sent.
+    /// Gives back what [`Tx::reserve`] took for a buffer of `len` bytes that is not sent.
     pub fn unreserve(&self, reactor: &Reactor, len: usize) {
+        self.give_back(reactor, footprint(len));
+    }
+
+    /// Gives back all that is reserved: nothing more is sent, and the buffers are gone.
+    pub fn unreserve_all(&self, reactor: &Reactor) {
+        self.give_back(reactor, self.reserved.get());
+    }
+
+    fn give_back(&self, reactor: &Reactor, len: usize) {
+        // A send that ends after `unreserve_all` has nothing left to give.
         let len = len.min(self.reserved.get());
-        self.reserved.set(self.reserved.get() - len);
         if len > 0 {
+            self.reserved.set(self.reserved.get() - len);
             self.budget.give_back(reactor, len);
         }
         for task in self.reserve_waiters.borrow_mut().drain(..) {
             reactor.wake(task);
         }
+    }
+
+    /// The peer was asked for something that data buffers wait for; [`Tx::peer_acted`] when it has done it.
+    #[inline]
+    pub fn expect_peer(&self, reactor: &Reactor) {
+        if self.owed.replace(self.owed.get() + 1) == 0 {
+            self.progress_ns.set(reactor.clock().now());
+        }
+    }
+
+    /// See [`Tx::expect_peer`].
+    #[inline]
+    pub fn peer_acted(&self, reactor: &Reactor) {
+        self.owed.set(self.owed.get() - 1);
+        self.progress_ns.set(reactor.clock().now());
+    }
+
+    /// For how long the peer has neither taken nor sent what data buffers of this connection wait for, in nanoseconds.
+    pub fn stalled_ns(&self, reactor: &Reactor) -> u64 {
+        let waits = self.owed.get() > 0 && self.reserved.get() > 0;
+        if waits { reactor.clock().now().saturating_sub(self.progress_ns.get()) } else { 0 }
     }
 
     /// Lets [`Tx::run`] end once everything appended so far was sent; nothing more can be appended.
@@ -225,9 +275,11 @@ impl Tx {
             self.sending.set(true);
             self.handed.set(self.handed.get() + 1);
             self.wake_waiters(reactor);
+            self.expect_peer(reactor);
             let (mut batch, result) = stream.send(batch).await;
+            self.peer_acted(reactor);
             self.sending.set(false);
-            self.unreserve(reactor, batch.payload());
+            self.give_back(reactor, batch.payload());
             batch.clear();
             self.spares.0.borrow_mut().push(batch);
             if let Err(error) = result {
@@ -245,7 +297,8 @@ impl Tx {
             self.spares.0.borrow_mut().push(batch);
         }
         self.wake_waiters(reactor);
-        self.unreserve(reactor, 0);
+        self.give_back(reactor, 0);
+        self.budget.give_back(reactor, 0);
     }
 
     fn wake_waiters(&self, reactor: &Reactor) {

@@ -17,79 +17,65 @@ use crate::sys::op::{Completion, Op, OpToken, Owner};
 // --- an I/O ---
 
 /// An I/O on its way; ends with the completed I/O. Dropped early, the I/O becomes an orphan of its reactor.
-#[must_use = "futures do nothing unless polled"]
-pub struct IoFuture<'a, S> {
+#[must_use = "the I/O becomes an orphan when this is dropped early"]
+pub struct IoFuture<'a> {
     reactor: &'a Reactor,
-    state: IoState<S>,
+    state: IoState,
 }
 
-enum IoState<S> {
-    Start(Option<(Io, S)>),
+enum IoState {
+    Ready(Io),
     Waiting(u32),
     Done,
 }
 
-impl<S> Unpin for IoFuture<'_, S> {}
-
 impl Reactor {
-    /// Submits `io` by `submit` and waits for its end, for the task being polled.
+    /// Submits `io` by `submit` now, and waits for its end, for the task being polled.
     #[inline]
-    pub fn run_io<S: FnOnce(Io) -> Poll<Io>>(&self, io: Io, submit: S) -> IoFuture<'_, S> {
-        IoFuture { reactor: self, state: IoState::Start(Some((io, submit))) }
+    pub fn run_io(&self, mut io: Io, submit: impl FnOnce(Io) -> Poll<Io>) -> IoFuture<'_> {
+        let slot = io.slot();
+        io.set_task(self.tasks.current());
+        let state = match submit(io) {
+            Poll::Ready(io) if self.spend() => IoState::Ready(io),
+            Poll::Ready(io) => {
+                // Others first: it lands like any other in the next turn.
+                self.complete(io);
+                IoState::Waiting(slot)
+            }
+            Poll::Pending => IoState::Waiting(slot),
+        };
+        IoFuture { reactor: self, state }
     }
 }
 
-impl<S: FnOnce(Io) -> Poll<Io>> Future for IoFuture<'_, S> {
+impl Future for IoFuture<'_> {
     type Output = Io;
 
-    #[inline]
+    #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Io> {
-        let this = &mut *self;
-        match &mut this.state {
-            IoState::Start(start) => {
-                let (mut io, submit) = start.take().expect("started once");
-                let slot = io.slot();
-                io.set_task(this.reactor.tasks.current());
-                match submit(io) {
-                    Poll::Ready(io) => {
-                        if this.reactor.spend() {
-                            this.state = IoState::Done;
-                            return Poll::Ready(io);
-                        }
-                        // Others first: it lands like any other in the next turn.
-                        this.reactor.complete(io);
-                    }
-                    Poll::Pending => {}
-                }
-                this.state = IoState::Waiting(slot);
-                Poll::Pending
-            }
-            IoState::Waiting(slot) => match this.reactor.table.claim(*slot) {
+        match self.state {
+            IoState::Waiting(slot) => match self.reactor.table.claim(slot) {
                 Some(io) => {
-                    this.state = IoState::Done;
+                    self.state = IoState::Done;
                     Poll::Ready(io)
                 }
                 None => Poll::Pending,
             },
-            IoState::Done => panic!("polled after completion"),
+            _ => match std::mem::replace(&mut self.state, IoState::Done) {
+                IoState::Ready(io) => Poll::Ready(io),
+                _ => panic!("polled after completion"),
+            },
         }
     }
 }
 
-impl<S> Drop for IoFuture<'_, S> {
+impl Drop for IoFuture<'_> {
+    #[inline]
     fn drop(&mut self) {
-        match &mut self.state {
-            IoState::Start(start) => {
-                if let Some((io, _)) = start.take() {
-                    self.reactor.retire_io(io);
-                }
-            }
-            IoState::Waiting(slot) => {
-                if !self.reactor.table.is_closed() {
-                    self.reactor.table.abandon(*slot);
-                }
-            }
-            IoState::Done => {}
+        match std::mem::replace(&mut self.state, IoState::Done) {
+            IoState::Ready(io) => self.reactor.retire_io(io),
+            IoState::Waiting(slot) if !self.reactor.table.is_closed() => self.reactor.table.abandon(slot),
+            IoState::Waiting(_) | IoState::Done => {}
         }
     }
 }

@@ -492,24 +492,16 @@ impl Drop for IoList {
     }
 }
 
-#[derive(Debug)]
-enum Place {
-    /// No such Io, or its holder has it.
-    Out,
-    /// A device traded it for a token.
-    Parked(Io),
-    /// Complete; its task has been woken.
-    Landed(Io),
-    /// Its task is gone: retire it when it lands.
-    Orphan,
-    /// Orphaned while parked with a device.
-    OrphanParked(Io),
-}
-
-#[derive(Debug)]
+/// Where an Io is that nobody holds.
+#[derive(Debug, Default)]
 struct Slot {
     generation: u32,
-    place: Place,
+    /// Its task is gone: retire it when it lands.
+    orphan: bool,
+    /// A device traded it for a token.
+    parked: Option<Io>,
+    /// Complete; its task has been woken.
+    landed: Option<Io>,
 }
 
 /// All Ios of one reactor.
@@ -540,7 +532,7 @@ impl IoTable {
             return None;
         }
         let slot = slots.len() as u32;
-        slots.push(Slot { generation: 0, place: Place::Out });
+        slots.push(Slot::default());
         Some(Io(Box::new(IoCell {
             op: IoOp::Read,
             status: IoStatus::Success,
@@ -576,41 +568,29 @@ impl IoTable {
         slot.generation = slot.generation.wrapping_add(1);
         io.0.generation = slot.generation;
         let token = IoToken(u64::from(slot.generation) << 32 | u64::from(io.0.slot));
-        slot.place = match slot.place {
-            Place::Orphan => Place::OrphanParked(io),
-            _ => Place::Parked(io),
-        };
+        slot.parked = Some(io);
         token
     }
 
-    pub(super) fn unpark(&self, token: IoToken) -> Option<Io> {
+    /// What is parked under a token, if the token is not stale.
+    #[inline]
+    fn parked<R>(&self, token: IoToken, f: impl FnOnce(&mut Option<Io>) -> Option<R>) -> Option<R> {
         let mut slots = self.slots.borrow_mut();
-        if let Some(slot) = slots.get_mut(token.0 as u32 as usize)
-            && slot.generation == (token.0 >> 32) as u32
-        {
-            match std::mem::replace(&mut slot.place, Place::Out) {
-                Place::Parked(io) => return Some(io),
-                Place::OrphanParked(io) => {
-                    slot.place = Place::Orphan;
-                    return Some(io);
-                }
-                other => slot.place = other,
-            }
+        let slot = slots.get_mut(token.0 as u32 as usize).filter(|slot| slot.generation == (token.0 >> 32) as u32);
+        let found = slot.and_then(|slot| f(&mut slot.parked));
+        if found.is_none() {
+            self.stale.set(self.stale.get() + 1);
         }
-        self.stale.set(self.stale.get() + 1);
-        None
+        found
+    }
+
+    #[inline]
+    pub(super) fn unpark(&self, token: IoToken) -> Option<Io> {
+        self.parked(token, Option::take)
     }
 
     pub(super) fn with_parked<R>(&self, token: IoToken, f: impl FnOnce(&mut IoCell) -> R) -> Option<R> {
-        let mut slots = self.slots.borrow_mut();
-        if let Some(slot) = slots.get_mut(token.0 as u32 as usize)
-            && slot.generation == (token.0 >> 32) as u32
-            && let Place::Parked(io) | Place::OrphanParked(io) = &mut slot.place
-        {
-            return Some(f(io));
-        }
-        self.stale.set(self.stale.get() + 1);
-        None
+        self.parked(token, |io| io.as_mut().map(|io| f(io)))
     }
 
     /// A completed I/O arrives for its task; the task to wake, unless it is an orphan.
@@ -618,42 +598,33 @@ impl IoTable {
     pub(super) fn land(&self, io: Io) -> Option<TaskId> {
         let mut slots = self.slots.borrow_mut();
         let slot = &mut slots[io.0.slot as usize];
-        if let Place::Orphan = slot.place {
-            slot.place = Place::Out;
+        if slot.orphan {
+            slot.orphan = false;
             drop(slots);
             self.retire(io);
             return None;
         }
         let task = io.0.task;
-        slot.place = Place::Landed(io);
+        slot.landed = Some(io);
         Some(task)
     }
 
     /// The landed I/O of `slot`, if it has landed.
     #[inline]
     pub(super) fn claim(&self, slot: u32) -> Option<Io> {
-        let place = &mut self.slots.borrow_mut()[slot as usize].place;
-        match place {
-            Place::Landed(_) => match std::mem::replace(place, Place::Out) {
-                Place::Landed(io) => Some(io),
-                _ => None,
-            },
-            _ => None,
-        }
+        self.slots.borrow_mut()[slot as usize].landed.take()
     }
 
     /// The task that waited for `slot` is gone.
     pub(super) fn abandon(&self, slot: u32) {
         let mut slots = self.slots.borrow_mut();
-        let place = &mut slots[slot as usize].place;
-        match std::mem::replace(place, Place::Orphan) {
-            Place::Landed(io) => {
-                *place = Place::Out;
+        let slot = &mut slots[slot as usize];
+        match slot.landed.take() {
+            Some(io) => {
                 drop(slots);
                 self.retire(io);
             }
-            Place::Parked(io) => *place = Place::OrphanParked(io),
-            Place::Out | Place::Orphan | Place::OrphanParked(_) => {}
+            None => slot.orphan = true,
         }
     }
 
@@ -675,7 +646,7 @@ impl IoTable {
     /// Drops what devices had parked and what landed unseen, with its buffers, once no device can come back for it.
     pub(super) fn discard(&self) {
         for slot in self.slots.borrow_mut().iter_mut() {
-            slot.place = Place::Out;
+            (slot.parked, slot.landed) = (None, None);
         }
     }
 

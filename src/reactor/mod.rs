@@ -111,7 +111,9 @@ pub struct Reactor {
     pool: Pool,
     mailbox: Mailbox,
     table: IoTable,
-    completions: RefCell<VecDeque<Io>>,
+    completions: RefCell<Vec<Io>>,
+    /// The other list of the two that take turns, empty but for [`Reactor::unwind_completions`].
+    unwinding: RefCell<Vec<Io>>,
     layers: RefCell<Vec<Option<Rc<dyn Layer>>>>,
     sinks: RefCell<Vec<Option<Named<dyn Sink>>>>,
     pollers: RefCell<Vec<Named<dyn Poller>>>,
@@ -148,7 +150,8 @@ impl Reactor {
             pool,
             mailbox,
             table: IoTable::new(),
-            completions: RefCell::new(VecDeque::with_capacity(4096)),
+            completions: RefCell::new(Vec::with_capacity(4096)),
+            unwinding: RefCell::new(Vec::with_capacity(4096)),
             layers: RefCell::new(Vec::new()),
             // The doorbell needs no sink: its completion is noticed by `turn` itself.
             sinks: RefCell::new(vec![None]),
@@ -255,14 +258,16 @@ impl Reactor {
 
     #[inline]
     fn unwind_completions(&self) -> bool {
-        let count = self.completions.borrow().len();
-        for _ in 0..count {
-            let Some(io) = self.completions.borrow_mut().pop_front() else {
-                break;
-            };
+        if self.completions.borrow().is_empty() {
+            return false;
+        }
+        // What completes meanwhile is for the next turn.
+        let mut batch = self.completions.replace(self.unwinding.take());
+        for io in batch.drain(..) {
             self.unwind(io);
         }
-        count > 0
+        self.unwinding.replace(batch);
+        true
     }
 
     /// Takes a completed I/O up its stack, frame by frame, to the task that waits for it.
@@ -284,14 +289,9 @@ impl Reactor {
     }
 
     fn run_tasks(&self) -> bool {
-        let mut polled = 0;
-        while polled < TASKS_PER_TURN {
-            self.budget.set(READY_BUDGET);
-            match self.stalls.watch_task(&self.clock, || self.tasks.poll_one()) {
-                Some(_) => polled += 1,
-                None => break,
-            }
-        }
+        let before = || self.budget.set(READY_BUDGET);
+        let polled = self.tasks.poll(TASKS_PER_TURN, before, |name| self.stalls.ran(&self.clock, name));
+        self.stalls.end_batch(&self.clock);
         polled > 0
     }
 
@@ -439,7 +439,7 @@ impl Reactor {
     /// Queues a finished I/O; it goes up its stack in the next completion phase, never inside the caller.
     #[inline]
     pub fn complete(&self, io: Io) {
-        self.completions.borrow_mut().push_back(io);
+        self.completions.borrow_mut().push(io);
     }
 
     /// Starts an operation of the backend.

@@ -87,14 +87,10 @@ pub struct Stall {
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
     found: RefCell<Vec<Stall>>,
-    batch: RefCell<Batch>,
-}
-
-#[derive(Debug, Default)]
-struct Batch {
-    names: Vec<&'static str>,
-    count: u32,
-    since: u64,
+    /// What ran since the last reading of the clock, and how many.
+    names: [Cell<&'static str>; STAMPS_PER_READING as usize],
+    count: Cell<u32>,
+    since: Cell<u64>,
 }
 
 impl Stalls {
@@ -102,7 +98,7 @@ impl Stalls {
         let before = clock.refresh();
         let result = f();
         let after = clock.refresh();
-        self.batch.borrow_mut().since = after;
+        self.since.set(after);
         self.judge(after - before, || name.to_owned());
         result
     }
@@ -110,7 +106,7 @@ impl Stalls {
     /// A turn begins: what came before it, sleep included, is nobody's.
     #[inline]
     pub(super) fn begin(&self, now: u64) {
-        self.batch.borrow_mut().since = now;
+        self.since.set(now);
     }
 
     #[inline]
@@ -120,43 +116,29 @@ impl Stalls {
         result
     }
 
+    /// One task or completion more since the last reading of the clock.
     #[inline]
-    pub(super) fn watch_task(&self, clock: &Clock, f: impl FnOnce() -> Option<&'static str>) -> Option<&'static str> {
-        let result = f();
-        if let Some(name) = result {
-            self.ran(clock, name);
-        } else {
-            self.end_batch(clock);
-        }
-        result
-    }
-
-    #[inline]
-    fn ran(&self, clock: &Clock, name: &'static str) {
-        let mut batch = self.batch.borrow_mut();
-        if batch.count == 0 {
-            batch.names.clear();
-        }
-        if batch.names.last().is_none_or(|last| !std::ptr::eq(*last, name)) {
-            batch.names.push(name);
-        }
-        batch.count += 1;
-        if batch.count == STAMPS_PER_READING {
-            drop(batch);
+    pub(super) fn ran(&self, clock: &Clock, name: &'static str) {
+        let count = self.count.get();
+        self.names[count as usize].set(name);
+        self.count.set(count + 1);
+        if count + 1 == STAMPS_PER_READING {
             self.end_batch(clock);
         }
     }
 
-    fn end_batch(&self, clock: &Clock) {
+    /// Reads the clock, and judges what ran since the last reading.
+    pub(super) fn end_batch(&self, clock: &Clock) {
         let now = clock.refresh();
-        let mut batch = self.batch.borrow_mut();
-        let elapsed = now.saturating_sub(std::mem::replace(&mut batch.since, now));
-        if std::mem::take(&mut batch.count) > 0 && elapsed > STALL_NS {
-            let mut names = batch.names.clone();
-            drop(batch);
-            names.sort_unstable();
-            names.dedup();
-            self.judge(elapsed, || names.join(", "));
+        let elapsed = now.saturating_sub(self.since.replace(now));
+        let count = self.count.replace(0) as usize;
+        if count > 0 {
+            self.judge(elapsed, || {
+                let mut names: Vec<&str> = self.names[..count].iter().map(Cell::get).collect();
+                names.sort_unstable();
+                names.dedup();
+                names.join(", ")
+            });
         }
     }
 

@@ -4,10 +4,9 @@
 //! that. Every future here bears being polled for nothing.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
 /// A task of a reactor: index and generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,68 +20,75 @@ impl TaskId {
     pub const NONE: TaskId = TaskId { index: u32::MAX, generation: 0 };
 }
 
+impl Default for TaskId {
+    fn default() -> TaskId {
+        TaskId::NONE
+    }
+}
+
 type Body = Pin<Box<dyn Future<Output = ()>>>;
 
-struct Slot {
+struct Entry {
     body: Option<Body>,
     name: &'static str,
     generation: u32,
+}
+
+/// What a wake looks at.
+#[derive(Clone, Copy)]
+struct State {
+    generation: u32,
     queued: bool,
-    alive: bool,
 }
 
 /// The tasks and the queue of those that have something to do.
+#[derive(Default)]
 pub(super) struct Tasks {
-    slots: RefCell<Vec<Slot>>,
+    states: RefCell<Vec<State>>,
+    /// Borrowed while tasks are polled, which may wake and spawn others.
+    entries: RefCell<Vec<Entry>>,
+    /// Spawned and not yet among the entries, in the order of their indices but for reused ones.
+    newborn: RefCell<Vec<(u32, Entry)>>,
     free: RefCell<Vec<u32>>,
-    ready: RefCell<VecDeque<u32>>,
+    ready: RefCell<Vec<u32>>,
+    /// The other queue of the two that take turns, empty but for [`Tasks::poll`].
+    polling: RefCell<Vec<u32>>,
     current: Cell<TaskId>,
     alive: Cell<usize>,
 }
 
 impl Tasks {
     pub(super) fn new() -> Tasks {
-        Tasks {
-            slots: RefCell::new(Vec::new()),
-            free: RefCell::new(Vec::new()),
-            ready: RefCell::new(VecDeque::new()),
-            current: Cell::new(TaskId::NONE),
-            alive: Cell::new(0),
-        }
+        Tasks::default()
     }
 
     /// Adds a task; its first poll is in the next task phase.
     pub(super) fn spawn(&self, name: &'static str, body: Body) -> TaskId {
-        let mut slots = self.slots.borrow_mut();
+        let mut states = self.states.borrow_mut();
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            slots.push(Slot { body: None, name, generation: 0, queued: false, alive: false });
-            slots.len() as u32 - 1
+            states.push(State { generation: 0, queued: false });
+            states.len() as u32 - 1
         });
-        let slot = &mut slots[index as usize];
-        slot.generation = slot.generation.wrapping_add(1);
-        slot.name = name;
-        slot.alive = true;
-        slot.body = Some(body);
-        let id = TaskId { index, generation: slot.generation };
-        let queue = !std::mem::replace(&mut slot.queued, true);
-        drop(slots);
-        if queue {
-            self.ready.borrow_mut().push_back(index);
+        let state = &mut states[index as usize];
+        state.generation = state.generation.wrapping_add(1);
+        let generation = state.generation;
+        if !std::mem::replace(&mut state.queued, true) {
+            self.ready.borrow_mut().push(index);
         }
+        self.newborn.borrow_mut().push((index, Entry { body: Some(body), name, generation }));
         self.alive.set(self.alive.get() + 1);
-        id
+        TaskId { index, generation }
     }
 
     /// Queues a task, unless it is queued already or gone.
     #[inline]
     pub(super) fn wake(&self, id: TaskId) {
-        let mut slots = self.slots.borrow_mut();
-        let Some(slot) = slots.get_mut(id.index as usize) else {
-            return;
-        };
-        if slot.generation == id.generation && slot.alive && !slot.queued {
-            slot.queued = true;
-            self.ready.borrow_mut().push_back(id.index);
+        if let Some(state) = self.states.borrow_mut().get_mut(id.index as usize)
+            && state.generation == id.generation
+            && !state.queued
+        {
+            state.queued = true;
+            self.ready.borrow_mut().push(id.index);
         }
     }
 
@@ -103,41 +109,76 @@ impl Tasks {
         self.alive.get()
     }
 
-    /// Polls the first queued task. Returns its name, or `None` if none was queued.
+    /// Polls queued tasks, those included that they queue, at most `max`; calls `before` and `after`, the latter with the
+    /// task's name, round each. Returns how many.
     #[inline]
-    pub(super) fn poll_one(&self) -> Option<&'static str> {
-        let index = self.ready.borrow_mut().pop_front()?;
-        let (mut body, id, name) = {
-            let mut slots = self.slots.borrow_mut();
-            let slot = &mut slots[index as usize];
-            slot.queued = false;
-            let Some(body) = slot.body.take() else {
-                return Some(slot.name);
-            };
-            (body, TaskId { index, generation: slot.generation }, slot.name)
-        };
-        self.current.set(id);
-        let done = body.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        match done {
-            Poll::Pending => self.slots.borrow_mut()[index as usize].body = Some(body),
-            Poll::Ready(()) => {
-                // Dropped while nothing is borrowed: its destructors may wake or spawn.
-                drop(body);
-                let slot = &mut self.slots.borrow_mut()[index as usize];
-                slot.alive = false;
-                slot.generation = slot.generation.wrapping_add(1);
-                self.free.borrow_mut().push(index);
-                self.alive.set(self.alive.get() - 1);
+    pub(super) fn poll(&self, max: usize, before: impl Fn(), after: impl Fn(&'static str)) -> usize {
+        let mut polled = 0;
+        while polled < max && !self.ready.borrow().is_empty() {
+            let mut batch = self.ready.replace(self.polling.take());
+            let now = batch.len().min(max - polled);
+            self.poll_each(&batch[..now], &before, &after);
+            polled += now;
+            if now < batch.len() {
+                // The rest stays ahead of what came meanwhile.
+                batch.drain(..now);
+                batch.append(&mut self.ready.borrow_mut());
+                batch = self.ready.replace(batch);
             }
+            batch.clear();
+            self.polling.replace(batch);
+        }
+        polled
+    }
+
+    #[inline]
+    fn poll_each(&self, batch: &[u32], before: &impl Fn(), after: &impl Fn(&'static str)) {
+        let entries = &mut *self.entries.borrow_mut();
+        if !self.newborn.borrow().is_empty() {
+            self.settle(entries);
+        }
+        for &index in batch {
+            self.states.borrow_mut()[index as usize].queued = false;
+            // Queued by a wake of its last poll, and its slot not used again.
+            let Some(entry) = entries.get_mut(index as usize) else { continue };
+            let Some(body) = entry.body.as_mut() else { continue };
+            self.current.set(TaskId { index, generation: entry.generation });
+            before();
+            if body.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+                self.end(index, entry);
+            }
+            after(entry.name);
         }
         self.current.set(TaskId::NONE);
-        Some(name)
+    }
+
+    /// Gives new tasks their entries.
+    #[cold]
+    fn settle(&self, entries: &mut Vec<Entry>) {
+        for (index, entry) in self.newborn.borrow_mut().drain(..) {
+            match entries.get_mut(index as usize) {
+                Some(place) => *place = entry,
+                None => entries.push(entry),
+            }
+        }
+    }
+
+    #[cold]
+    fn end(&self, index: u32, entry: &mut Entry) {
+        // Its destructors may wake or spawn.
+        entry.body = None;
+        let state = &mut self.states.borrow_mut()[index as usize];
+        state.generation = state.generation.wrapping_add(1);
+        self.free.borrow_mut().push(index);
+        self.alive.set(self.alive.get() - 1);
     }
 
     /// Drops all tasks: the end of the reactor.
     pub(super) fn clear(&self) {
         loop {
-            let bodies: Vec<Body> = self.slots.borrow_mut().iter_mut().filter_map(|s| s.body.take()).collect();
+            let newborn = self.newborn.take();
+            let mut bodies: Vec<Body> = newborn.into_iter().filter_map(|(_, entry)| entry.body).collect();
+            bodies.extend(self.entries.borrow_mut().iter_mut().filter_map(|entry| entry.body.take()));
             if bodies.is_empty() {
                 return;
             }
@@ -150,6 +191,7 @@ impl Tasks {
 mod tests {
     use super::*;
     use std::rc::Rc;
+    use std::task::Poll;
 
     #[test]
     fn a_wake_queues_once_and_never_reaches_a_later_task_of_the_same_slot() {
@@ -163,13 +205,13 @@ mod tests {
             }))
         };
         let first = tasks.spawn("first", counting(2));
-        while tasks.poll_one().is_some() {}
+        tasks.poll(usize::MAX, || (), |_| ());
         tasks.wake(first);
         tasks.wake(first);
-        while tasks.poll_one().is_some() {}
+        tasks.poll(usize::MAX, || (), |_| ());
         assert_eq!((polls.get(), tasks.alive()), (2, 0));
         let second = tasks.spawn("second", counting(100));
-        while tasks.poll_one().is_some() {}
+        tasks.poll(usize::MAX, || (), |_| ());
         assert_eq!(second.index, first.index);
         tasks.wake(first);
         assert_eq!(tasks.ready_len(), 0, "the first is gone");

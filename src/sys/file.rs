@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::predecessor::outlast;
+
 /// What O_DIRECT asks of each read and write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectAlign {
@@ -27,7 +29,7 @@ pub struct Sectors {
 
 /// Opens for reading and writing.
 ///
-/// `exclusive` claims a block device: EBUSY if it is mounted or claimed by someone else.
+/// `exclusive` claims a block device: EBUSY if it is mounted or claimed by someone else, a killed predecessor given time.
 ///
 /// # Errors
 /// What open(2) says; EINVAL for `direct` on a file system that has no direct I/O.
@@ -35,7 +37,8 @@ pub fn open(path: &Path, direct: bool, exclusive: bool) -> io::Result<File> {
     let direct = if direct { libc::O_DIRECT } else { 0 };
     let exclusive = if exclusive { libc::O_EXCL } else { 0 };
     // Never O_NONBLOCK: the ring would give back EAGAIN instead of waiting in the kernel.
-    OpenOptions::new().read(true).write(true).custom_flags(direct | exclusive).open(path)
+    let attempt = || OpenOptions::new().read(true).write(true).custom_flags(direct | exclusive).open(path);
+    if exclusive == 0 { attempt() } else { outlast(libc::EBUSY, attempt) }
 }
 
 /// Creates a file that its owner alone may use.
@@ -56,7 +59,8 @@ pub fn sync_directory_of(path: &Path) -> io::Result<()> {
 }
 
 /// Keeps other users of the same file out until it is closed, dup(2)s included: an open file description lock on all of
-/// it, exclusive. `false` if somebody has a lock that conflicts, another volume of this process included.
+/// it, exclusive. `false` if somebody has a lock that conflicts, another volume of this process included; a killed predecessor
+/// is given time to lose its own.
 ///
 /// # Errors
 /// What fcntl(2) says otherwise: ENOLCK where the file system has no locks.
@@ -68,14 +72,17 @@ pub fn lock(file: &File) -> io::Result<bool> {
         l_len: 0,
         l_pid: 0,
     };
-    // SAFETY: the lock is a valid struct flock that the call only reads.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
-        return Ok(true);
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-        _ => Err(error),
+    let locked = outlast(libc::EAGAIN, || {
+        // SAFETY: the lock is a valid struct flock that the call only reads.
+        match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    match locked {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -7,13 +7,15 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::predecessor::outlast;
+
 /// A listening socket with SO_REUSEADDR, so that a restart binds at once, and a deep accept queue, so that a burst of
-/// connections is not dropped.
+/// connections is not dropped. For control threads: it waits for a killed predecessor to let go of the port.
 ///
 /// # Errors
 /// What bind(2) or listen(2) says.
 pub fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
-    let listener = TcpListener::bind(address)?;
+    let listener = outlast(libc::EADDRINUSE, || TcpListener::bind(address))?;
     let bound = listener.local_addr()?;
     // SAFETY: a listening socket we own; a second listen(2) only changes the length of its queue.
     if unsafe { libc::listen(listener.as_raw_fd(), 4096) } != 0 {

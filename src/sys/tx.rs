@@ -95,7 +95,7 @@ impl TxBatch {
             return;
         }
         self.total += buf.len();
-        self.payload += buf.len();
+        self.payload += buf.capacity();
         self.push(Part::Buf(buf));
     }
 
@@ -118,7 +118,7 @@ impl TxBatch {
         self.total - self.sent
     }
 
-    /// Bytes of buffers in the batch.
+    /// Bytes of the pool in the batch: buffers by their capacity.
     pub fn payload(&self) -> usize {
         self.payload
     }

@@ -7,6 +7,7 @@ mod bench;
 mod controllers;
 mod crash;
 mod host;
+mod hostile;
 mod idle;
 mod load;
 mod model;

@@ -91,6 +91,37 @@ fn a_restart_binds_its_port_at_once() {
     place.serve(&fixed).stop();
 }
 
+#[test]
+fn the_successor_of_a_killed_server_gets_its_port_and_its_file() {
+    let place = Place::new();
+    let file = |address: &str| {
+        format!(
+            r#"
+            [[bdev]]
+            name = "disk0"
+            driver = "file"
+            path = "disk0.img"
+            size = "1MiB"
+            [nvmf]
+            listen = ["{address}"]
+            [[nvmf.subsystem]]
+            nqn = "{}"
+            namespaces = [{{ bdev = "disk0" }}]
+            "#,
+            nqn(0)
+        )
+    };
+    let mut server = place.serve(&file("127.0.0.1:0"));
+    let fixed = file(&server.address().to_string());
+    for _ in 0..10 {
+        // The kernel takes the rings of a killed process down, and with them its files, only after its end.
+        server.program.signal("KILL");
+        server.program.end(PATIENCE);
+        server = place.serve(&fixed);
+    }
+    server.stop();
+}
+
 /// A configuration with a file volume and something wrong in its last line.
 fn bad(address: SocketAddr, last: &str) -> String {
     format!(

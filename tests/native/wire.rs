@@ -44,6 +44,11 @@ pub fn connect(qid: u16, cntlid: u16, nqn: &str) -> (Sqe, ConnectData) {
     (ConnectCmd::new(qid, 31, 0, 0).to_sqe(), data)
 }
 
+/// Enables a controller.
+pub fn enable() -> Sqe {
+    PropertySetCmd::new(Property::CC.0, CC_ENABLED).to_sqe()
+}
+
 impl Wire {
     /// Connects a socket and exchanges ICReq and ICResp.
     pub fn open(address: SocketAddr) -> Wire {
@@ -134,8 +139,7 @@ impl Wire {
         sqe.cdw12.set(kato_ms);
         let cqe = wire.command(sqe, data.as_bytes());
         assert!(cqe.status().is_success(), "Connect: {:?}", cqe.status());
-        let enable = PropertySetCmd::new(Property::CC.0, CC_ENABLED).to_sqe();
-        assert!(wire.command(enable, &[]).status().is_success());
+        assert!(wire.command(enable(), &[]).status().is_success());
         (wire, cqe.dw0() as u16)
     }
 

@@ -8,7 +8,7 @@ use super::model::{BdevConfig, Driver, InjectAction, InjectOp, InjectRule, Injec
 use super::reader::{Key, Messages, Table, all_of, nearest};
 use super::source::{Place, Source, Span};
 use super::value::{format_size, parse_uuid};
-use crate::limits::STACK_DEPTH_MAX;
+use crate::limits::STACK_LAYERS_MAX;
 
 const NAME: Key = Key::new("name", "write name = \"ram0\"");
 const DRIVER: Key = Key::new("driver", "write driver = \"malloc\"");
@@ -382,9 +382,9 @@ fn resolve(
                     left.push(read);
                     continue;
                 };
-                if layers_of(base, &done) == STACK_DEPTH_MAX {
+                if layers_of(base, &done) == STACK_LAYERS_MAX {
                     let message =
-                        format!("bdev \"{}\" has {STACK_DEPTH_MAX} layers already, the most there can be", base.name);
+                        format!("bdev \"{}\" has {STACK_LAYERS_MAX} layers already, the most there can be", base.name);
                     messages.error(&read.base_span, message, "write the name of a volume with fewer layers");
                     complete = false;
                 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use super::model::{BdevConfig, Config, Driver, HostAccess, Namespace, Subsystem};
+use super::model::{BdevConfig, Config, Driver, HostAccess, Namespace, NvmfConfig, Subsystem};
 use super::reader::all_of;
 use super::value::{format_core_list, format_size};
 
@@ -115,6 +115,68 @@ impl fmt::Display for Change {
             Self::HostsChanged { nqn, hosts } => write!(f, "\"{nqn}\" now admits {hosts}"),
             Self::ListenerAdded { address } => write!(f, "{address} listens"),
             Self::BdevRemoved { name } => write!(f, "bdev \"{name}\" is removed"),
+        }
+    }
+}
+
+impl Change {
+    /// Takes this change, which failed, back out of the configuration that `old` was to become: what it names stays as it was.
+    pub fn undo(&self, running: &mut Config, old: &Config) {
+        let nvmf = |running: &mut Config| {
+            let none = || NvmfConfig { listen: Vec::new(), subsystems: Vec::new() };
+            std::mem::take(&mut running.nvmf).unwrap_or_else(none)
+        };
+        let before = |nqn: &str| subsystem(old, nqn).cloned();
+        match self {
+            Self::Refused { .. } => {}
+            Self::BdevAdded { name } => running.bdevs.retain(|bdev| bdev.name != *name),
+            Self::BdevGrown { name, from, .. } => {
+                running.bdevs.iter_mut().filter(|bdev| bdev.name == *name).for_each(|bdev| bdev.size = *from);
+            }
+            Self::BdevRemoved { name } => {
+                running.bdevs.extend(old.bdev(name).cloned());
+                running.bdevs = bases_first(std::mem::take(&mut running.bdevs));
+            }
+            Self::ListenerRemoved { address } => {
+                let kept = old.listeners().iter().find(|listener| listener.address == *address).cloned();
+                let mut nvmf = nvmf(running);
+                nvmf.listen.extend(kept);
+                running.nvmf = Some(nvmf);
+            }
+            Self::SubsystemRemoved { nqn } => {
+                let mut nvmf = nvmf(running);
+                nvmf.subsystems.extend(before(nqn));
+                running.nvmf = Some(nvmf);
+            }
+            Self::ListenerAdded { address } => {
+                if let Some(nvmf) = &mut running.nvmf
+                    && let Some(at) = nvmf.listen.iter().rposition(|listener| listener.address == *address)
+                {
+                    nvmf.listen.remove(at);
+                }
+            }
+            Self::SubsystemAdded { nqn } => {
+                if let Some(nvmf) = &mut running.nvmf {
+                    nvmf.subsystems.retain(|subsystem| subsystem.nqn != *nqn);
+                }
+            }
+            Self::NamespaceRemoved { nqn, .. } | Self::NamespaceAdded { nqn, .. } | Self::HostsChanged { nqn, .. } => {
+                let subsystems = running.nvmf.iter_mut().flat_map(|nvmf| &mut nvmf.subsystems);
+                for after in subsystems.filter(|subsystem| subsystem.nqn == *nqn) {
+                    match self {
+                        // Not the one that a failed removal has put back in its place.
+                        Self::NamespaceAdded { nsid, bdev, read_only, .. } => after
+                            .namespaces
+                            .retain(|one| (one.nsid, &one.bdev, one.read_only) != (*nsid, bdev, *read_only)),
+                        Self::NamespaceRemoved { nsid, .. } => {
+                            let kept = before(nqn).and_then(|s| s.namespaces.into_iter().find(|one| one.nsid == *nsid));
+                            after.namespaces.retain(|one| one.nsid != *nsid);
+                            after.namespaces.extend(kept);
+                        }
+                        _ => after.hosts = before(nqn).map_or_else(|| after.hosts.clone(), |subsystem| subsystem.hosts),
+                    }
+                }
+            }
         }
     }
 }

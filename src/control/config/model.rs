@@ -246,7 +246,7 @@ pub enum InjectStatus {
 /// `[nvmf]`: the NVMe/TCP door.
 #[derive(Clone, Debug)]
 pub struct NvmfConfig {
-    /// Never empty.
+    /// As read, never empty.
     pub listen: Vec<Listener>,
     /// In the order of the file.
     pub subsystems: Vec<Subsystem>,

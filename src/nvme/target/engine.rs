@@ -356,6 +356,13 @@ impl Target {
         }
     }
 
+    /// Counts failed I/O commands of a controller without an entry each.
+    pub fn count_errors(&mut self, handle: ControllerHandle, count: u64) {
+        if let Some(controller) = self.controllers.get_mut(&handle) {
+            controller.error_count += count;
+        }
+    }
+
     fn close_where(&mut self, close: impl Fn(&Controller) -> bool) {
         for (&handle, controller) in &mut self.controllers {
             if controller.admin_connected && close(controller) {

@@ -169,6 +169,12 @@ impl Decoder {
         &self.carry[..usize::from(self.carry_len)]
     }
 
+    /// Stops the decoder for an error that its caller found in the PDU of the last event: `header` is that PDU's, without its
+    /// digest. Returns the error.
+    pub fn refuse(&mut self, error: FatalError, header: &[u8]) -> FatalError {
+        self.fail(error, header)
+    }
+
     /// Bytes of data, without padding and digest, still to come for the current PDU. The caller may receive up to
     /// that many straight into their place and report them with [`Decoder::data_received`]. 0 while padding is
     /// outstanding.

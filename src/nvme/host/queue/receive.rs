@@ -1,5 +1,7 @@
 //! The receiving task of a connection.
 
+use zerocopy::IntoBytes;
+
 use super::{Core, DIRECT_MIN};
 use crate::net::StreamError;
 use crate::nvme::host::Ended;
@@ -82,7 +84,7 @@ impl Core {
                     }
                 }
                 Event::C2hData(pdu) => {
-                    let index = slots.on_data(&pdu).map_err(Ended::Protocol)?;
+                    let index = slots.on_data(&pdu).map_err(|e| Ended::Protocol(decoder.refuse(e, pdu.as_bytes())))?;
                     *current = Some((index, pdu.success()));
                 }
                 Event::DataEnd { digest_ok } => {
@@ -100,7 +102,9 @@ impl Core {
                     slots.on_response(&cqe, reactor).map_err(Ended::Protocol)?;
                     answered = true;
                 }
-                Event::R2t(r2t) => slots.on_r2t(&r2t).map_err(Ended::Protocol)?,
+                Event::R2t(r2t) => {
+                    slots.on_r2t(&r2t).map_err(|e| Ended::Protocol(decoder.refuse(e, r2t.as_bytes())))?;
+                }
                 Event::Term { status, info } => return Err(Ended::Terminated { status, info }),
                 // The decoder refuses what a controller does not send; ICResp came before this task began.
                 Event::IcReq(_) | Event::IcResp(_) | Event::Command { .. } | Event::H2cData(_) => {

@@ -393,6 +393,8 @@ impl Connection {
             self.respond_with(bytes, Cqe::new(cid, StatusCode::CAPACITY_EXCEEDED.dnr()));
             return Ok(());
         }
+        // In one piece: the host must not answer the first before the last one is there.
+        let mut bytes = Vec::new();
         while write.granted < total && write.grants.len() < most {
             let now = config.r2t_len.min(total - write.granted);
             let ttag = self.next_ttag;
@@ -400,9 +402,9 @@ impl Connection {
             let len = self.framing.r2t(cid, ttag, write.granted, now, &mut out);
             write.grants.push_back(WriteGrant::new(cid, ttag, write.granted, now));
             write.granted += now;
-            self.stream.write_all(&out[..len])?;
+            bytes.extend_from_slice(&out[..len]);
         }
-        Ok(())
+        self.stream.write_all(&bytes)
     }
 
     fn granted_data(&mut self, cid: u16, bytes: &[u8]) -> End {

@@ -23,6 +23,7 @@ use hugepages::Buf;
 use super::local::{Local, Subsystem};
 use super::receive::{Fusing, Receiver};
 use super::{admin, slot};
+use crate::limits::{CONNECT_TIMEOUT_NS, ICREQ_TIMEOUT_NS};
 use crate::net::{Stream, StreamError, Tx};
 use crate::nvme::spec::{Cqe, Sqe};
 use crate::nvme::target::{ControllerHandle, FuseStep};
@@ -31,6 +32,7 @@ use crate::nvme::tcp::{
 };
 use crate::reactor::{Reactor, TaskId};
 use crate::sys::descriptor::Descriptor;
+use crate::sys::tx::TxBatch;
 
 /// In-capsule data of an I/O queue: two small writes of 4 KiB. What is larger waits for an R2T and is placed without a copy.
 pub const IN_CAPSULE_IO: u32 = 8192;
@@ -38,8 +40,6 @@ pub const IN_CAPSULE_IO: u32 = 8192;
 pub const IN_CAPSULE_ADMIN: u32 = 8192;
 /// Data that one H2CData PDU may carry.
 pub const MAX_H2C_DATA: u32 = 1 << 20;
-/// A connection that has not sent a valid Connect in this time is closed, in nanoseconds.
-const CONNECT_TIMEOUT_NS: u64 = 10_000_000_000;
 /// How long a host may take to read the last answers and close, in nanoseconds.
 const LINGER_NS: u64 = 400_000_000;
 /// How long a termination request may take to leave, in nanoseconds (TCP §3.5 asks for at most 30 s).
@@ -126,7 +126,8 @@ pub struct Conn {
     sqhd: Cell<u16>,
     closing: Cell<bool>,
     draining: Cell<bool>,
-    waiting_slot: Cell<TaskId>,
+    /// The task that waits for its ICReq and Connect.
+    watcher: Cell<TaskId>,
     finished: Cell<bool>,
 }
 
@@ -174,24 +175,38 @@ pub fn serve(reactor: &Rc<Reactor>, fd: Descriptor) {
         sqhd: Cell::new(0),
         closing: Cell::new(false),
         draining: Cell::new(false),
-        waiting_slot: Cell::new(TaskId::NONE),
+        watcher: Cell::new(TaskId::NONE),
         finished: Cell::new(false),
     });
     local.insert(&conn);
     let sender = conn.clone();
     reactor.spawn("nvmf send", async move { sender.send_all().await });
-    // By number: a connection that ended must not wait for this.
-    let (timer, id) = (reactor.clone(), conn.id);
-    reactor.spawn("nvmf connect timeout", async move {
-        timer.sleep(CONNECT_TIMEOUT_NS).await;
-        if let Some(conn) = Local::of(&timer).and_then(|local| local.connection(id))
-            && conn.queue().is_none()
-        {
-            conn.close();
-        }
-    });
+    conn.watcher.set(reactor.spawn("nvmf connect timeout", watch(reactor.clone(), conn.id)));
     let receiver = conn;
     reactor.spawn("nvmf receive", async move { receiver.run().await });
+}
+
+/// Closes a connection that stops on its way to a queue. It is looked up by its number: one that ended must not wait for this.
+async fn watch(reactor: Rc<Reactor>, id: u64) {
+    type Arrived = fn(&Conn) -> bool;
+    let stages: [(u64, &str, Arrived); 2] = [
+        (ICREQ_TIMEOUT_NS, "ICReq", |conn| conn.framing.get().is_some()),
+        (CONNECT_TIMEOUT_NS, "successful Connect", |conn| conn.queue().is_some()),
+    ];
+    for (limit, awaited, arrived) in stages {
+        let mut time_up = std::pin::pin!(reactor.sleep(limit));
+        std::future::poll_fn(|cx| {
+            let conn = Local::of(&reactor).and_then(|local| local.connection(id));
+            let Some(conn) = conn.filter(|conn| !conn.closing.get() && !arrived(conn)) else {
+                return Poll::Ready(());
+            };
+            time_up.as_mut().poll(cx).map(|()| {
+                tracing::info!("{}: no {awaited} in {} s: closed", conn.peer(), limit / 1_000_000_000);
+                conn.close();
+            })
+        })
+        .await;
+    }
 }
 
 impl Conn {
@@ -230,7 +245,7 @@ impl Conn {
             for slot in self.slots.borrow().iter() {
                 self.reactor.wake(slot.task.get());
             }
-            self.reactor.wake(self.waiting_slot.get());
+            self.reactor.wake(self.watcher.get());
         }
     }
 
@@ -265,6 +280,7 @@ impl Conn {
     pub fn agree(&self, framing: Framing) {
         // The decoder takes one ICReq only.
         let _ = self.framing.set(framing);
+        self.reactor.wake(self.watcher.get());
     }
 
     /// The body of the sending task. At its end a FIN goes out, and what the host still sends is read and dropped for a
@@ -309,8 +325,9 @@ impl Conn {
         self.until(|| self.busy.get() == 0).await;
         self.local.leave(&self).await;
         // What answers that could not be sent had reserved.
-        self.tx.unreserve(&self.reactor, usize::MAX);
+        self.tx.unreserve_all(&self.reactor);
         self.finished.set(true);
+        self.reactor.wake(self.watcher.get());
         for slot in self.slots.borrow().iter() {
             self.reactor.wake(slot.task.get());
         }
@@ -324,20 +341,23 @@ impl Conn {
         }
     }
 
-    /// Sends a termination request and gives it time to leave (TCP §3.5: the controller closes afterwards).
+    /// Sends a termination request and gives it time to leave (TCP §3.5: the controller closes afterwards). A host that reads
+    /// nothing, and so leaves no room for it, does not get more of it.
     async fn terminate(&self, status: FatalErrorStatus, info: u32, header: &[u8]) {
-        let pushed = self
-            .tx
-            .push(&self.reactor, 1, 2 * MAX_PREFIX_LEN, |batch| {
-                batch.push_head(|out| term_req(Role::Controller, status, info, header, out));
-            })
-            .await;
-        if pushed.is_ok() {
-            self.tx.finish(&self.reactor);
-            // The sender closes when the host had its time to read it; what the host sends meanwhile is dropped.
-            let deadline = self.reactor.clock().now() + TERMINATE_NS;
-            while !self.closing.get() && self.reactor.clock().now() < deadline && self.stream.recv().await.is_ok() {}
-        }
+        let mut leaving = std::pin::pin!(async {
+            let term =
+                |batch: &mut TxBatch| batch.push_head(|out| term_req(Role::Controller, status, info, header, out));
+            if self.tx.push(&self.reactor, 1, 2 * MAX_PREFIX_LEN, term).await.is_ok() {
+                self.tx.finish(&self.reactor);
+                // The sender closes when the host had its time to read it; what the host sends meanwhile is dropped.
+                while !self.closing.get() && self.stream.recv().await.is_ok() {}
+            }
+        });
+        let mut time_up = std::pin::pin!(self.reactor.sleep(TERMINATE_NS));
+        std::future::poll_fn(|cx| {
+            if leaving.as_mut().poll(cx).is_ready() { Poll::Ready(()) } else { time_up.as_mut().poll(cx) }
+        })
+        .await;
     }
 
     /// The limit on in-capsule data differs between admin and I/O queues.
@@ -347,40 +367,38 @@ impl Conn {
         }
     }
 
-    /// A slot for the next command: one that answered, or a new one up to the queue's entries. A host that keeps to its
-    /// queue's size never waits here.
-    pub async fn take_slot(self: &Rc<Self>) -> Result<Rc<Slot>, End> {
-        loop {
-            if self.closing.get() {
-                return Err(End::Stream);
-            }
-            let ready = self.free.borrow().front().is_some_and(|(number, _)| self.tx.handed() >= *number);
-            if ready && let Some((_, slot)) = self.free.borrow_mut().pop_front() {
-                return Ok(slot);
-            }
-            let max = self.queue().map_or(1, |q| usize::from(q.entries));
-            let index = self.slots.borrow().len();
-            if index < max {
-                let slot = Rc::new(Slot {
-                    index: index as u16,
-                    task: Cell::new(TaskId::NONE),
-                    command: RefCell::new(None),
-                    held: RefCell::new(None),
-                    data: RefCell::new(None),
-                    grant: Cell::new(None),
-                    arrival: Cell::new(Arrival::None),
-                    io: Cell::new(0),
-                    cid: Cell::new(0),
-                    nsid: Cell::new(0),
-                    in_device: Cell::new(false),
-                    fetcher: Cell::new(TaskId::NONE),
-                });
-                self.slots.borrow_mut().push(slot.clone());
-                return Ok(slot);
-            }
-            self.waiting_slot.set(self.reactor.current_task());
-            self.tx.next_handed(&self.reactor).await;
+    /// A slot for the next command: one that answered, or a new one up to the queue's entries.
+    ///
+    /// # Errors
+    /// If the host has more commands in flight than its queue has entries. To wait for room would be to wait for a host that may
+    /// never read its answers, with a receive buffer in hand.
+    pub fn take_slot(&self) -> Result<Rc<Slot>, FatalError> {
+        let ready = self.free.borrow().front().is_some_and(|(number, _)| self.tx.handed() >= *number);
+        if ready && let Some((_, slot)) = self.free.borrow_mut().pop_front() {
+            return Ok(slot);
         }
+        let max = self.queue().map_or(1, |q| usize::from(q.entries));
+        let index = self.slots.borrow().len();
+        if index >= max {
+            tracing::warn!("{}: more commands in flight than the queue's {max} entries", self.peer());
+            return Err(FatalError::status(FatalErrorStatus::SEQUENCE_ERROR));
+        }
+        let slot = Rc::new(Slot {
+            index: index as u16,
+            task: Cell::new(TaskId::NONE),
+            command: RefCell::new(None),
+            held: RefCell::new(None),
+            data: RefCell::new(None),
+            grant: Cell::new(None),
+            arrival: Cell::new(Arrival::None),
+            io: Cell::new(0),
+            cid: Cell::new(0),
+            nsid: Cell::new(0),
+            in_device: Cell::new(false),
+            fetcher: Cell::new(TaskId::NONE),
+        });
+        self.slots.borrow_mut().push(slot.clone());
+        Ok(slot)
     }
 
     /// Hands a complete command to its slot. A fused first waits for its second.
@@ -443,6 +461,7 @@ impl Conn {
                 // The Connect itself took the first entry.
                 self.sqhd.set(1);
                 let _ = self.queue.set(queue);
+                self.reactor.wake(self.watcher.get());
                 cqe
             }
             Err(cqe) => cqe,
@@ -489,8 +508,14 @@ impl Conn {
         slot.data.borrow_mut().take();
         slot.grant.set(None);
         slot.arrival.set(Arrival::None);
-        self.reactor.wake(self.waiting_slot.get());
-        self.free.borrow_mut().push_back((number, slot.clone()));
+        // What the host can know already stands in front, the rest in the order in which it will.
+        let mut free = self.free.borrow_mut();
+        if number <= self.tx.handed() {
+            free.push_front((number, slot.clone()));
+        } else {
+            free.push_back((number, slot.clone()));
+        }
+        drop(free);
         self.no_longer_busy();
     }
 

@@ -229,6 +229,11 @@ impl Home {
         self.target.borrow_mut().log_error(controller, report);
     }
 
+    /// Failed I/O commands that left no report.
+    pub fn count_errors(&self, controller: ControllerHandle, count: u64) {
+        self.target.borrow_mut().count_errors(controller, count);
+    }
+
     /// Deletes the I/O queues of a controller; the engine hears of it when the last one has ended.
     pub fn quiesce(&self, reactor: &Rc<Reactor>, controller: ControllerHandle, reason: Quiesce) {
         let number = self.quiesce_number.get() + 1;

@@ -9,14 +9,15 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use super::conn::{Command, Conn, Queue};
+use super::failures::Failures;
 use super::home::{self, HOME};
+use super::stalled;
 use crate::bdev::{BlockDevice, DeviceError, Handle, OpSet};
 use crate::limits::CONNECTIONS_PER_REACTOR;
 use crate::nvme::spec::{Cqe, Sqe, Status, StatusCode};
 use crate::nvme::target::{ErrorReport, Fault, IoOp as NvmeOp, NamespaceInfo, Namespaces, SmartCounters};
 use crate::reactor::Reactor;
 use crate::reactor::io::IoOp;
-use crate::reactor::mailbox::Message;
 
 /// One namespace on one reactor.
 pub struct Namespace {
@@ -132,6 +133,7 @@ pub struct Local {
     conns: RefCell<BTreeMap<u64, Weak<Conn>>>,
     next_id: Cell<u64>,
     draining: Cell<bool>,
+    failures: Rc<Failures>,
     discovery: Rc<Subsystem>,
 }
 
@@ -145,8 +147,10 @@ impl Local {
             // Unique in the process: the reactor in the upper half.
             next_id: Cell::new(u64::from(reactor.id()) << 48 | 1),
             draining: Cell::new(false),
+            failures: Rc::default(),
             discovery: Rc::default(),
         }));
+        stalled::watch(reactor);
     }
 
     /// The reactor's state, if it takes connections.
@@ -212,6 +216,11 @@ impl Local {
     /// A connection of this reactor.
     pub fn connection(&self, id: u64) -> Option<Rc<Conn>> {
         self.conns.borrow().get(&id).and_then(Weak::upgrade)
+    }
+
+    /// All connections that have not ended.
+    pub fn all(&self) -> Vec<Rc<Conn>> {
+        self.conns.borrow().values().filter_map(Weak::upgrade).collect()
     }
 
     /// Connections that have not ended.
@@ -289,15 +298,7 @@ impl Local {
             queue.subsystem.counts.set(counts);
         }
         let report = ErrorReport { sqid: queue.qid, cid: sqe.cid.get(), fault, lba: sqe.slba(), nsid: sqe.nsid.get() };
-        let controller = queue.controller;
-        self.reactor.send(
-            HOME,
-            Message::Call(Box::new(move |home| {
-                if let Some(service) = home::of(home) {
-                    service.log_error(controller, &report);
-                }
-            })),
-        );
+        self.failures.add(&self.reactor, queue.controller, report);
         fault.status
     }
 

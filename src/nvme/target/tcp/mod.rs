@@ -8,11 +8,13 @@
 
 mod admin;
 mod conn;
+mod failures;
 mod fused;
 mod home;
 mod local;
 mod receive;
 mod slot;
+mod stalled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -24,7 +26,7 @@ use crate::limits::{
 };
 use crate::net::Listener;
 use crate::nvme::target::{
-    AllowedHosts, Listener as Port, MAX_TRANSFER_LEN, NamespaceInfo, SubsystemConfig, Target, TargetParams,
+    AllowedHosts, ConfigError, Listener as Port, MAX_TRANSFER_LEN, NamespaceInfo, SubsystemConfig, Target, TargetParams,
 };
 use crate::reactor::mailbox::{Reach, Remote};
 use crate::sys::descriptor::Descriptor;
@@ -170,20 +172,13 @@ impl<R: Reach> Door<R> {
             model: "reactor".to_owned(),
             hosts: allowed(hosts),
         };
-        self.hand_out(nqn, &exports)?;
-        let infos: Vec<NamespaceInfo> = exports.iter().map(Export::info).collect();
-        let name = nqn.to_owned();
-        self.at_home(move |home, reactor| {
-            let result = {
-                let mut target = home.target.borrow_mut();
-                target.add_subsystem(config).and_then(|()| target.set_namespaces(&name, infos))
-            };
-            home.carry_out(reactor);
-            result
-        })?
-        .map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })?;
-        self.exports.insert(nqn.to_owned(), exports);
-        Ok(())
+        self.publish(nqn, exports, move |target, nqn, infos| {
+            target.add_subsystem(config)?;
+            target.set_namespaces(nqn, infos).inspect_err(|_| {
+                // Known since just now, so it can be removed.
+                let _ = target.remove_subsystem(nqn);
+            })
+        })
     }
 
     /// Removes a subsystem and closes its controllers.
@@ -199,13 +194,7 @@ impl<R: Reach> Door<R> {
         })?
         .map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })?;
         self.exports.remove(nqn);
-        for remote in self.reach.remotes() {
-            let name = nqn.to_owned();
-            self.reach
-                .ask(remote, move |r| Local::of(r).map(|local| local.remove_subsystem(&name)))
-                .ok_or(DoorError::Ended)?;
-        }
-        Ok(())
+        self.forget(nqn)
     }
 
     /// Replaces the hosts that may use a subsystem; `None` is every host. Controllers of hosts no longer allowed are closed.
@@ -258,17 +247,51 @@ impl<R: Reach> Door<R> {
     }
 
     fn replace_namespaces(&mut self, nqn: &str, exports: Vec<Export>) -> Result<(), DoorError> {
-        // The reactors first: a host that hears of a namespace finds it there.
-        self.hand_out(nqn, &exports)?;
+        self.publish(nqn, exports, |target, nqn, infos| target.set_namespaces(nqn, infos))
+    }
+
+    /// Hands namespaces to the reactors, then to the engine: a host that hears of one finds it there. On failure everything is as
+    /// it was.
+    fn publish(
+        &mut self,
+        nqn: &str,
+        exports: Vec<Export>,
+        enter: impl FnOnce(&mut Target, &str, Vec<NamespaceInfo>) -> Result<(), ConfigError> + Send + 'static,
+    ) -> Result<(), DoorError> {
         let infos: Vec<NamespaceInfo> = exports.iter().map(Export::info).collect();
         let name = nqn.to_owned();
-        self.at_home(move |home, reactor| {
-            let result = home.target.borrow_mut().set_namespaces(&name, infos);
-            home.carry_out(reactor);
-            result
-        })?
-        .map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })?;
-        self.exports.insert(nqn.to_owned(), exports);
+        let entered = self.hand_out(nqn, &exports).and_then(|()| {
+            let result = self.at_home(move |home, reactor| {
+                let result = enter(&mut home.target.borrow_mut(), &name, infos);
+                home.carry_out(reactor);
+                result
+            })?;
+            result.map_err(|e| DoorError::Subsystem { nqn: nqn.to_owned(), why: e.to_string() })
+        });
+        match entered {
+            Ok(()) => {
+                self.exports.insert(nqn.to_owned(), exports);
+                Ok(())
+            }
+            Err(error) => {
+                // Their volumes are open on every reactor, so this does not fail; a reactor that has ended is past caring.
+                let _ = match self.exports.get(nqn) {
+                    Some(before) => self.hand_out(nqn, before),
+                    None => self.forget(nqn),
+                };
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a subsystem's namespaces from the reactors.
+    fn forget(&self, nqn: &str) -> Result<(), DoorError> {
+        for remote in self.reach.remotes() {
+            let name = nqn.to_owned();
+            self.reach
+                .ask(remote, move |r| Local::of(r).map(|local| local.remove_subsystem(&name)))
+                .ok_or(DoorError::Ended)?;
+        }
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::rc::Rc;
 
+use zerocopy::IntoBytes;
+
 use super::conn::{Command, Conn, End, MAX_H2C_DATA, Slot};
 use crate::nvme::spec::Sqe;
 use crate::nvme::target::FuseTracker;
@@ -93,7 +95,7 @@ impl Receiver {
                 self.at = (data_len > 0).then_some(Placement::Discard);
             }
             Event::Command { sqe, data_len } => {
-                let slot = conn.take_slot().await?;
+                let slot = conn.take_slot()?;
                 if data_len > 0 {
                     let buf = conn.reactor().buffer(data_len as usize).await;
                     *slot.data.borrow_mut() = Some(buf);
@@ -125,8 +127,9 @@ impl Receiver {
                 Some(Placement::Discard) | None => {}
             },
             Event::H2cData(pdu) => {
-                let slot = conn.slot(pdu.ttag.get()).ok_or(End::Fatal(WriteGrant::unknown_tag()))?;
-                let complete = slot.accept(&pdu)?;
+                let slot = conn.slot(pdu.ttag.get()).ok_or(WriteGrant::unknown_tag());
+                let accepted = slot.and_then(|slot| slot.accept(&pdu).map(|complete| (slot, complete)));
+                let (slot, complete) = accepted.map_err(|error| decoder.refuse(error, pdu.as_bytes()))?;
                 self.at = Some(Placement::Grant { slot, at: pdu.datao.get() as usize, complete });
             }
             Event::IcReq(request) => {

@@ -141,7 +141,10 @@ pub async fn data_in(conn: &Conn, slot: &Slot, request: &IoRequest, cid: u16) ->
 
 /// Has the host fill `buf` by an R2T.
 pub async fn fetch(conn: &Conn, slot: &Slot, cid: u16, buf: Buf) -> Result<Buf, Failure> {
-    match slot.fetch(conn, cid, buf.len() as u32, buf).await {
+    conn.tx.expect_peer(conn.reactor());
+    let fetched = slot.fetch(conn, cid, buf.len() as u32, buf).await;
+    conn.tx.peer_acted(conn.reactor());
+    match fetched {
         Some((data, true)) => Ok(data),
         Some((_, false)) => Err(Fault::retry(StatusCode::TRANSIENT_TRANSPORT_ERROR).into()),
         None => Err(Failure::Gone),
