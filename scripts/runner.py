@@ -27,7 +27,7 @@ TAIL_LINES = 40
 SAID_LINES = 10
 
 # Integration tests that are not of the native group.
-OTHER_GROUPS = {"tidy", "no_alloc", "decoders"}
+OTHER_GROUPS = {"tidy", "sim", "no_alloc", "decoders"}
 
 # program -> package that has it
 PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin"}
@@ -221,11 +221,16 @@ def unit(report, _):
     as_cargo_tests(report, Step("unit-decoders", [*test, "--release", "--test", "decoders"]))
 
 
+def sim(report, _):
+    """Target, host and block layer in simulated worlds: 600 seeds, each a world"""
+    as_cargo_tests(report, Step("sim", ["cargo", "test", "--no-fail-fast", "--test", "sim"]))
+
+
 def native(report, prepared):
     """The real binary on this machine, driven by our own host"""
     targets = native_targets()
     if not targets:
-        report.fail("native", "tests/ has no integration tests beside tidy")
+        report.fail("native", "tests/ has no integration tests that need the binary")
         return
     if not released(report, prepared, "native"):
         return
@@ -286,7 +291,7 @@ def in_guests(report, prepared, group, shape, script):
             future.result()
 
 
-GROUPS = {"lint": lint, "unit": unit, "native": native, "guest-nvmf": guest_nvmf}
+GROUPS = {"lint": lint, "unit": unit, "sim": sim, "native": native, "guest-nvmf": guest_nvmf}
 
 
 # What the groups need
