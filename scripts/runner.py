@@ -197,7 +197,7 @@ def lint(report, _):
     as_one(report, Step("lint-clippy", clippy))
     # Not run, but kept from rotting: the fuzz targets share their checks with tests/decoders.
     fuzz = ["cargo", "clippy", "--manifest-path", ROOT / "fuzz/Cargo.toml", "--target-dir", TARGET / "fuzz"]
-    as_one(report, Step("lint-fuzz", [*fuzz, "--locked", "--", "-D", "warnings"]))
+    as_one(report, Step("lint-fuzz", [*fuzz, "--locked", "--no-default-features", "--", "-D", "warnings"]))
     doc = ["cargo", "doc", "--workspace", "--no-deps"]
     as_one(report, Step("lint-doc", doc, {"RUSTDOCFLAGS": "-Dwarnings"}))
     if "tidy" in test_targets("reactor"):
