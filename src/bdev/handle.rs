@@ -26,6 +26,9 @@ pub struct Handle {
     reactor: Rc<Reactor>,
     device: Arc<dyn BlockDevice>,
     common: Common,
+    /// The device's own, for reads and writes shorter than `direct_below`, which are within its limits wherever they lie.
+    direct: Rc<dyn Channel>,
+    direct_below: u64,
     channel: Rc<dyn Channel>,
     stats: Rc<Stats>,
 }
@@ -58,14 +61,19 @@ impl Handle {
         if common.is_closing() {
             return Err(DeviceError::Refused(format!("volume \"{}\" is being removed", common.traits().name)));
         }
-        let channel: Rc<dyn Channel> = if !common.traits().concurrent && reactor.id() != common.home() {
-            Rc::new(Forward::open(reactor, device)?)
+        let (direct, channel): (Rc<dyn Channel>, Rc<dyn Channel>);
+        let mut direct_below = u64::MAX;
+        if !common.traits().concurrent && reactor.id() != common.home() {
+            channel = Rc::new(Forward::open(reactor, device)?);
+            direct = channel.clone();
         } else {
-            Split::guard(reactor, common.traits(), device.open(reactor)?)?
-        };
+            direct = device.open(reactor)?;
+            (channel, direct_below) = Split::guard(reactor, common.traits(), direct.clone())?;
+        }
         let (device, common) = (device.clone(), common.clone());
         let id = common.id();
-        let handle = Handle { reactor: reactor.clone(), channel, device, common, stats: Rc::default() };
+        let stats = Rc::default();
+        let handle = Handle { reactor: reactor.clone(), device, common, direct, direct_below, channel, stats };
         all.0.borrow_mut().insert(id, handle.clone());
         Ok(handle)
     }
@@ -95,7 +103,7 @@ impl Handle {
         Handle::drain(reactor, id).await;
         loop {
             let idle = match opened(reactor).0.borrow().get(&id) {
-                Some(handle) => Rc::strong_count(&handle.channel) == 1,
+                Some(handle) => Rc::strong_count(&handle.stats) == 1,
                 None => return,
             };
             if idle {
@@ -178,8 +186,17 @@ impl Handle {
     pub(super) fn relay(&self, mut io: Io) -> Poll<Io> {
         io.start = self.reactor.clock().stamp();
         match self.check(&io) {
-            Ok(()) => self.channel.submit(io),
+            Ok(()) => self.pass(io),
             Err(status) => Poll::Ready(io.with_status(status)),
+        }
+    }
+
+    #[inline]
+    fn pass(&self, io: Io) -> Poll<Io> {
+        if matches!(io.op, IoOp::Read | IoOp::Write) && io.len < self.direct_below {
+            self.direct.submit(io)
+        } else {
+            self.channel.submit(io)
         }
     }
 
@@ -220,7 +237,7 @@ impl Handle {
             return self.relay(io);
         }
         debug_assert!(matches!(self.check(&io), Ok(()) | Err(IoStatus::Gone)), "{io:?}");
-        self.channel.submit(io)
+        self.pass(io)
     }
 
     /// The completion of [`Handle::submit_below`] and [`Handle::pass_below`]: counts it for the base and restores what was the layer's.

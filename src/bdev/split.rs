@@ -49,7 +49,8 @@ struct Working {
 }
 
 impl Split {
-    /// `below` itself if its limits ask for nothing, else with a split channel in front.
+    /// `below` itself if its limits ask for nothing, else with a split channel in front; and the length from which reads and writes
+    /// must come by it.
     ///
     /// # Errors
     /// If the reactor has no I/Os left for the helpers.
@@ -57,10 +58,10 @@ impl Split {
         reactor: &Rc<Reactor>,
         traits: &Traits,
         below: Rc<dyn Channel>,
-    ) -> Result<Rc<dyn Channel>, DeviceError> {
+    ) -> Result<(Rc<dyn Channel>, u64), DeviceError> {
         let DeviceLimits { transfer_max, zeroes_max, boundary, .. } = traits.limits;
         if transfer_max >= TRANSFER_MAX as u64 && zeroes_max == u64::MAX && boundary == 0 {
-            return Ok(below);
+            return Ok((below, u64::MAX));
         }
         let block = u64::from(traits.block_size);
         // Limits between two multiples of the block, and those below one block, mean whole blocks.
@@ -89,7 +90,8 @@ impl Split {
         splitter.start_tasks().ok_or_else(|| {
             DeviceError::Refused(format!("volume \"{}\": all I/Os of reactor {} are taken", traits.name, reactor.id()))
         })?;
-        Ok(Rc::new(Split(splitter)))
+        let direct_below = splitter.look_from[IoOp::Read as usize];
+        Ok((Rc::new(Split(splitter)), direct_below))
     }
 }
 
