@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -89,9 +88,8 @@ struct Served {
 }
 
 /// Answers until `stop`.
-fn serve(sockets: Vec<TcpStream>, plain: &Loop, stop: &AtomicBool) -> io::Result<()> {
+fn serve(sockets: Vec<TcpStream>, plain: &Loop, mut memory: Vec<u8>, stop: &AtomicBool) -> io::Result<()> {
     affinity::pin(plain.server)?;
-    let mut memory = memory(plain.random.max(plain.block));
     let mut chance = Random(0x2545_f491_4f6c_dd1d);
     let (up, down) = match plain.op {
         Direction::Read => (REQUEST, plain.block),
@@ -154,9 +152,10 @@ pub fn run(time: Duration, plain: &Loop) -> io::Result<Value> {
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
     }
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = AtomicBool::new(false);
+    let stored = memory(plain.random.max(plain.block));
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| serve(far, plain, &stop));
+        let server = scope.spawn(|| serve(far, plain, stored, &stop));
         let found = ask(near, plain, time);
         stop.store(true, Ordering::Relaxed);
         server.join().expect("it does not panic")?;
@@ -229,6 +228,9 @@ fn ask(sockets: Vec<TcpStream>, plain: &Loop, time: Duration) -> io::Result<Valu
         }
     }
     let ns = now - first.unwrap_or(from);
+    if count == 0 {
+        return Err(io::Error::new(ErrorKind::TimedOut, "nothing was answered: the machine is too busy to measure"));
+    }
     Ok(json!({
         "per_s": count as f64 * 1e9 / ns as f64,
         "ns": ns as f64 / count.max(1) as f64,
