@@ -38,7 +38,7 @@ impl Sending {
     }
 
     /// Hands over as much as the socket takes.
-    fn send(&mut self, socket: &mut TcpStream, memory: &[u8]) -> io::Result<()> {
+    fn send(&mut self, mut socket: &TcpStream, memory: &[u8]) -> io::Result<()> {
         let len = self.head.len() + self.body;
         while !self.owed.is_empty() {
             let mut pieces = [IoSlice::new(&[]); PIECES];
@@ -67,7 +67,7 @@ impl Sending {
 }
 
 /// One read: the bytes that came, 0 if there are none yet, `None` at the end.
-fn take(socket: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+fn take(mut socket: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     match socket.read(buffer) {
         Ok(0) => Ok(None),
         Ok(count) => Ok(Some(count)),
@@ -78,8 +78,8 @@ fn take(socket: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> 
 }
 
 /// The server's view of a connection.
-struct Served {
-    socket: TcpStream,
+struct Served<'a> {
+    socket: &'a TcpStream,
     sending: Sending,
     /// Bytes of the request that is incomplete.
     have: usize,
@@ -88,7 +88,7 @@ struct Served {
 }
 
 /// Answers until `stop`.
-fn serve(sockets: Vec<TcpStream>, plain: &Loop, mut memory: Vec<u8>, stop: &AtomicBool) -> io::Result<()> {
+fn serve(sockets: &[TcpStream], plain: &Loop, volume: &mut [u8], stop: &AtomicBool) -> io::Result<()> {
     affinity::pin(plain.server)?;
     let mut chance = Random(0x2545_f491_4f6c_dd1d);
     let (up, down) = match plain.op {
@@ -98,11 +98,12 @@ fn serve(sockets: Vec<TcpStream>, plain: &Loop, mut memory: Vec<u8>, stop: &Atom
     let stores = plain.op == Direction::Write && plain.random > 0;
     let mut place = || if plain.random > plain.block { chance.place(plain.random, plain.block) } else { 0 };
     let serving = |socket| Served { socket, sending: Sending::new(ANSWER, down), have: 0, place: 0 };
-    let mut all: Vec<Served> = sockets.into_iter().map(serving).collect();
-    let mut buffer = vec![0; TAKEN];
+    let mut all: Vec<Served<'_>> = sockets.iter().map(serving).collect();
+    let mut buffer = memory(TAKEN);
+    let buffer = buffer.bytes();
     while !stop.load(Ordering::Relaxed) {
         for one in &mut all {
-            let Some(count) = take(&mut one.socket, &mut buffer)? else { return Ok(()) };
+            let Some(count) = take(one.socket, buffer)? else { return Ok(()) };
             let mut at = 0;
             while at < count {
                 let part = (up - one.have).min(count - at);
@@ -110,7 +111,7 @@ fn serve(sockets: Vec<TcpStream>, plain: &Loop, mut memory: Vec<u8>, stop: &Atom
                 let skip = REQUEST.saturating_sub(one.have).min(part);
                 if stores && part > skip {
                     let to = one.place + one.have.max(REQUEST) - REQUEST;
-                    memory[to..to + part - skip].copy_from_slice(&buffer[at + skip..at + part]);
+                    volume[to..to + part - skip].copy_from_slice(&buffer[at + skip..at + part]);
                 }
                 at += part;
                 one.have += part;
@@ -122,15 +123,15 @@ fn serve(sockets: Vec<TcpStream>, plain: &Loop, mut memory: Vec<u8>, stop: &Atom
                     }
                 }
             }
-            one.sending.send(&mut one.socket, &memory)?;
+            one.sending.send(one.socket, volume)?;
         }
     }
     Ok(())
 }
 
 /// The client's view of a connection.
-struct Asked {
-    socket: TcpStream,
+struct Asked<'a> {
+    socket: &'a TcpStream,
     sending: Sending,
     /// Bytes of the answer that is incomplete.
     have: usize,
@@ -153,32 +154,35 @@ pub fn run(time: Duration, plain: &Loop) -> io::Result<Value> {
         socket.set_nonblocking(true)?;
     }
     let stop = AtomicBool::new(false);
-    let stored = memory(plain.random.max(plain.block));
+    let mut stored = memory(plain.random.max(plain.block));
+    // The sockets outlive both loops: one that ends first must not look like a failure to the other.
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| serve(far, plain, stored, &stop));
-        let found = ask(near, plain, time);
+        let server = scope.spawn(|| serve(&far, plain, stored.bytes(), &stop));
+        let found = ask(&near, plain, time);
         stop.store(true, Ordering::Relaxed);
         server.join().expect("it does not panic")?;
         found
     })
 }
 
-fn ask(sockets: Vec<TcpStream>, plain: &Loop, time: Duration) -> io::Result<Value> {
+fn ask(sockets: &[TcpStream], plain: &Loop, time: Duration) -> io::Result<Value> {
     affinity::pin(plain.client)?;
     let (body, down) = match plain.op {
         Direction::Read => (0, ANSWER + plain.block),
         Direction::Write => (plain.block, ANSWER),
     };
-    let memory = memory(plain.block);
+    let mut sent = memory(plain.block);
+    let sent = sent.bytes();
     let asking = |socket| Asked { socket, sending: Sending::new(REQUEST, body), have: 0, sent: VecDeque::new() };
-    let mut all: Vec<Asked> = sockets.into_iter().map(asking).collect();
+    let mut all: Vec<Asked<'_>> = sockets.iter().map(asking).collect();
     let start = monotonic_ns();
     for one in &mut all {
         one.sent.push_back((start, plain.depth));
         one.sending.owed.extend(std::iter::repeat_n(0, plain.depth));
-        one.sending.send(&mut one.socket, &memory)?;
+        one.sending.send(one.socket, sent)?;
     }
-    let mut buffer = vec![0; TAKEN];
+    let mut buffer = memory(TAKEN);
+    let buffer = buffer.bytes();
     let mut took = histogram();
     // What the first tenth does is not counted: memory and windows grow then.
     let from = start + time.as_nanos() as u64 / 10;
@@ -188,7 +192,7 @@ fn ask(sockets: Vec<TcpStream>, plain: &Loop, time: Duration) -> io::Result<Valu
     let mut idle = 0;
     while now < until {
         for one in &mut all {
-            let Some(bytes) = take(&mut one.socket, &mut buffer)? else {
+            let Some(bytes) = take(one.socket, buffer)? else {
                 return Err(io::Error::new(ErrorKind::UnexpectedEof, "the server has ended"));
             };
             if bytes == 0 {
@@ -224,7 +228,7 @@ fn ask(sockets: Vec<TcpStream>, plain: &Loop, time: Duration) -> io::Result<Valu
                 }
             }
             // Also what did not fit before.
-            one.sending.send(&mut one.socket, &memory)?;
+            one.sending.send(one.socket, sent)?;
         }
     }
     let ns = now - first.unwrap_or(from);

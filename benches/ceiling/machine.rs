@@ -35,12 +35,12 @@ fn timed(time: Duration, mut step: impl FnMut()) -> f64 {
 /// Copies to one place, from one or from random ones.
 pub fn memcpy(time: Duration, block: usize, random: usize, core: usize) -> io::Result<Value> {
     affinity::pin(core)?;
-    let source = memory(random.max(block));
-    let mut target = memory(block);
+    let (mut source, mut target) = (memory(random.max(block)), memory(block));
+    let (source, target) = (source.bytes(), target.bytes());
     let mut chance = Random(0x9e37_79b9_7f4a_7c15);
     let ns = timed(time, || {
         let place = if random > block { chance.place(random, block) } else { 0 };
-        black_box(&mut target[..]).copy_from_slice(black_box(&source[place..place + block]));
+        black_box(&mut *target).copy_from_slice(black_box(&source[place..place + block]));
     });
     Ok(json!({ "ns": ns, "gb_per_s": block as f64 / ns }))
 }

@@ -97,8 +97,11 @@ fn compare(only: &str, renew: bool) -> Result<bool, Box<dyn Error>> {
             _ => "",
         };
         good &= renew || change <= TOLERANCE;
-        let before = before.map_or_else(String::new, |before| format!("{before:.1}"));
-        println!("{name:<32} {before:>12} {now:>12.1} {:>+7.1}% {remark}", change * 100.0);
+        let (before, change) = match before {
+            Some(before) => (format!("{before:.1}"), format!("{:+.1} %", change * 100.0)),
+            None => Default::default(),
+        };
+        println!("{name:<32} {before:>12} {now:>12.1} {change:>8} {remark}");
     }
     for gone in known.keys().filter(|name| !work::NAMES.contains(&name.as_str())) {
         println!("{gone:<32} is in the baseline, and nothing has that name");

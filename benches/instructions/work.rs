@@ -18,20 +18,21 @@ use reactor::nvme::target::tcp::{Door, Export};
 use reactor::reactor::mailbox::{Reach, Remote};
 use reactor::reactor::{Reactor, start};
 
-/// All pieces of work.
+/// All pieces of work. Those with RAM have small blocks: a copy counts as an instruction for every byte, and large ones would hide
+/// all else.
 pub const NAMES: [&str; 12] = [
     "null, next poll",
     "null, in submit",
     "null, in submit, 1 layer",
-    "RAM 4k read",
-    "NVMe/TCP null read, target",
-    "NVMe/TCP null write, target",
-    "NVMe/TCP RAM read, target",
-    "NVMe/TCP RAM write, target",
-    "NVMe/TCP null read, host",
-    "NVMe/TCP null write, host",
-    "NVMe/TCP RAM read, host",
-    "NVMe/TCP RAM write, host",
+    "RAM 512 read",
+    "NVMe/TCP null 4k read, target",
+    "NVMe/TCP null 4k write, target",
+    "NVMe/TCP RAM 512 read, target",
+    "NVMe/TCP RAM 512 write, target",
+    "NVMe/TCP null 4k read, host",
+    "NVMe/TCP null 4k write, host",
+    "NVMe/TCP RAM 512 read, host",
+    "NVMe/TCP RAM 512 write, host",
 ];
 
 const NQN: &str = "nqn.2026-11.io.reactor:instructions";
@@ -80,35 +81,39 @@ fn layer(base: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
 /// Does the work of that name; the number of I/Os while turns were counted.
 pub fn run(name: &str) -> u64 {
     let Some((what, side)) = name.strip_prefix("NVMe/TCP ").and_then(|rest| rest.split_once(", ")) else {
-        return block(match name {
-            "null, next poll" => null(CompleteIn::Poll),
-            "null, in submit" => null(CompleteIn::Submit),
-            "null, in submit, 1 layer" => layer(null(CompleteIn::Submit)),
-            "RAM 4k read" => ram(),
+        let (device, block) = match name {
+            "null, next poll" => (null(CompleteIn::Poll), 4096),
+            "null, in submit" => (null(CompleteIn::Submit), 4096),
+            "null, in submit, 1 layer" => (layer(null(CompleteIn::Submit)), 4096),
+            "RAM 512 read" => (ram(), 512),
             _ => panic!("there is no work named {name}"),
-        });
+        };
+        return alone(device, endless(Pattern::RandRead, block));
     };
-    let device = if what.starts_with("RAM") { ram() } else { null(CompleteIn::Poll) };
+    let (device, block) = if what.starts_with("RAM") { (ram(), 512) } else { (null(CompleteIn::Poll), 4096) };
     let pattern = if what.ends_with("write") { Pattern::RandWrite } else { Pattern::RandRead };
-    door(device, pattern, side == "target")
+    door(device, endless(pattern, block), side == "target")
 }
 
 /// A load that goes on for longer than anybody looks.
-fn endless(pattern: Pattern) -> Job {
-    Job { pattern, block: 4096, depth: DEPTH, ns: u64::MAX / 4 }
+fn endless(pattern: Pattern, block: usize) -> Job {
+    Job { pattern, block, depth: DEPTH, ns: u64::MAX / 4 }
 }
 
-/// The block layer.
-fn block(device: Arc<dyn BlockDevice>) -> u64 {
+/// The block layer alone.
+fn alone(device: Arc<dyn BlockDevice>, job: Job) -> u64 {
     let reactor = start::solo(MEMORY).expect("a reactor");
     let volume = Rc::new(Handle::open(&reactor, &device).expect("an open device"));
     let (stop, done) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
     let (here, ending, doing) = (reactor.clone(), stop.clone(), done.clone());
-    let load = async move { load::run(&here, volume, endless(Pattern::RandRead), ending, doing).await };
+    let load = async move { load::run(&here, volume, job, ending, doing).await };
     let ended = spawn(&reactor, load);
-    let ios = count(&done, || drop(reactor.turn()), || counted_turn(&reactor));
+    let turn = || {
+        reactor.turn();
+    };
+    let ios = count(&done, turn, || counted_turn(&reactor));
     stop.set(true);
-    let outcome = until(&ended, || drop(reactor.turn()));
+    let outcome = until(&ended, turn);
     assert_eq!(outcome.errors, 0);
     reactor.shut_down();
     ios
@@ -156,8 +161,10 @@ impl Reach for ByHand {
 
     fn ask<R: Send + 'static>(&self, remote: &Remote, f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static) -> Option<R> {
         let (sender, receiver) = mpsc::channel();
-        // The receiver waits for exactly this.
-        remote.send(Box::new(move |reactor| drop(sender.send(f(reactor)))));
+        remote.send(Box::new(move |reactor| {
+            // The receiver waits for exactly this.
+            let _ = sender.send(f(reactor));
+        }));
         loop {
             self.reactor.turn();
             if let Ok(answer) = receiver.try_recv() {
@@ -177,7 +184,7 @@ impl Reach for ByHand {
 }
 
 /// A target and a host over loopback, one of them counted.
-fn door(device: Arc<dyn BlockDevice>, pattern: Pattern, of_target: bool) -> u64 {
+fn door(device: Arc<dyn BlockDevice>, job: Job, of_target: bool) -> u64 {
     let (target, host) = (start::solo(MEMORY).expect("a reactor"), start::solo(MEMORY).expect("a reactor"));
     let mut door = Door::open_by(ByHand { reactor: target.clone(), remotes: [target.remote()] }).expect("a door");
     door.add_subsystem(NQN, None, vec![Export { nsid: 1, device, read_only: false }]).expect("a subsystem");
@@ -191,7 +198,7 @@ fn door(device: Arc<dyn BlockDevice>, pattern: Pattern, of_target: bool) -> u64 
         let geometry = controller.geometry(1).await.expect("a namespace");
         let queue = Rc::new(Queue::connect(&here, &controller.ticket(), 1).await.expect("a queue"));
         let volume = Rc::new(Volume::new(queue, geometry));
-        let outcome = load::run(&here, volume.clone(), endless(pattern), ending, doing).await;
+        let outcome = load::run(&here, volume.clone(), job, ending, doing).await;
         volume.queue().close().await;
         controller.shut_down().await.expect("an orderly end");
         outcome
