@@ -100,7 +100,7 @@ fn local(path: &Path, name: &str, cores: &[usize], job: Job) -> Result<Part, Fai
         let device = device.clone();
         async move {
             let handle = Handle::open(&reactor, &device).map_err(|e| e.to_string())?;
-            let load = load::run(&reactor, Rc::new(handle), job, run.stop.clone(), run.done.clone());
+            let load = load::run(&reactor, Rc::new(handle), job, run.stop.clone(), run.counter());
             run.measured(&reactor, load).await
         }
     })
@@ -209,7 +209,7 @@ async fn all(reactor: &Rc<Reactor>, volumes: &[Rc<host::Volume>], job: Job, run:
     let ended = Rc::new(RefCell::new(Vec::new()));
     for volume in volumes {
         let (here, volume, ended) = (reactor.clone(), volume.clone(), ended.clone());
-        let (stop, done) = (run.stop.clone(), run.done.clone());
+        let (stop, done) = (run.stop.clone(), run.counter());
         reactor.spawn("bench queue", async move {
             let outcome = load::run(&here, volume, job, stop, done).await;
             ended.borrow_mut().push(outcome);
@@ -256,11 +256,18 @@ struct Start {
 /// What a reactor's part of a bench is given.
 struct Run {
     stop: Rc<Cell<bool>>,
-    done: Rc<Cell<u64>>,
+    progress: Rc<Progress>,
     start: Arc<Start>,
 }
 
 impl Run {
+    /// The counter of one job: what it grows by is that job's outcome.
+    fn counter(&self) -> Rc<Cell<u64>> {
+        let counter = Rc::new(Cell::new(0));
+        self.progress.0.borrow_mut().push(counter.clone());
+        counter
+    }
+
     /// Runs `load` once every reactor is ready for its own, and counts what it costs.
     async fn measured(&self, reactor: &Reactor, load: impl Future<Output = Outcome>) -> Result<Part, String> {
         self.start.ready.fetch_add(1, Ordering::AcqRel);
@@ -290,9 +297,9 @@ where
     for remote in reactors.remotes() {
         let (body, sender, start) = (body.clone(), sender.clone(), start.clone());
         remote.send(Box::new(move |reactor| {
-            let (stop, done) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
-            reactor.set_service(Rc::new(Progress(done.clone())));
-            let task = body(reactor.clone(), Run { stop, done, start: start.clone() });
+            let (stop, progress) = (Rc::new(Cell::new(false)), Rc::new(Progress::default()));
+            reactor.set_service(progress.clone());
+            let task = body(reactor.clone(), Run { stop, progress, start: start.clone() });
             reactor.spawn("bench", async move {
                 let part = task.await;
                 let failed = part.is_err();
@@ -310,8 +317,15 @@ where
     Ok(part?)
 }
 
-/// I/Os completed so far, for the progress bar.
-struct Progress(Rc<Cell<u64>>);
+/// I/Os completed so far by each job of a reactor, for the progress bar.
+#[derive(Default)]
+struct Progress(RefCell<Vec<Rc<Cell<u64>>>>);
+
+impl Progress {
+    fn sum(&self) -> u64 {
+        self.0.borrow().iter().map(|counter| counter.get()).sum()
+    }
+}
 
 /// Waits for the part of every reactor, and adds them up.
 fn watch(remotes: &[Remote], results: &mpsc::Receiver<Result<Part, String>>, ns: u64) -> Result<Part, String> {
@@ -337,7 +351,7 @@ fn watch(remotes: &[Remote], results: &mpsc::Receiver<Result<Part, String>>, ns:
             Err(mpsc::RecvTimeoutError::Disconnected) => break Err("a reactor ended before the bench did".to_owned()),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let of = |remote: &Remote| {
-                    remote.ask_within(PROGRESS, |r| r.service::<Progress>().map_or(0, |p| p.0.get())).unwrap_or(0)
+                    remote.ask_within(PROGRESS, |r| r.service::<Progress>().map_or(0, |p| p.sum())).unwrap_or(0)
                 };
                 let done = remotes.iter().map(of).sum::<u64>().max(before);
                 bar.inc(PROGRESS.as_millis() as u64);

@@ -106,16 +106,20 @@ fn a_bench_of_a_remote_namespace_prints_the_json_of_the_contract() {
     );
     let server = Place::new().serve(&text);
     let url = |nsid: u32| format!("nvme-tcp://{}/{}?nsid={nsid}", server.address(), nqn(0));
-    for (nsid, more) in [
-        (1, &["--rw", "randrw", "--queues", "2"][..]),
-        (2, &["--header-digest", "--data-digest", "--sqflow"]),
-        (2, &["--controllers", "3", "--queues", "5", "--qd", "1"]),
-        (1, &["--rw", "write", "--bs", "1m", "--qd", "4"]),
+    for (nsid, more, in_flight) in [
+        (1, &["--rw", "randrw", "--queues", "2"][..], 64.0),
+        (2, &["--header-digest", "--data-digest", "--sqflow"], 32.0),
+        (2, &["--controllers", "3", "--queues", "5", "--qd", "1"], 15.0),
+        (1, &["--rw", "write", "--bs", "1m", "--qd", "4"], 4.0),
     ] {
         let url = url(nsid);
         let words = [&["--connect", &url, "--json"], more].concat();
         let (out, _) = bench(&words, 0);
-        check(&out, if more.contains(&"1m") { 1_048_576.0 } else { 4096.0 }, 0);
+        let value = check(&out, if more.contains(&"1m") { 1_048_576.0 } else { 4096.0 }, 0);
+        // Little's law: more than are in flight cannot be counted.
+        let mean = value.pointer("/latency_us/mean").and_then(serde_json::Value::as_f64).unwrap();
+        let found = value["iops"].as_f64().unwrap() * mean / 1e6;
+        assert!(found < in_flight * 1.05, "{found} in flight: {out}");
     }
     let (out, text) = bench(&["--connect", &url(3)], 1);
     assert!(out.is_empty() && !text.is_empty(), "{text}");
