@@ -26,7 +26,7 @@ TAIL_LINES = 40
 SAID_LINES = 10
 
 # program -> package that has it
-PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin"}
+PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin", "valgrind": "valgrind"}
 
 TEST_LINE = re.compile(r"^test (.+?) \.\.\. (ok|FAILED|ignored)\b(.*)$")
 GUEST_LINE = re.compile(r"^(ok|FAIL|skip) ([\w-]+)(?:: (.*))?$")
@@ -218,6 +218,14 @@ def native_targets():
     return [name for name in test_targets("reactor") if name != "tidy"]
 
 
+def speed(report, _):
+    """Instructions per I/O, counted by callgrind, against benches/instructions.toml"""
+    if not shutil.which("valgrind"):
+        report.skip("speed-instructions", "valgrind is not installed and could not be: nothing counts instructions")
+        return
+    as_one(report, Step("speed-instructions", ["cargo", "bench", "--bench", "instructions"]))
+
+
 def guest_nvmf(report, prepared):
     """NVMe/TCP against the kernel's host, in guests with the newest and the 6.12 kernel"""
     in_guests(report, prepared, "guest-nvmf", "nvmf", ROOT / "tests/guest/nvmf.py")
@@ -267,7 +275,7 @@ def in_guests(report, prepared, group, shape, script):
             future.result()
 
 
-GROUPS = {"lint": lint, "unit": unit, "native": native, "guest-nvmf": guest_nvmf}
+GROUPS = {"lint": lint, "unit": unit, "native": native, "speed": speed, "guest-nvmf": guest_nvmf}
 
 
 # What the groups need

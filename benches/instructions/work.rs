@@ -38,8 +38,8 @@ pub const NAMES: [&str; 12] = [
 const NQN: &str = "nqn.2026-11.io.reactor:instructions";
 const MEMORY: usize = 48 << 20;
 const DEPTH: usize = 32;
-/// I/Os before any is counted: caches of tasks, slots and buffers are full then.
-const WARM: u64 = 2_000;
+/// I/Os before any is counted: tasks, slots and buffers are there then, and TCP has found its windows.
+const WARM: u64 = 8_000;
 /// I/Os that are counted.
 const COUNTED: u64 = 20_000;
 

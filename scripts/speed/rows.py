@@ -173,7 +173,7 @@ def block_layer():
         for count in (1, 2):
             than = f"null, in submit qd{depth}"
             add(f"null, {count} layer{'s'[: count - 1]}", f"layer{count}", depth, [More(than, count, 12)])
-        add("RAM 4k read", "ram0", depth, [Share("memcpy 4k random places", None, "memcpy")], copies=1)
+        add("RAM volume, 4k read", "ram0", depth, [Share("memcpy 4k random places", None, "memcpy")], copies=1)
     two = lambda w: local(w, "poll0", "randread", "4k", 128, f"{w.target},{w.load}")
     rows.append(Row("null, two reactors qd128", two, [Share("null, next poll qd128", 1.8, "one reactor")], copies=0))
     return Table("block", "The block layer by `reactor bench`, one core", rows)
@@ -276,7 +276,10 @@ def crowds():
 
 def tables(spdk):
     """All of them, in the order in which a round runs them."""
-    return [machine(), block_layer(), files(), door(False, spdk), door(True, spdk), crowds()]
+    found = [machine(), block_layer(), files(), door(False, spdk), door(True, spdk), crowds()]
+    keys = [row.key for table in found for row in table.rows]
+    assert len(set(keys)) == len(keys), "two rows of one name: a round would keep one of them"
+    return found
 
 
 class World:
