@@ -25,6 +25,9 @@ STEP_TIMEOUT_S = 900
 TAIL_LINES = 40
 SAID_LINES = 10
 
+# Integration tests that are not of the native group.
+OTHER_GROUPS = {"tidy", "sim", "no_alloc", "decoders"}
+
 # program -> package that has it
 PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin", "valgrind": "valgrind"}
 
@@ -182,6 +185,9 @@ def lint(report, _):
     as_one(report, Step("lint-fmt", ["cargo", "fmt", "--all", "--check"]))
     clippy = ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]
     as_one(report, Step("lint-clippy", clippy))
+    # Not run, but kept from rotting: the fuzz targets share their checks with tests/decoders.
+    fuzz = ["cargo", "clippy", "--manifest-path", ROOT / "fuzz/Cargo.toml", "--target-dir", TARGET / "fuzz"]
+    as_one(report, Step("lint-fuzz", [*fuzz, "--locked", "--no-default-features", "--", "-D", "warnings"]))
     doc = ["cargo", "doc", "--workspace", "--no-deps"]
     as_one(report, Step("lint-doc", doc, {"RUSTDOCFLAGS": "-Dwarnings"}))
     if "tidy" in test_targets("reactor"):
@@ -191,7 +197,7 @@ def lint(report, _):
 
 
 def unit(report, _):
-    """Tests of the modules, of the documentation, and of the hugepages crate"""
+    """Tests of the modules, the documentation, the hugepages crate; decoders under random input; no allocation per I/O"""
     test = ["cargo", "test", "--no-fail-fast"]
     as_cargo_tests(report, Step("unit-lib", [*test, "--workspace", "--lib", "--bins"]))
     targets = [name for name in test_targets("hugepages") if name != "loom"]
@@ -200,13 +206,21 @@ def unit(report, _):
     loom = [*test, "--release", "-p", "hugepages", "--test", "loom", "--target-dir", TARGET / "loom"]
     as_cargo_tests(report, Step("unit-loom", loom, {"RUSTFLAGS": "--cfg loom"}))
     as_cargo_tests(report, Step("unit-doc", [*test, "--workspace", "--doc"]))
+    as_cargo_tests(report, Step("unit-no-alloc", [*test, "--test", "no_alloc", "--", "--test-threads=1"]))
+    # Ten million inputs for each decoder: only optimised code gets through them in time.
+    as_cargo_tests(report, Step("unit-decoders", [*test, "--release", "--test", "decoders"]))
+
+
+def sim(report, _):
+    """Target, host and block layer in simulated worlds: 600 seeds, each a world"""
+    as_cargo_tests(report, Step("sim", ["cargo", "test", "--no-fail-fast", "--test", "sim"]))
 
 
 def native(report, prepared):
     """The real binary on this machine, driven by our own host"""
     targets = native_targets()
     if not targets:
-        report.fail("native", "tests/ has no integration tests beside tidy")
+        report.fail("native", "tests/ has no integration tests that need the binary")
         return
     if not released(report, prepared, "native"):
         return
@@ -215,7 +229,7 @@ def native(report, prepared):
 
 
 def native_targets():
-    return [name for name in test_targets("reactor") if name != "tidy"]
+    return [name for name in test_targets("reactor") if name not in OTHER_GROUPS]
 
 
 def speed(report, _):
@@ -275,7 +289,14 @@ def in_guests(report, prepared, group, shape, script):
             future.result()
 
 
-GROUPS = {"lint": lint, "unit": unit, "native": native, "speed": speed, "guest-nvmf": guest_nvmf}
+GROUPS = {
+    "lint": lint,
+    "unit": unit,
+    "sim": sim,
+    "native": native,
+    "speed": speed,
+    "guest-nvmf": guest_nvmf,
+}
 
 
 # What the groups need

@@ -11,6 +11,7 @@ use hugepages::Buf;
 
 use super::io::Io;
 use super::mailbox::Message;
+use super::timer::TimerKey;
 use super::{OPS, Reactor, Sink, TaskId};
 use crate::sys::op::{Completion, Op, OpToken, Owner};
 
@@ -253,7 +254,7 @@ impl Drop for OpFuture<'_> {
 pub struct Sleep<'a> {
     reactor: &'a Reactor,
     deadline: u64,
-    armed: bool,
+    timer: Option<TimerKey>,
 }
 
 impl Future for Sleep<'_> {
@@ -263,11 +264,18 @@ impl Future for Sleep<'_> {
         if self.reactor.clock.now() >= self.deadline {
             return Poll::Ready(());
         }
-        if !self.armed {
-            self.armed = true;
-            self.reactor.wake_at(self.deadline, self.reactor.tasks.current());
+        if self.timer.is_none() {
+            self.timer = Some(self.reactor.timers.add(self.deadline, self.reactor.tasks.current()));
         }
         Poll::Pending
+    }
+}
+
+impl Drop for Sleep<'_> {
+    fn drop(&mut self) {
+        if let Some(timer) = self.timer {
+            self.reactor.timers.cancel(timer);
+        }
     }
 }
 
@@ -315,7 +323,7 @@ impl Future for BufferFuture<'_> {
 impl Reactor {
     /// Waits for `ns` nanoseconds.
     pub fn sleep(&self, ns: u64) -> Sleep<'_> {
-        Sleep { reactor: self, deadline: self.clock.now().saturating_add(ns), armed: false }
+        Sleep { reactor: self, deadline: self.clock.now().saturating_add(ns), timer: None }
     }
 
     /// Wakes `task` at or after `deadline` of the clock.

@@ -35,7 +35,7 @@ use futures::OpWaits;
 use io::{Frame, Io, IoCell, IoTable, IoToken};
 use mailbox::{Mailbox, Message, Parcel};
 use stats::Stalls;
-pub use stats::{ReactorStats, Stall};
+pub use stats::{Names, ReactorStats, Stall};
 pub use task::TaskId;
 use task::Tasks;
 use timer::Timers;
@@ -167,7 +167,7 @@ impl Reactor {
             reaped: RefCell::new(Vec::with_capacity(crate::sys::limits::REAP_BATCH * 2)),
             chunks: RefCell::new(VecDeque::new()),
             stats: stats::Counters::default(),
-            stalls: Stalls::default(),
+            stalls: Stalls::new(),
             backend: RefCell::new(backend),
         });
         let ops = reactor.add_sink("operations", Rc::new(futures::OpSink::new(reactor.me.clone(), op_waits)));

@@ -77,14 +77,46 @@ impl Counters {
 #[derive(Clone, Debug)]
 pub struct Stall {
     /// What ran: the poller, sink or tasks by name; several if they shared one reading of the clock.
-    pub who: String,
+    pub who: Names,
     /// How long, in nanoseconds.
     pub ns: u64,
 }
 
+/// Names that a stall is remembered by, without an allocation on a reactor that is late already.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Names {
+    names: [&'static str; NAMES_MAX],
+    more: bool,
+}
+
+/// Different names of one stall.
+const NAMES_MAX: usize = 4;
+/// Stalls that are remembered until somebody asks.
+const STALLS_MAX: usize = 64;
+
+impl Names {
+    fn add(&mut self, name: &'static str) {
+        if !self.names.contains(&name) {
+            match self.names.iter_mut().find(|place| place.is_empty()) {
+                Some(place) => *place = name,
+                None => self.more = true,
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, name) in self.names.iter().filter(|name| !name.is_empty()).enumerate() {
+            write!(f, "{}{name}", if index == 0 { "" } else { ", " })?;
+        }
+        if self.more { write!(f, " and more") } else { Ok(()) }
+    }
+}
+
 /// Measures what the loop calls. Pollers and messages are measured one by one; completions and tasks, of which there are millions
 /// a second, share a reading of the clock among sixteen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stalls {
     found: RefCell<Vec<Stall>>,
     /// What ran since the last reading of the clock, and how many.
@@ -94,12 +126,21 @@ pub(super) struct Stalls {
 }
 
 impl Stalls {
+    pub(super) fn new() -> Stalls {
+        Stalls {
+            found: RefCell::new(Vec::with_capacity(STALLS_MAX)),
+            names: Default::default(),
+            count: Cell::new(0),
+            since: Cell::new(0),
+        }
+    }
+
     pub(super) fn watch<R>(&self, clock: &Clock, name: &'static str, f: impl FnOnce() -> R) -> R {
         let before = clock.refresh();
         let result = f();
         let after = clock.refresh();
         self.since.set(after);
-        self.judge(after - before, || name.to_owned());
+        self.judge(after - before, &[Cell::new(name)]);
         result
     }
 
@@ -133,26 +174,23 @@ impl Stalls {
         let elapsed = now.saturating_sub(self.since.replace(now));
         let count = self.count.replace(0) as usize;
         if count > 0 {
-            self.judge(elapsed, || {
-                let mut names: Vec<&str> = self.names[..count].iter().map(Cell::get).collect();
-                names.sort_unstable();
-                names.dedup();
-                names.join(", ")
-            });
+            self.judge(elapsed, &self.names[..count]);
         }
     }
 
     #[inline]
-    fn judge(&self, ns: u64, who: impl FnOnce() -> String) {
+    fn judge(&self, ns: u64, ran: &[Cell<&'static str>]) {
         if ns > STALL_NS {
             let mut found = self.found.borrow_mut();
-            if found.len() < 64 {
-                found.push(Stall { who: who(), ns });
+            if found.len() < STALLS_MAX {
+                let mut who = Names::default();
+                ran.iter().for_each(|name| who.add(name.get()));
+                found.push(Stall { who, ns });
             }
         }
     }
 
     pub(super) fn take(&self) -> Vec<Stall> {
-        self.found.take()
+        self.found.replace(Vec::with_capacity(STALLS_MAX))
     }
 }

@@ -8,7 +8,9 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use reactor::bdev::OpSet;
-use reactor::nvme::host::{Command, Controller, Ended as Lost, Geometry, HostError, Identity, Options, Queue, Volume};
+use reactor::nvme::host::{
+    Command, Controller, Ended as Lost, Geometry, HostError, Identity, Options, Queue, Volume, discover,
+};
 use reactor::nvme::spec::{AdminOpcode, Cc, Csts, FeatureId, FeatureSelect, LogId, Property, Sqe, StatusCode};
 use reactor::reactor::Reactor;
 use reactor::reactor::io::{IoOp, IoStatus, Segment};
@@ -65,7 +67,7 @@ impl Context {
         let may = match ended {
             Lost::Stream(_) | Lost::Timeout { .. } => self.may_lose(),
             Lost::Closed => leaving,
-            Lost::Protocol(_) | Lost::Terminated { .. } => false,
+            Lost::Protocol(_) | Lost::Terminated { .. } => self.plan.flips(),
         };
         assert!(may || leaving && matches!(ended, Lost::Stream(_)), "a connection ended: {ended}");
     }
@@ -82,6 +84,7 @@ impl Context {
             HostError::Connect { .. } | HostError::Refused { .. } | HostError::NotInTime { .. } => {
                 assert!(self.may_lose(), "{error}");
             }
+            HostError::Data { .. } if self.plan.flips() => {}
             HostError::Data { .. } | HostError::Unsupported(_) | HostError::NoIo => panic!("{error}"),
         }
         self.lost.set(self.lost.get() + 1);
@@ -141,6 +144,10 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
     let mut queues = Vec::new();
     for qid in 1..=controller.queues() {
         queues.push(Rc::new(Queue::connect(reactor, &controller.ticket(), qid).await?));
+    }
+    if chance.below(8) == 0 {
+        let log = discover(reactor, context.address, options(number, plan).identity).await?;
+        assert!(log.entries.iter().any(|entry| entry.socket_address() == Some(context.address)), "{log:?}");
     }
     let left = context.left[number].get();
     let session = Rc::new(Session {
@@ -254,11 +261,12 @@ impl Session {
     async fn chat(&self, controller: &Controller) {
         while self.goes_on() {
             self.reactor.sleep(self.reactor.entropy().below(30 * MS)).await;
-            let answer = match self.reactor.entropy().below(6) {
+            let answer = match self.reactor.entropy().below(7) {
                 0 => controller.identify_namespace(1).await.map(drop),
                 1 => controller.log(LogId::SMART, u32::MAX, 0, 512, true).await.map(drop),
                 2 => controller.log(LogId::ERROR, u32::MAX, 0, 4096, true).await.map(drop),
                 3 => self.abort_some(controller).await,
+                5 => controller.log(LogId::CHANGED_NAMESPACES, u32::MAX, 0, 4096, false).await.map(drop),
                 4 => controller.get_feature(FeatureId::NUMBER_OF_QUEUES, FeatureSelect::CURRENT).await.map(drop),
                 _ => controller.property_get(Property::CSTS, false).await.map(drop),
             };
@@ -310,7 +318,7 @@ impl Session {
         };
         let (index, volume) = (volumes[at].0, &volumes[at].1);
         let model = &self.context.models[index];
-        *written = op.writes().then_some((at, offset, len));
+        *written = (op.writes() && len <= self.context.plan.len_max).then_some((at, offset, len));
         let fua = matches!(op, IoOp::Write | IoOp::WriteZeroes | IoOp::CompareAndWrite) && chance.below(4) == 0;
         // What a compare expects: what may be there, or sometimes surely not.
         let other = (chance.below(4) == 0 && len > 0).then(|| chance.below(len / 512));
@@ -355,6 +363,7 @@ impl Session {
         let space = if chance.below(2) == 0 { plan.crowd.min(geometry.size) } else { geometry.size };
         let most = match op {
             IoOp::CompareAndWrite => geometry.compare_and_write_max.min(plan.len_max / 2),
+            IoOp::Unmap | IoOp::WriteZeroes if chance.below(4) == 0 => geometry.size,
             _ => plan.len_max,
         };
         let most = most.min(space) / block;
@@ -410,10 +419,11 @@ impl Session {
                 // A namespace identifier that is valid and not active: Invalid Field in Command (Base §3.2.1.3).
                 let removed = status == IoStatus::Unsupported && context.plan.may_be_removed(index);
                 let aborted = status == IoStatus::Aborted && self.aborts.get();
-                if !plan.may_fail(op, status, disk_errors) && !removed && !aborted {
+                let damaged = status == IoStatus::DeviceError && self.context.plan.flips();
+                if !plan.may_fail(op, status, disk_errors) && !removed && !aborted && !damaged {
                     return Err(format!("nothing makes it fail so; queue ended: {ended:?}"));
                 }
-                let by_rule = !removed && !aborted && (plan.kind == Kind::Malloc || !disk_errors);
+                let by_rule = !removed && !aborted && !damaged && (plan.kind == Kind::Malloc || !disk_errors);
                 context.failed.set(context.failed.get() + u64::from(by_rule));
                 if plan.refuses_whole(disk_errors) { Ended::Untouched } else { Ended::Perhaps }
             }

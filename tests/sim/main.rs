@@ -5,6 +5,7 @@
 //! A seed that fails prints `REACTOR_SIM_SEED=...`. `REACTOR_SIM_SEED=N cargo test --test sim one_seed` runs it again, the same
 //! step for step; `REACTOR_SIM_SECONDS=N cargo test --release --test sim fresh_seeds` tries new seeds for that long.
 
+mod directed;
 mod echo;
 mod host;
 mod model;

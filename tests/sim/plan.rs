@@ -113,7 +113,12 @@ pub struct Plan {
 impl Plan {
     /// Whether connections may be lost for other reasons than a crash of the target.
     pub fn loses_connections(&self) -> bool {
-        self.rates.reset > 0 || self.vanishes
+        self.rates.reset > 0 || self.flips() || self.vanishes
+    }
+
+    /// Whether bits are inverted on their way; all hosts have digests then.
+    pub fn flips(&self) -> bool {
+        self.rates.flip > 0
     }
 
     /// Whether the namespace of a volume comes and goes.
@@ -144,7 +149,10 @@ impl Plan {
         let rates = rates(&chance);
         let volumes: Vec<Volume> = (0..1 + chance.below(3)).map(|_| volume(&chance, reactors)).collect();
         let (pauses, vanishes) = (one_in(3), one_in(5));
-        let hosts: Vec<Host> = (0..1 + chance.below(3)).map(|_| host(&chance, pauses, vanishes)).collect();
+        let mut hosts: Vec<Host> = (0..1 + chance.below(3)).map(|_| host(&chance, pauses, vanishes)).collect();
+        for host in hosts.iter_mut().filter(|_| rates.flip > 0) {
+            (host.header_digest, host.data_digest) = (true, true);
+        }
         let busy: u64 = hosts.iter().map(|h| u64::from(h.queues) * u64::from(h.workers)).max().unwrap_or(1);
         // What a host's workers hold at a time fits its memory twice, and once more for what it receives.
         let most = ((4 << 20) / busy).clamp(16 << 10, 1 << 20);
@@ -153,7 +161,7 @@ impl Plan {
         Plan {
             seed,
             reactors,
-            memory: [8 << 20, 16 << 20, 16 << 20][chance.below(3) as usize],
+            memory: [4 << 20, 8 << 20, 16 << 20][chance.below(3) as usize],
             volumes,
             hosts,
             rates,
@@ -185,6 +193,7 @@ fn rates(chance: &Entropy) -> Rates {
     };
     Rates {
         reset: if chance.below(4) == 0 { 200 << chance.below(5) } else { 0 },
+        flip: if chance.below(10) == 0 { 100 << chance.below(6) } else { 0 },
         short_io: [0, 10_000, 200_000][chance.below(3) as usize],
         disk_error: if chance.below(6) == 0 { 2_000 + chance.below(20_000) as u32 } else { 0 },
         socket_buffer_max: [4 << 10, 32 << 10, 256 << 10][chance.below(3) as usize],

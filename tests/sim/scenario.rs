@@ -14,6 +14,9 @@ use super::target::Target;
 /// Simulated time that a round may take.
 const ROUND_NS: u64 = 600_000 * MS;
 
+/// How often hosts fall silent in a round at most: each time may take most of a minute.
+const SILENCES: u32 = 6;
+
 /// What a seed came to.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -74,7 +77,8 @@ pub fn run_plan(plan: Plan) -> Outcome {
         aborted: Cell::new(0),
     });
     let world = sim.borrow().world().clone();
-    let mut scenario = Scenario { sim: sim.clone(), world, plan: plan.clone(), target, hosts, checker, context };
+    let mut scenario =
+        Scenario { sim: sim.clone(), world, plan: plan.clone(), target, hosts, checker, context, silences: 0 };
     for finish in &plan.rounds {
         scenario.round(*finish);
     }
@@ -102,6 +106,8 @@ struct Scenario {
     hosts: Vec<Machine>,
     checker: Machine,
     context: Rc<Context>,
+    /// How often hosts may still fall silent in this round.
+    silences: u32,
 }
 
 impl Scenario {
@@ -122,6 +128,7 @@ impl Scenario {
     fn round(&mut self, finish: Finish) {
         self.world.set_rates(self.plan.rates);
         self.context.stopping.set(false);
+        self.silences = SILENCES;
         for number in 0..self.hosts.len() {
             self.context.left[number].set(self.plan.ios);
             self.context.finished[number].set(false);
@@ -157,12 +164,14 @@ impl Scenario {
         let number = self.world.pick(self.hosts.len() as u64) as usize;
         let machine = self.hosts[number];
         if self.plan.pauses && self.world.pick(4) == 0 {
+            let machine = if self.world.pick(4) == 0 { self.target.machine } else { machine };
             self.sim.borrow_mut().pause(machine);
             // Shorter than what keep alive allows.
             self.run_for(1 + self.world.pick(400 * MS));
             self.sim.borrow_mut().resume(machine);
         }
-        if self.plan.vanishes && self.world.pick(12) == 0 {
+        if self.plan.vanishes && self.silences > 0 && self.world.pick(12) == 0 {
+            self.silences -= 1;
             let away = [50 * MS, 3_000 * MS, 45_000 * MS][self.world.pick(3) as usize];
             if self.world.pick(3) == 0 {
                 if self.world.pick(2) == 0 {

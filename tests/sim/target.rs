@@ -21,6 +21,8 @@ use super::plan::{Kind, MS, Plan};
 /// The subsystem.
 pub const NQN: &str = "nqn.2026-11.io.reactor:sim";
 const PORT: u16 = 4420;
+/// DMA memory of a host: enough for all its workers at once.
+const HOST_MEMORY: usize = 16 << 20;
 
 /// How a door in a simulation reaches its reactors: they and everybody else have their turns until one has answered.
 pub struct Inside {
@@ -76,6 +78,7 @@ impl Target {
     pub fn start(sim: &Rc<RefCell<Simulation>>, plan: &Rc<Plan>) -> Target {
         sim.borrow_mut().set_memory(plan.memory);
         let machine = sim.borrow_mut().machine(plan.reactors);
+        sim.borrow_mut().set_memory(HOST_MEMORY);
         let world = sim.borrow().world().clone();
         let disks = plan.volumes.iter().map(|volume| match volume.kind {
             Kind::Malloc => None,
@@ -243,17 +246,19 @@ impl Target {
     pub fn restart(&mut self) {
         self.sim.borrow_mut().set_memory(self.plan.memory);
         self.sim.borrow_mut().restart(self.machine, self.plan.reactors);
+        self.sim.borrow_mut().set_memory(HOST_MEMORY);
         self.serve();
     }
 
     /// All hosts have gone: waits until the target has noticed, and checks that it has let go of everything.
     pub fn quiet(&self) {
-        let mut waited = 0;
+        // A discovery controller may be idle for two minutes.
+        let end = self.sim.borrow().world().now() + 180_000 * MS;
         while self.connections() > 0 {
-            assert!(waited < 60_000, "{} connections are open a minute after their hosts went", self.connections());
+            let open = self.connections();
+            assert!(self.sim.borrow().world().now() < end, "{open} connections are open long after their hosts went");
             self.release(true);
-            self.sim.borrow_mut().run_for(10 * MS).unwrap();
-            waited += 10;
+            self.sim.borrow_mut().run_for(50 * MS).unwrap();
         }
         // Timers that look after connections, and events on their way.
         self.sim.borrow_mut().run_for(15_000 * MS).unwrap();

@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 use super::code::{File, Product, mentions, only, tokens};
 
 /// The only files with unsafe code; each says why at its head.
-pub const UNSAFE: [&str; 14] = [
+pub const UNSAFE: [&str; 15] = [
     "hugepages/src/arena.rs",
     "hugepages/src/arena/chunk.rs",
     "hugepages/src/arena/mapping.rs",
@@ -20,6 +20,7 @@ pub const UNSAFE: [&str; 14] = [
     "src/sys/tsc.rs",
     "src/sys/uring/mod.rs",
     "src/sys/uring/rx.rs",
+    "tests/no_alloc.rs",
     "tests/nvme_host.rs",
 ];
 
@@ -114,7 +115,7 @@ pub const LINES_AIM: usize = 600;
 
 pub fn too_long(file: &File) -> Vec<String> {
     let lines = file.text.lines().count();
-    if file.path == "Cargo.lock" || lines <= LINES_MAX {
+    if file.path.ends_with("Cargo.lock") || lines <= LINES_MAX {
         return Vec::new();
     }
     vec![format!("{}:{LINES_MAX}: {lines} lines: split it", file.path)]
@@ -205,7 +206,7 @@ pub fn expect_without_reason(file: &File) -> Vec<String> {
 pub fn registry_names(file: &File) -> Vec<String> {
     let mut found = Vec::new();
     for (number, line) in file.text.lines().enumerate() {
-        if file.path == "Cargo.lock" && line.starts_with("source = \"registry+") {
+        if file.path.ends_with("Cargo.lock") && line.starts_with("source = \"registry+") {
             continue;
         }
         for host in REGISTRIES.iter().filter(|host| line.contains(**host)) {
@@ -333,7 +334,9 @@ fn each_rule_can_fail() {
         assert_eq!(registry_names(&file(&format!("from https://{host}/x"))).len(), 1, "{host}");
     }
     let source = format!("source = \"registry+https://{}/x\"", REGISTRIES[0]);
-    assert_eq!(registry_names(&File::new("Cargo.lock", &source)).len(), 0);
+    for path in ["Cargo.lock", "fuzz/Cargo.lock"] {
+        assert_eq!(registry_names(&File::new(path, &source)).len(), 0);
+    }
     assert_eq!(registry_names(&file(&source)).len(), 1);
     let page = File::new("docs/a.md", "[a](../README.md#x) [b](#y) [c](https://x) [d](b.md) [e](../../up.md)");
     assert_eq!(broken_links(&page, |path| path == "README.md").len(), 2);

@@ -91,6 +91,18 @@ pub struct DiscoveryLog {
     pub entries: Vec<Discovered>,
 }
 
+impl DiscoveryLog {
+    /// The log page with these entries, each [`DiscoveryLogEntry`] long; what is left over is none.
+    pub fn of(generation: u64, entries: &[u8]) -> DiscoveryLog {
+        let entries = entries
+            .chunks_exact(size_of::<DiscoveryLogEntry>())
+            .filter_map(|bytes| DiscoveryLogEntry::ref_from_bytes(bytes).ok())
+            .map(Discovered::new)
+            .collect();
+        DiscoveryLog { generation, entries }
+    }
+}
+
 impl Controller {
     /// The log page of a discovery controller. Reading it clears the discovery log change event.
     ///
@@ -114,12 +126,7 @@ impl Controller {
             if after.genctr != before.genctr {
                 continue;
             }
-            let entries = bytes
-                .chunks_exact(entry_len)
-                .filter_map(|bytes| DiscoveryLogEntry::ref_from_bytes(bytes).ok())
-                .map(Discovered::new)
-                .collect();
-            return Ok(DiscoveryLog { generation: after.genctr.get(), entries });
+            return Ok(DiscoveryLog::of(after.genctr.get(), &bytes));
         }
         Err(HostError::Unsupported(format!("the discovery log changed in each of {READS_MAX} reads")))
     }

@@ -46,7 +46,12 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    pub(super) fn new(
+    /// What the identify data of a controller and a namespace say, for a queue of `queue_size` entries and transfers of at most
+    /// `transfer_max` bytes.
+    ///
+    /// # Errors
+    /// If this host cannot use such a namespace.
+    pub fn new(
         nsid: u32,
         controller: &IdentifyController,
         namespace: &IdentifyNamespace,

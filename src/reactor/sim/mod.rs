@@ -45,7 +45,7 @@ use std::rc::Rc;
 use std::sync::mpsc;
 
 pub use disk::{DiskOptions, SECTOR};
-pub use rates::{Fault, Rates};
+pub use rates::{FLIP_FROM, Fault, Rates};
 pub use ring::SimRing;
 pub use world::{DiskId, Machine, World};
 

@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 
 use super::world::{DiskId, Machine};
 
+/// Bytes of a direction that [`Rates::flip`] spares: those in which protocols agree on digests.
+pub const FLIP_FROM: u64 = 256;
+
 /// How often things happen. Rates are in a million chances; none of the default ones is an error to the peer.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
@@ -19,6 +22,8 @@ pub struct Rates {
     pub no_descriptor: u32,
     /// A delivery ends in a reset of the connection instead, seen by both ends.
     pub reset: u32,
+    /// A delivery has one bit inverted, beyond the first [`FLIP_FROM`] bytes of its direction: what digests are for.
+    pub flip: u32,
     /// A disk reads or writes only a part.
     pub short_io: u32,
     /// A disk operation fails with EIO.
@@ -36,6 +41,7 @@ impl Default for Rates {
             no_buffers: 2_000,
             no_descriptor: 5_000,
             reset: 0,
+            flip: 0,
             short_io: 10_000,
             disk_error: 0,
             socket_buffer_max: 256 * 1024,
@@ -53,6 +59,7 @@ impl Rates {
             no_buffers: 0,
             no_descriptor: 0,
             reset: 0,
+            flip: 0,
             short_io: 0,
             disk_error: 0,
             socket_buffer_max: 256 * 1024,

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use super::rates::FLIP_FROM;
 use super::ring::{At, forget};
 use super::world::{Event, Object, State};
 use crate::sys::descriptor::SimulatedFd;
@@ -439,6 +440,12 @@ impl State {
                 Spoil::Drop => drop(bytes.remove((at - first) as usize)),
                 Spoil::Flip => bytes[(at - first) as usize] ^= 1 << (at % 8),
             }
+        }
+        let spared = FLIP_FROM.saturating_sub(first);
+        if (spared as usize) < bytes.len() && self.happens(self.rates.flip) {
+            let at = spared as usize + self.pick(bytes.len() as u64 - spared) as usize;
+            bytes[at] ^= 1 << self.pick(8);
+            self.note("flip", number, first as i64 + at as i64);
         }
         self.trace.mix_bytes(&bytes);
         self.end(peer).inbox.extend(&bytes);

@@ -51,6 +51,8 @@ pub struct Uring {
     files: Files,
     rx: ManuallyDrop<RxRing>,
     doorbell: OwnedFd,
+    /// The doorbell's counter, while no read of it is in flight: a wake costs no allocation.
+    rung: Option<Box<u64>>,
     registered_chunks: Vec<bool>,
     fixed_buffers: bool,
     answered: Vec<OpToken>,
@@ -85,6 +87,7 @@ impl Uring {
             files: Files::new(fixed_files),
             rx: ManuallyDrop::new(rx),
             doorbell,
+            rung: None,
             registered_chunks: Vec::new(),
             fixed_buffers,
             answered: Vec::new(),
@@ -287,7 +290,7 @@ impl Uring {
             }
             Op::Doorbell => {
                 let fd = types::Fd(self.doorbell.as_raw_fd());
-                let (token, held) = self.table.insert(owner, Held::Doorbell(Box::new(0)));
+                let (token, held) = self.table.insert(owner, Held::Doorbell(self.rung.take().unwrap_or_default()));
                 let Held::Doorbell(counter) = held else { unreachable!("just inserted") };
                 (token, opcode::Read::new(fd, (&raw mut **counter).cast(), 8).build())
             }
@@ -414,7 +417,11 @@ impl Uring {
         self.stats.completed += 1;
         let mut result = result;
         let payload = match held {
-            Held::Nothing | Held::Address(_) | Held::Doorbell(_) => Payload::None,
+            Held::Nothing | Held::Address(_) => Payload::None,
+            Held::Doorbell(counter) => {
+                self.rung = Some(counter);
+                Payload::None
+            }
             Held::Buf(buf) => Payload::Buf(buf),
             Held::Batch(batch) => Payload::Batch(batch),
             Held::Picked => match cqueue::buffer_select(flags) {

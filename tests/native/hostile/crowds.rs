@@ -187,3 +187,120 @@ fn dribble(address: SocketAddr) {
         assert!(io.response().status().is_success());
     }
 }
+
+/// Heap of a connection before its Connect: its state, its three tasks, its places in tables. See docs/architecture.md, "Memory of the
+/// NVMe/TCP door", for this and the next three.
+const HEAP_SILENT: u64 = 4 << 10;
+/// Heap of a connection that is a queue, half of its controller included.
+const HEAP_CONNECTED: u64 = 10 << 10;
+/// Heap of a command slot: its task, its I/O.
+const HEAP_SLOT: u64 = 4 << 10;
+/// Heap of the batches of a connection that has something to send: one open, one with the kernel.
+const HEAP_BATCHES: u64 = 2 * (32 << 10);
+/// What lists of the whole program may add, and the pages that the allocator keeps.
+const HEAP_SLACK: u64 = 2 << 20;
+
+/// A crowd and what it may hold: how many connections before Connect, queues, busy slots, connections that send.
+struct Held {
+    name: &'static str,
+    come: fn(SocketAddr) -> Vec<Raw>,
+    silent: u64,
+    connected: u64,
+    slots: u64,
+    sending: u64,
+}
+
+impl Held {
+    fn heap_max(&self) -> u64 {
+        self.silent * HEAP_SILENT
+            + self.connected * HEAP_CONNECTED
+            + self.slots * HEAP_SLOT
+            + self.sending * HEAP_BATCHES
+            + HEAP_SLACK
+    }
+}
+
+/// Controllers of the crowds that are busy.
+const BUSY: u64 = 200;
+
+const HELD: [Held; 5] = [
+    Held {
+        name: "silent",
+        come: |address| (0..CROWD).map(|_| Raw::fresh(address)).collect(),
+        silent: CROWD as u64,
+        connected: 0,
+        slots: 0,
+        sending: 0,
+    },
+    Held {
+        name: "ICReq only",
+        come: |address| (0..CROWD).map(|_| Raw::open(address, NO_DIGESTS)).collect(),
+        silent: CROWD as u64,
+        connected: 0,
+        slots: 0,
+        // One batch each went out with the ICResp, and is back.
+        sending: 1,
+    },
+    Held {
+        name: "connected",
+        come: |address| (0..CROWD / 2).flat_map(|_| controller(address)).collect(),
+        silent: 0,
+        connected: CROWD as u64,
+        slots: 0,
+        sending: 1,
+    },
+    Held {
+        name: "mute, each with 31 writes",
+        come: |address| (0..BUSY).flat_map(|_| take_all(address, write_sqe(16_384, false))).collect(),
+        silent: 0,
+        connected: 2 * BUSY,
+        slots: 31 * BUSY,
+        sending: BUSY,
+    },
+    Held {
+        name: "deaf, each with 31 reads",
+        come: |address| (0..BUSY).flat_map(|_| take_all(address, read_sqe(LARGEST))).collect(),
+        silent: 0,
+        connected: 2 * BUSY,
+        slots: 31 * BUSY,
+        sending: BUSY,
+    },
+];
+
+#[test]
+fn connections_hold_no_more_memory_than_their_formula_says() {
+    raise_limits();
+    let server = Place::new().serve(&config("128MiB"));
+    let mut checker = Checker::start(server.address(), nqn(0));
+    let alone = settled(&server);
+    let mut report = String::from("\n");
+    let mut highest = [0; 2];
+    for (round, peak) in highest.iter_mut().enumerate() {
+        for held in &HELD {
+            checker.next_phase();
+            let crowd = (held.come)(server.address());
+            std::thread::park_timeout(Duration::from_secs(1));
+            let now = resident(&server);
+            let grown = now.saturating_sub(alone);
+            *peak = now.max(*peak);
+            report += &format!(
+                "{:28} {:5} connections, {:5} slots: {:8} KiB of heap, {:8} KiB at most\n",
+                held.name,
+                crowd.len(),
+                held.slots,
+                grown >> 10,
+                held.heap_max() >> 10
+            );
+            // What the allocator kept from the first round is not what this crowd holds.
+            assert!(round > 0 || grown <= held.heap_max(), "{}{report}", held.name);
+            drop(crowd);
+            // Controllers end with their connections: the next crowd finds the tables empty.
+            std::thread::park_timeout(Duration::from_secs(1));
+        }
+    }
+    println!("{report}");
+    assert!(highest[1] <= highest[0] + HEAP_SLACK, "what the first crowds held is still held\n{report}");
+    let phases = checker.stop();
+    assert!(phases.iter().all(|phase| phase.max < LONGEST), "{phases:?}");
+    server.stop();
+}

@@ -12,16 +12,6 @@ use crate::nvme::target::{DataPlace, Fault, IoOp as NvmeOp, IoRequest, decode_io
 use crate::nvme::tcp::{DIGEST_LEN, DataDigest, MAX_PREFIX_LEN};
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
 
-/// What a command that succeeded answers with.
-pub enum Done {
-    /// A response capsule.
-    Plain,
-    /// That many bytes, in the I/O's data, and a response.
-    Data(u32),
-    /// That many zeros and a response: the device keeps nothing.
-    Zeroes(u32),
-}
-
 /// Why a command did not succeed.
 pub enum Failure {
     /// Answer with this.
@@ -57,57 +47,93 @@ pub async fn run(conn: Rc<Conn>, slot: Rc<Slot>) {
 }
 
 /// Carries out one command and answers it. Returns the number of the batch that the answer is in.
-async fn execute(conn: &Rc<Conn>, slot: &Slot, mut command: Command, io: Io) -> (Io, u64) {
+async fn execute(conn: &Rc<Conn>, slot: &Slot, mut command: Command, mut io: Io) -> (Io, u64) {
     if let Some(first) = command.first.take() {
         return fused::execute(conn, slot, &command, &first, io).await;
     }
-    let (mut io, outcome) = carry_out(conn, slot, &command, io).await;
     let sqe = &command.sqe;
+    let (request, ns) = match lookup(conn, slot, &command) {
+        Ok((request, _)) if request.fuse != Fuse::NONE => {
+            let number = refuse(conn, sqe, Fault::new(StatusCode::ABORTED_MISSING_FUSED)).await;
+            return (io, number);
+        }
+        Ok(found) => found,
+        Err(fault) => {
+            let number = refuse(conn, sqe, fault).await;
+            return (io, number);
+        }
+    };
+    slot.set_command(sqe.cid.get(), request.nsid);
+    let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
+
+    // What comes before the device: data from the host, a buffer for the host.
+    let reads = request.op == NvmeOp::Read;
+    let mut reserved = false;
+    let mut prepared = Ok(());
+    if reads && request.fua && ns.has_volatile_cache() {
+        // What a read with FUA returns is on the medium (NVM §3.2.4).
+        io.prepare(IoOp::Flush, 0, 0);
+        (io, prepared) = finish(slot, &ns, io).await;
+    }
+    let op = match request.op {
+        NvmeOp::Read => IoOp::Read,
+        NvmeOp::Write => IoOp::Write,
+        NvmeOp::Compare => IoOp::Compare,
+        NvmeOp::Flush => IoOp::Flush,
+        NvmeOp::WriteZeroes if request.deallocate && ns.can_unmap() => IoOp::Unmap,
+        NvmeOp::WriteZeroes => IoOp::WriteZeroes,
+        NvmeOp::Dsm => IoOp::Unmap,
+    };
+    io.prepare(op, offset, len);
+    if prepared.is_ok() {
+        if reads {
+            if !ns.keeps_nothing() {
+                reserved = true;
+                conn.tx.reserve(conn.reactor(), request.data_len as usize).await;
+                io.data.push_buf(conn.reactor().buffer(request.data_len as usize).await);
+            }
+        } else if request.place != DataPlace::None {
+            reserved = request.place == DataPlace::HostBuffer;
+            prepared = data_in(conn, slot, &request, sqe.cid.get()).await.map(|data| io.data.push_buf(data));
+        }
+    }
+
+    let outcome = match prepared {
+        Err(failure) => Err(failure),
+        Ok(()) if request.op == NvmeOp::Dsm => {
+            let data = io.data.pop();
+            let result;
+            (io, result) = manage_dataset(slot, &ns, &request, data, io).await;
+            result
+        }
+        Ok(()) => {
+            io.fua = request.fua && !reads;
+            slot.set_in_device(true);
+            io = ns.handle.execute(io).await;
+            slot.set_in_device(false);
+            fault_of(io.status, io.op).map_or(Ok(()), |fault| Err(Failure::Fault(fault)))
+        }
+    };
+
+    // Whatever a failed read left in the buffer is not the host's.
+    let answer = io.data.pop().filter(|_| reads && outcome.is_ok());
+    // The budget of data that is sent is given back when it was.
+    if reserved && answer.is_none() {
+        conn.tx.unreserve(conn.reactor(), request.data_len as usize);
+    }
     let number = match outcome {
-        Ok(Done::Plain) => respond(conn, sqe).await,
-        Ok(Done::Data(len)) => send_data(conn, sqe, len, &mut io).await,
-        Ok(Done::Zeroes(len)) => send_zeroes(conn, sqe, len).await,
+        Ok(()) => {
+            conn.local.count(&conn.queue().expect("slots run after Connect").subsystem, request.op, len);
+            match answer {
+                Some(Segment::Buf(buf)) => send_data(conn, sqe, buf).await,
+                None if reads => send_zeroes(conn, sqe, request.data_len).await,
+                _ => respond(conn, sqe).await,
+            }
+        }
         Err(Failure::Fault(fault)) => refuse(conn, sqe, fault).await,
         Err(Failure::Gone) => 0,
     };
     (io, number)
-}
-
-/// Decodes, moves data in, runs the I/O.
-async fn carry_out(conn: &Rc<Conn>, slot: &Slot, command: &Command, io: Io) -> (Io, Result<Done, Failure>) {
-    let (request, ns) = match lookup(conn, slot, command) {
-        Ok(found) => found,
-        Err(fault) => return (io, Err(fault.into())),
-    };
-    if request.fuse != Fuse::NONE {
-        return (io, Err(Fault::new(StatusCode::ABORTED_MISSING_FUSED).into()));
-    }
-    slot.set_command(command.sqe.cid.get(), request.nsid);
-    let cid = command.sqe.cid.get();
-    let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
-    let (io, result) = match request.op {
-        NvmeOp::Read => read(conn, slot, &ns, &request, io).await,
-        NvmeOp::Write | NvmeOp::Compare => match data_in(conn, slot, &request, cid).await {
-            Ok(data) => with_data(slot, &ns, &request, data, io).await,
-            Err(failure) => (io, Err(failure)),
-        },
-        NvmeOp::Dsm => match data_in(conn, slot, &request, cid).await {
-            Ok(data) => manage_dataset(slot, &ns, &request, &data, io).await,
-            Err(failure) => (io, Err(failure)),
-        },
-        NvmeOp::Flush => without_data(slot, &ns, (IoOp::Flush, 0, 0, false), io).await,
-        NvmeOp::WriteZeroes => {
-            let op = if request.deallocate && ns.can_unmap() { IoOp::Unmap } else { IoOp::WriteZeroes };
-            without_data(slot, &ns, (op, offset, len, request.fua), io).await
-        }
-    };
-    if request.place == DataPlace::HostBuffer && request.op != NvmeOp::Read {
-        conn.tx.unreserve(conn.reactor(), request.data_len as usize);
-    }
-    if result.is_ok() {
-        conn.local.count(&conn.queue().expect("slots run after Connect").subsystem, request.op, len);
-    }
-    (io, result)
 }
 
 /// Decodes a command against the namespaces as this reactor knows them.
@@ -151,81 +177,23 @@ pub async fn fetch(conn: &Conn, slot: &Slot, cid: u16, buf: Buf) -> Result<Buf, 
     }
 }
 
-async fn read(
-    conn: &Conn,
-    slot: &Slot,
-    ns: &Namespace,
-    request: &IoRequest,
-    mut io: Io,
-) -> (Io, Result<Done, Failure>) {
-    let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
-    if request.fua && ns.has_volatile_cache() {
-        // What a read with FUA returns is on the medium (NVM §3.2.4).
-        io.prepare(IoOp::Flush, 0, 0);
-        let result;
-        (io, result) = finish(slot, ns, io).await;
-        if let Err(failure) = result {
-            return (io, Err(failure));
-        }
-    }
-    io.prepare(IoOp::Read, offset, len);
-    if ns.keeps_nothing() {
-        let (io, result) = finish(slot, ns, io).await;
-        return (io, result.map(|()| Done::Zeroes(request.data_len)));
-    }
-    conn.tx.reserve(conn.reactor(), request.data_len as usize).await;
-    io.data.push_buf(conn.reactor().buffer(request.data_len as usize).await);
-    let (mut io, result) = finish(slot, ns, io).await;
-    if result.is_err() {
-        // Whatever a failed read left in the buffer is not the host's.
-        io.data.clear();
-        conn.tx.unreserve(conn.reactor(), request.data_len as usize);
-    }
-    (io, result.map(|()| Done::Data(request.data_len)))
-}
-
-async fn with_data(
-    slot: &Slot,
-    ns: &Namespace,
-    request: &IoRequest,
-    data: Buf,
-    mut io: Io,
-) -> (Io, Result<Done, Failure>) {
-    let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
-    io.prepare(if request.op == NvmeOp::Write { IoOp::Write } else { IoOp::Compare }, offset, len);
-    io.fua = request.fua;
-    io.data.push_buf(data);
-    let (mut io, result) = finish(slot, ns, io).await;
-    io.data.clear();
-    (io, result.map(|()| Done::Plain))
-}
-
-async fn without_data(
-    slot: &Slot,
-    ns: &Namespace,
-    (op, offset, len, fua): (IoOp, u64, u64, bool),
-    mut io: Io,
-) -> (Io, Result<Done, Failure>) {
-    io.prepare(op, offset, len);
-    io.fua = fua;
-    let (io, result) = finish(slot, ns, io).await;
-    (io, result.map(|()| Done::Plain))
-}
-
 /// Dataset Management: only Deallocate does something, the other attributes are hints (NVM §3.2.3).
 async fn manage_dataset(
     slot: &Slot,
     ns: &Namespace,
     request: &IoRequest,
-    data: &[u8],
+    data: Option<Segment>,
     mut io: Io,
-) -> (Io, Result<Done, Failure>) {
-    let ranges = match dsm_ranges(request, data, ns.info()) {
+) -> (Io, Result<(), Failure>) {
+    let Some(Segment::Buf(data)) = data else {
+        return (io, Err(Fault::new(StatusCode::DATA_TRANSFER_ERROR).into()));
+    };
+    let ranges = match dsm_ranges(request, &data, ns.info()) {
         Ok(ranges) => ranges,
         Err(fault) => return (io, Err(fault.into())),
     };
     if !request.deallocate || !ns.can_unmap() {
-        return (io, Ok(Done::Plain));
+        return (io, Ok(()));
     }
     for (lba, blocks) in ranges {
         let (offset, len) = ns.bytes(lba, u64::from(blocks));
@@ -236,7 +204,7 @@ async fn manage_dataset(
             return (io, Err(failure));
         }
     }
-    (io, Ok(Done::Plain))
+    (io, Ok(()))
 }
 
 /// Runs a prepared I/O and turns its status into the command's.
@@ -281,15 +249,13 @@ pub async fn refuse(conn: &Rc<Conn>, sqe: &Sqe, fault: Fault) -> u64 {
 }
 
 /// The data of a read and its response: in one send, or as one PDU where the data may stand for the response.
-async fn send_data(conn: &Conn, sqe: &Sqe, len: u32, io: &mut Io) -> u64 {
-    let Some(Segment::Buf(buf)) = io.data.pop() else { unreachable!("a read has one buffer") };
-    debug_assert_eq!(buf.len(), len as usize);
+async fn send_data(conn: &Conn, sqe: &Sqe, buf: Buf) -> u64 {
     let digest = conn.framing().data_digest().then(|| {
         let mut digest = DataDigest::new();
         digest.update(&buf);
         digest
     });
-    push_data(conn, sqe, len, digest, |batch| batch.push_buf(buf)).await
+    push_data(conn, sqe, buf.len() as u32, digest, |batch| batch.push_buf(buf)).await
 }
 
 async fn send_zeroes(conn: &Conn, sqe: &Sqe, len: u32) -> u64 {

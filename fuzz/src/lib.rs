@@ -1,0 +1,4 @@
+//! The checks of `tests/decoders`, for the fuzzer: what holds for inputs from a seed holds for those that it finds.
+
+#[path = "../../tests/decoders/checks.rs"]
+pub mod checks;

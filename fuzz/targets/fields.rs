@@ -1,0 +1,9 @@
+//! Fields of commands and completions.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use reactor_fuzz::checks;
+
+fuzz_target!(|input: &[u8]| {
+    checks::fields(input);
+});

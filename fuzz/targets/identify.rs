@@ -1,0 +1,9 @@
+//! Identify data, as a host reads it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use reactor_fuzz::checks;
+
+fuzz_target!(|input: &[u8]| {
+    checks::identify(input);
+});
