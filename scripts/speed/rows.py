@@ -313,7 +313,8 @@ class World:
         self.volumes.write_text(text)
 
     def renew(self, name):
-        """A file as its row wants it: a sparse one anew each time, a full one written once and read again."""
+        """A file as its row wants it: a sparse one anew each time, a full one written once; nothing of it is left to be written
+        to the medium, and what is to be in the page cache is there."""
         path = self.place / f"{name}.img"
         if name.endswith("sparse"):
             with open(path, "wb") as file:
@@ -325,9 +326,10 @@ class World:
                     file.write(b"\xa5" * (1 << 20))
                 os.fsync(file.fileno())
             self.started[name] = path
-        elif name.startswith("cached"):
-            with open(path, "rb") as file:
-                while file.read(1 << 20):
+        else:
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+                while name.startswith("cached") and file.read(1 << 20):
                     pass
 
     def once(self, name, make):

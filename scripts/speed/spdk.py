@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import socket
-import subprocess
 
 from programs import NQN, Failed, Process
 
@@ -115,4 +114,4 @@ def available():
     missing = [name for name in ("build/bin/nvmf_tgt", "build/examples/bdevperf") if not (folder / name).exists()]
     if missing:
         raise Failed(f"SPDK_DIR={folder}: no {' and no '.join(missing)}: build it with --enable-examples")
-    return subprocess.run([folder / "build/bin/nvmf_tgt", "--version"], capture_output=True, check=False).returncode == 0
+    return True
