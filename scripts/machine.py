@@ -20,7 +20,8 @@ def end_group(process):
 
 
 def install(script, programs):
-    """Installs the missing ones of `programs` (name -> package), or says which; whether they came shows where they are needed."""
+    """Installs the missing ones of `programs` (name -> package), or says which; whether they came shows where they are
+    needed."""
     missing = sorted({package for program, package in programs.items() if not shutil.which(program)})
     if not missing:
         return

@@ -1,5 +1,5 @@
-//! Plain busy loops over loopback: what a good server could do if it had nothing to do but to move the bytes. It takes all
-//! requests that are there by one call, and answers all of them by one call.
+//! Plain busy loops over loopback: what a good server could do if it had nothing to do but to move the bytes. It
+//! takes all requests that are there by one call, and answers all of them by one call.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -107,7 +107,8 @@ fn serve(sockets: &[TcpStream], plain: &Loop, volume: &mut [u8], stop: &AtomicBo
             let mut at = 0;
             while at < count {
                 let part = (up - one.have).min(count - at);
-                // What of this part is payload is stored as a volume would: a loop that receives in place cannot know where.
+                // What of this part is payload is stored as a volume would: a loop that receives in place cannot know
+                // where.
                 let skip = REQUEST.saturating_sub(one.have).min(part);
                 if stores && part > skip {
                     let to = one.place + one.have.max(REQUEST) - REQUEST;

@@ -1,5 +1,5 @@
-//! What this machine gives at best, to hold speed against: copies of memory, calls of the kernel, a wake from sleep, and plain
-//! busy loops over loopback. `scripts/bench` runs it; by hand `cargo bench --bench ceiling -- --help`.
+//! What this machine gives at best, to hold speed against: copies of memory, calls of the kernel, a wake from sleep,
+//! and plain busy loops over loopback. `scripts/bench` runs it; by hand `cargo bench --bench ceiling -- --help`.
 //!
 //! Each run measures one thing and prints one JSON object. Nothing of the data plane takes part.
 
@@ -114,8 +114,8 @@ impl Random {
     }
 }
 
-/// Memory that is all there, no page of it shared with another, at a page's start: what begins a few bytes behind it is copied ten
-/// times slower by some processors.
+/// Memory that is all there, no page of it shared with another, at a page's start: what begins a few bytes behind it
+/// is copied ten times slower by some processors.
 struct Memory {
     all: Vec<u8>,
     start: usize,

@@ -1,8 +1,8 @@
-//! Instructions per I/O, counted by callgrind: `cargo bench --bench instructions`. Unlike time they do not depend on the hour, so they
-//! are held against `benches/instructions.toml`, and one that grew by more than 5 % is a failure.
+//! Instructions per I/O, counted by callgrind: `cargo bench --bench instructions`. Unlike time they do not depend on
+//! the hour, so they are held against `benches/instructions.toml`, and one that grew by more than 5 % is a failure.
 //!
-//! `-- --renew` writes the baseline anew; a word counts only what has it in its name. For each piece of work this program runs
-//! itself once more under valgrind, with [`work`] turning the reactors by hand.
+//! `-- --renew` writes the baseline anew; a word counts only what has it in its name. For each piece of work this
+//! program runs itself once more under valgrind, with [`work`] turning the reactors by hand.
 
 mod work;
 

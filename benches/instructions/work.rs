@@ -1,5 +1,5 @@
-//! The work that is counted: a fixed number of I/Os on reactors that this thread turns by hand, one after the other, so that none spins
-//! for want of work.
+//! The work that is counted: a fixed number of I/Os on reactors that this thread turns by hand, one after the other,
+//! so that none spins for want of work.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -18,8 +18,8 @@ use reactor::nvme::target::tcp::{Door, Export};
 use reactor::reactor::mailbox::{Reach, Remote};
 use reactor::reactor::{Reactor, start};
 
-/// All pieces of work. Those with RAM have small blocks: a copy counts as an instruction for every byte, and large ones would hide
-/// all else.
+/// All pieces of work. Those with RAM have small blocks: a copy counts as an instruction for every byte, and large
+/// ones would hide all else.
 pub const NAMES: [&str; 12] = [
     "null, next poll",
     "null, in submit",

@@ -25,7 +25,8 @@ def run(command, timeout=60):
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
     )
     if result.returncode:
-        raise Failed(f"{' '.join(map(str, command))}: exit {result.returncode}\n{(result.stderr or result.stdout)[-2000:]}")
+        said = (result.stderr or result.stdout)[-2000:]
+        raise Failed(f"{' '.join(map(str, command))}: exit {result.returncode}\n{said}")
     return result.stdout
 
 

@@ -47,10 +47,9 @@ def result(row, rounds):
         found["copies"] = row.copies
     found["bars"] = []
     for bar in row.bars:
-        value, reached = bar.judge(row, rounds)
+        value = bar.value(row, rounds)
         if value is not None:
-            judged = getattr(bar, "least", getattr(bar, "most", None)) is not None
-            found["bars"].append({"text": bar.text(value), "value": value, "reached": reached if judged else None})
+            found["bars"].append({"text": bar.text(value), "value": value, "reached": bar.reached(value)})
     return found
 
 
@@ -125,8 +124,7 @@ text { font: 12px sans-serif; fill: #24292f } .title { font-size: 15px; font-wei
 def picture(table, rounds):
     """Bars of the medians with whiskers from the slowest to the fastest round; `None` if there is nothing to draw.
 
-    Rows of different units, or a thousand times apart, would not be seen on one scale: each unit has its own, and a row beyond
-    is as long as its share of the widest of its unit.
+    Each unit has a scale of its own.
     """
     having = [(row, found) for row in table.rows if (found := result(row, rounds))]
     if not having:
@@ -147,11 +145,11 @@ def picture(table, rounds):
         place = lambda value, unit=row.unit: LEFT + BAR * value / (widest[unit] or 1)
         missed = any(bar["reached"] is False for bar in found["bars"])
         kind = "missed" if missed else "bar" if found["bars"] else "against"
-        middle = top + LINE / 2
+        middle, width = top + LINE / 2, place(found["median"]) - LEFT
         note = "; ".join([shown(row, found["median"]), *(bar["text"].split(" (")[0] for bar in found["bars"][:1])])
         out += [
             f'<text x="{LEFT - 8}" y="{middle + 4:g}" text-anchor="end">{html.escape(row.key)}</text>',
-            f'<rect class="{kind}" x="{LEFT}" y="{top + 4}" width="{place(found["median"]) - LEFT:.1f}" height="{LINE - 8}"/>',
+            f'<rect class="{kind}" x="{LEFT}" y="{top + 4}" width="{width:.1f}" height="{LINE - 8}"/>',
             f'<line x1="{place(found["min"]):.1f}" y1="{middle:g}" x2="{place(found["max"]):.1f}" y2="{middle:g}"/>',
             f'<text x="{place(found["max"]) + 8:.1f}" y="{middle + 4:g}">{html.escape(note)}</text>',
         ]

@@ -19,24 +19,19 @@ IDLE_CONNECTIONS = 999
 CROWD_CONTROLLERS, CROWD_QUEUES = 8, 125
 
 
-class Bar:
-    """Something to reach. `judge` looks at all rounds: a number and whether it is enough, `None` if nothing was measured."""
-
-    def judge(self, row, rounds):
-        raise NotImplementedError
-
-
 @dataclasses.dataclass
-class Share(Bar):
-    """Of the rate of another row: the median of the ratios of each round."""
+class Share:
+    """Of the rate of another row: the median of the ratios of each round. Without `least` it is not judged."""
 
     of: str
     least: float | None
     name: str
 
-    def judge(self, row, rounds):
-        value = median([one[row.key]["rate"] / one[self.of]["rate"] for one in both(rounds, row.key, self.of)])
-        return value, self.least is None or (value is not None and value >= self.least)
+    def value(self, row, rounds):
+        return median([one[row.key]["rate"] / one[self.of]["rate"] for one in both(rounds, row.key, self.of)])
+
+    def reached(self, value):
+        return None if self.least is None else value >= self.least
 
     def text(self, value):
         least = "" if self.least is None else f" (bar {self.least:g})"
@@ -44,47 +39,42 @@ class Share(Bar):
 
 
 @dataclasses.dataclass
-class AtMost(Bar):
-    """A number of the sample."""
+class AtMost:
+    """Something that `number` finds in a sample: the median of the rounds."""
 
-    field: str
+    number: typing.Callable
     most: float
     name: str
+    of: str = ""
 
-    def judge(self, row, rounds):
-        value = median([one[row.key][self.field] for one in rounds if self.field in one.get(row.key, {})])
-        return value, value is not None and value <= self.most
+    def value(self, row, rounds):
+        return median([self.number(one[row.key]) for one in rounds if row.key in one])
+
+    def reached(self, value):
+        return value <= self.most
 
     def text(self, value):
         return f"{value:.3g} {self.name} (bar {self.most:g})"
 
 
-@dataclasses.dataclass
-class Nanoseconds(AtMost):
-    """Of one I/O."""
-
-    field: str = "rate"
-    most: float = 0
-    name: str = "ns per I/O"
-
-    def judge(self, row, rounds):
-        value = median([1e9 / one[row.key]["rate"] for one in rounds if row.key in one])
-        return value, value is not None and value <= self.most
+def ns_per_io(sample):
+    return 1e9 / sample["rate"]
 
 
 @dataclasses.dataclass
-class More(Bar):
-    """Nanoseconds per I/O beyond another row, for each of `count` things."""
+class More:
+    """Nanoseconds per I/O beyond another row, for each of `count` layers."""
 
-    than: str
+    of: str
     count: int
     most: float
 
-    def judge(self, row, rounds):
-        ns = lambda one, key: 1e9 / one[key]["rate"]
-        extra = [(ns(one, row.key) - ns(one, self.than)) / self.count for one in both(rounds, row.key, self.than)]
-        value = median(extra)
-        return value, value is not None and value <= self.most
+    def value(self, row, rounds):
+        pairs = [(one[row.key], one[self.of]) for one in both(rounds, row.key, self.of)]
+        return median([(ns_per_io(own) - ns_per_io(other)) / self.count for own, other in pairs])
+
+    def reached(self, value):
+        return value <= self.most
 
     def text(self, value):
         return f"{value:.1f} ns a layer (bar {self.most:g})"
@@ -96,6 +86,7 @@ class Row:
 
     key: str
     run: typing.Callable
+    # What is to be reached, each by `value` over all rounds, `reached` and `text`.
     bars: list = dataclasses.field(default_factory=list)
     # How the rate is shown.
     unit: str = "IOPS"
@@ -168,8 +159,8 @@ def block_layer():
         rows.append(Row(f"{key} qd{depth}", run, bars, copies=copies, unit="IOPS"))
 
     for depth in (32, 128):
-        add("null, next poll", "poll0", depth, [Nanoseconds(most=25)])
-        add("null, in submit", "submit0", depth, [Nanoseconds(most=15)])
+        add("null, next poll", "poll0", depth, [AtMost(ns_per_io, 25, "ns per I/O")])
+        add("null, in submit", "submit0", depth, [AtMost(ns_per_io, 15, "ns per I/O")])
         for count in (1, 2):
             than = f"null, in submit qd{depth}"
             add(f"null, {count} layer{'s'[: count - 1]}", f"layer{count}", depth, [More(than, count, 12)])
@@ -186,7 +177,8 @@ def files():
         for sparse in (False, True):
             for op in ("randread", "randwrite"):
                 name = f"{'direct' if direct else 'cached'}-{'sparse' if sparse else 'full'}"
-                what = f"{'O_DIRECT' if direct else 'page cache'}, {'sparse' if sparse else 'preallocated'}, {op} 4k qd32"
+                cache, layout = "O_DIRECT" if direct else "page cache", "sparse" if sparse else "preallocated"
+                what = f"{cache}, {layout}, {op} 4k qd32"
 
                 def ours(w, name=name, op=op):
                     w.renew(name)
@@ -225,10 +217,12 @@ def door(sqflow, spdk):
                 random = 0.9 if small and depth == 128 else None
                 bars.append(Share(loop_key(op, block, depth, True), random, "random places"))
             if depth == 32 and small:
-                bars.append(AtMost("enters", 0.2, "enters"))
+                bars.append(AtMost(lambda sample: sample["enters"], 0.2, "enters"))
             if spdk and sqflow:
                 theirs = f"SPDK: {volume} {size(block)} {op} qd{depth}"
-                run = lambda w, nsid=nsid, op=op, block=block, depth=depth: w.spdk.measure(nsid, f"rand{op}", block, depth)
+                run = lambda w, nsid=nsid, op=op, block=block, depth=depth: w.spdk.measure(
+                    nsid, f"rand{op}", block, depth
+                )
                 rows.append(Row(theirs, run, [Share(bars[0].of, None, "loop")]))
                 bars.append(Share(theirs, 1.2 if depth == 32 and small else 1.0, "SPDK"))
             run = lambda w, nsid=nsid, op=op, block=block, depth=depth: remote(
@@ -251,7 +245,7 @@ def idle_cpu(world):
         share = (server.cpu_ns() - before) / (time.monotonic_ns() - start)
         for one in idle.sockets:
             one.close()
-    return {"rate": share * 100, "cpu": share * 100}
+    return {"rate": share * 100}
 
 
 def crowds():
@@ -261,7 +255,7 @@ def crowds():
         run = lambda w, depth=depth: remote(w, w.adaptive, 1, "randread", 4 * KIB, depth)
         same = Share(f"null 4k read qd{depth}", 0.97, "poll")
         rows.append(Row(f"adaptive, null 4k read qd{depth}", run, [same], copies=0))
-    rows.append(Row("adaptive, idle", idle_cpu, [AtMost("cpu", 1, "% of a core")], unit="%"))
+    rows.append(Row("adaptive, idle", idle_cpu, [AtMost(lambda sample: sample["rate"], 1, "% of a core")], unit="%"))
     for depth in (1, 128):
         run = lambda w, depth=depth: remote(w, w.crowded, 1, "randread", 4 * KIB, depth)
         alone = Share(f"null 4k read qd{depth}", 0.95, "alone")
@@ -313,8 +307,8 @@ class World:
         self.volumes.write_text(text)
 
     def renew(self, name):
-        """A file as its row wants it: a sparse one anew each time, a full one written once; nothing of it is left to be written
-        to the medium, and what is to be in the page cache is there."""
+        """A file as its row wants it: a sparse one anew each time, a full one written once; nothing of it is left to be
+        written to the medium, and what is to be in the page cache is there."""
         path = self.place / f"{name}.img"
         if name.endswith("sparse"):
             with open(path, "wb") as file:

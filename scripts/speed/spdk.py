@@ -1,4 +1,4 @@
-"""SPDK in the same rounds, if SPDK_DIR names a built tree: nvmf_tgt on the target's core, bdevperf on the core of the load."""
+"""SPDK in the same rounds, if SPDK_DIR names a built tree: nvmf_tgt on the target's core, bdevperf on the load's."""
 
 import json
 import os

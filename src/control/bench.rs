@@ -303,7 +303,8 @@ where
             reactor.spawn("bench", async move {
                 let part = task.await;
                 let failed = part.is_err();
-                // The receiver waits for the first error or for all. First the word why, then that others need not wait.
+                // The receiver waits for the first error or for all. First the word why, then that others need not
+                // wait.
                 let _ = sender.send(part);
                 if failed {
                     start.failed.store(true, Ordering::Release);

@@ -106,8 +106,9 @@ pub enum Workload {
 
 /// A polled-mode storage data plane in user space: serves local volumes over NVMe/TCP.
 ///
-/// Runs in the foreground until SIGINT or SIGTERM, then drains and exits 0. SIGHUP reads the configuration again, SIGUSR1
-/// logs what each reactor has counted (docs/benchmarks.md). Logs go to stderr; stdout gets one line per export with the command that connects a host, then `reactor: ready`.
+/// Runs in the foreground until SIGINT or SIGTERM, then drains and exits 0. SIGHUP reads the configuration again,
+/// SIGUSR1 logs what each reactor has counted (docs/benchmarks.md). Logs go to stderr; stdout gets one line per
+/// export with the command that connects a host, then `reactor: ready`.
 ///
 /// Exit codes: 0 clean, 1 a failure at run time, 2 an error in the command line or the configuration.
 #[derive(Parser)]
@@ -162,8 +163,8 @@ struct BenchArgs {
     /// Seconds, 0.1 to 86400
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_duration)]
     time: Duration,
-    /// Cores with a reactor each, "0-3" or "0,2": each drives the volume, or connects, on its own [default: the first core
-    /// of the configuration, or with --connect the last that this process may use]
+    /// Cores with a reactor each, "0-3" or "0,2": each drives the volume, or connects, on its own [default: the first
+    /// core of the configuration, or with --connect the last that this process may use]
     #[arg(long, value_name = "LIST", value_parser = parse_cores)]
     cores: Option<Cores>,
     /// Controllers that each reactor connects to with --connect [default: 1]
@@ -190,8 +191,8 @@ struct BenchArgs {
 #[derive(Clone, Debug)]
 struct Cores(Vec<usize>);
 
-/// Reads the command line of this process. Prints and exits where there is nothing to run: 2 after a usage error, 0 after
-/// `--help` and `--version`.
+/// Reads the command line of this process. Prints and exits where there is nothing to run: 2 after a usage error, 0
+/// after `--help` and `--version`.
 pub fn parse() -> Command {
     parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
 }

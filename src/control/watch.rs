@@ -1,5 +1,5 @@
-//! What reactors notice and nobody asks for: told to the log, by a thread that asks them once a second. And what they have
-//! counted, for whoever asks.
+//! What reactors notice and nobody asks for: told to the log, by a thread that asks them once a second. And what they
+//! have counted, for whoever asks.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{self, RecvTimeoutError};
