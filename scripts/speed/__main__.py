@@ -139,7 +139,8 @@ def main():
     install("bench", PROGRAMS)
     reactor = build("build", "--release", "--bin", "reactor")["reactor"]
     ceiling = build("bench", "--no-run", "--bench", "ceiling")["ceiling"]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     known = facts(options)
     # On the file system of the build, which is not a RAM disk where /tmp may be one.
     with tempfile.TemporaryDirectory(dir=TARGET, prefix="bench-") as place:

@@ -38,7 +38,9 @@ class Process:
     def __init__(self, command, log):
         self.log = log
         with open(log, "wb") as out:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            # A session of its own: the kernel hangs up a group that is orphaned with a stopped process in it.
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+            self.process = subprocess.Popen(command, start_new_session=True, **streams)
         Process.running.append(self)
 
     def wait_for(self, what, found):
