@@ -8,7 +8,6 @@ import argparse
 import concurrent.futures
 import json
 import os
-import pathlib
 import re
 import shutil
 import signal
@@ -17,8 +16,8 @@ import sys
 import threading
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+from machine import ROOT, TARGET, end_group, install
+
 LOGS = TARGET / "test-logs"
 sys.path.insert(0, str(ROOT / "qemu"))
 
@@ -30,7 +29,7 @@ SAID_LINES = 10
 OTHER_GROUPS = {"tidy", "sim", "no_alloc", "decoders"}
 
 # program -> package that has it
-PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin"}
+PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin", "valgrind": "valgrind"}
 
 TEST_LINE = re.compile(r"^test (.+?) \.\.\. (ok|FAILED|ignored)\b(.*)$")
 GUEST_LINE = re.compile(r"^(ok|FAIL|skip) ([\w-]+)(?:: (.*))?$")
@@ -117,15 +116,6 @@ class Step:
 
     def lines(self):
         return self.log.read_text(errors="replace").splitlines()
-
-
-def end_group(process):
-    """Ends a step's process group, so that nothing it started stays."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
 
 
 def as_one(report, step):
@@ -242,6 +232,14 @@ def native_targets():
     return [name for name in test_targets("reactor") if name not in OTHER_GROUPS]
 
 
+def speed(report, _):
+    """Instructions per I/O, counted by callgrind, against benches/instructions.toml"""
+    if not shutil.which("valgrind"):
+        report.skip("speed-instructions", "valgrind is not installed and could not be: nothing counts instructions")
+        return
+    as_one(report, Step("speed-instructions", ["cargo", "bench", "--bench", "instructions"]))
+
+
 def guest_nvmf(report, prepared):
     """NVMe/TCP against the kernel's host, in guests with the newest and the 6.12 kernel"""
     in_guests(report, prepared, "guest-nvmf", "nvmf", ROOT / "tests/guest/nvmf.py")
@@ -291,7 +289,14 @@ def in_guests(report, prepared, group, shape, script):
             future.result()
 
 
-GROUPS = {"lint": lint, "unit": unit, "sim": sim, "native": native, "guest-nvmf": guest_nvmf}
+GROUPS = {
+    "lint": lint,
+    "unit": unit,
+    "sim": sim,
+    "native": native,
+    "speed": speed,
+    "guest-nvmf": guest_nvmf,
+}
 
 
 # What the groups need
@@ -340,23 +345,8 @@ def prepare(groups, pool):
     return prepared
 
 
-def install():
-    """Installs the missing packages, or says which; whether they came shows in the groups that need them."""
-    missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
-    if missing:
-        command = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing]
-        if os.geteuid() == 0:
-            prefix = []
-        elif shutil.which("sudo") and not subprocess.run(["sudo", "-n", "true"], check=False).returncode:
-            prefix = ["sudo", "-n"]
-        else:
-            prefix = None
-        if prefix is None or not shutil.which("apt-get"):
-            print(f"test: not installed, and no right to install: apt-get install {' '.join(missing)}", flush=True)
-        else:
-            environment = ["env", "DEBIAN_FRONTEND=noninteractive"]
-            subprocess.run([*prefix, "apt-get", "update", "-qq"], check=False)
-            subprocess.run([*prefix, *environment, *command], check=False)
+def install_components():
+    """Installs the parts of the toolchain that the lint group needs, or says which."""
     for component, probe in (("rustfmt", "fmt"), ("clippy", "clippy")):
         if (
             shutil.which("cargo")
@@ -386,7 +376,8 @@ def main():
         parser.error(f"no group named {' '.join(unknown)}: there are {', '.join(GROUPS)}")
     groups = [name for name in GROUPS if name in options.group or not options.group]
     LOGS.mkdir(parents=True, exist_ok=True)
-    install()
+    install("test", PROGRAMS)
+    install_components()
     if not shutil.which("cargo"):
         print("test: cargo is not installed: see https://rustup.rs", flush=True)
     report = Report()

@@ -140,7 +140,8 @@ impl Running {
     }
 }
 
-/// Runs a job to its end, or until `stop` is set. `done` counts I/Os as they complete, for whoever shows progress.
+/// Runs a job to its end, or until `stop` is set. `done` counts I/Os as they complete, for whoever shows progress; no
+/// other job may count there meanwhile, since the outcome has what it grew by.
 ///
 /// Must be called from a task of `reactor`.
 pub async fn run<V: Volume>(

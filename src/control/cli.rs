@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
-use super::config::{check_nqn, parse_size};
-use crate::limits::TRANSFER_MAX;
+use super::config::{check_nqn, parse_core_list, parse_size};
+use crate::limits::{REACTORS_MAX, TRANSFER_MAX};
 
 /// What the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct BenchOptions {
     pub queue_depth: u32,
     /// How long.
     pub duration: Duration,
+    /// Cores with a reactor each, which all drive the same; empty: one, on a core that fits.
+    pub cores: Vec<usize>,
     /// One JSON object instead of text.
     pub json: bool,
 }
@@ -58,8 +60,12 @@ pub enum BenchTarget {
     Remote {
         /// Where it is.
         address: RemoteNamespace,
-        /// I/O queues, one connection each: 1 to 64.
+        /// Controllers of each reactor: 1 to 1024.
+        controllers: u16,
+        /// I/O queues of each controller, one connection each: 1 to 128.
         queues: u16,
+        /// Keep submission queue flow control, which is else disabled.
+        sqflow: bool,
         /// Ask for header digests.
         header_digest: bool,
         /// Ask for data digests.
@@ -100,8 +106,9 @@ pub enum Workload {
 
 /// A polled-mode storage data plane in user space: serves local volumes over NVMe/TCP.
 ///
-/// Runs in the foreground until SIGINT or SIGTERM, then drains and exits 0. SIGHUP reads the configuration again. Logs
-/// go to stderr; stdout gets one line per export with the command that connects a host, then `reactor: ready`.
+/// Runs in the foreground until SIGINT or SIGTERM, then drains and exits 0. SIGHUP reads the configuration again,
+/// SIGUSR1 logs what each reactor has counted (docs/benchmarks.md). Logs go to stderr; stdout gets one line per
+/// export with the command that connects a host, then `reactor: ready`.
 ///
 /// Exit codes: 0 clean, 1 a failure at run time, 2 an error in the command line or the configuration.
 #[derive(Parser)]
@@ -125,8 +132,8 @@ enum CliCommand {
 
 /// Drive one volume of a configuration, or a remote namespace, and show rates and latencies
 ///
-/// One reactor drives the block device; no other part of the configuration is started. A write pattern overwrites what
-/// is on the volume. A failed I/O makes the exit code 1.
+/// One reactor drives the block device, or several (--cores); no other part of the configuration is started. A write
+/// pattern overwrites what is on the volume. A failed I/O makes the exit code 1.
 #[derive(Args)]
 #[command(
     override_usage = "reactor bench --config FILE --bdev NAME [OPTIONS]\n       reactor bench --connect URL [OPTIONS]"
@@ -150,15 +157,25 @@ struct BenchArgs {
     /// Bytes of one I/O: 4k, 4KiB, 128k, 1m; a multiple of 512, at most 1 MiB
     #[arg(long, value_name = "SIZE", default_value = "4k", value_parser = parse_io_size)]
     bs: u32,
-    /// I/Os in flight; with --connect, on each queue
+    /// I/Os in flight of each reactor; with --connect, on each queue
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
     qd: u32,
-    /// Seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=86_400))]
-    time: u32,
-    /// I/O queues of --connect, one connection each [default: 1]
-    #[arg(long, value_name = "N", conflicts_with_all = ["config", "bdev"], value_parser = clap::value_parser!(u16).range(1..=64))]
+    /// Seconds, 0.1 to 86400
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_duration)]
+    time: Duration,
+    /// Cores with a reactor each, "0-3" or "0,2": each drives the volume, or connects, on its own [default: the first
+    /// core of the configuration, or with --connect the last that this process may use]
+    #[arg(long, value_name = "LIST", value_parser = parse_cores)]
+    cores: Option<Cores>,
+    /// Controllers that each reactor connects to with --connect [default: 1]
+    #[arg(long, value_name = "N", conflicts_with_all = ["config", "bdev"], value_parser = clap::value_parser!(u16).range(1..=1024))]
+    controllers: Option<u16>,
+    /// I/O queues of each controller of --connect, one connection each [default: 1]
+    #[arg(long, value_name = "N", conflicts_with_all = ["config", "bdev"], value_parser = clap::value_parser!(u16).range(1..=128))]
     queues: Option<u16>,
+    /// Keep submission queue flow control with --connect; by default the host asks to do without
+    #[arg(long, conflicts_with_all = ["config", "bdev"])]
+    sqflow: bool,
     /// Ask for header digests (CRC32C) with --connect
     #[arg(long, conflicts_with_all = ["config", "bdev"])]
     header_digest: bool,
@@ -170,8 +187,12 @@ struct BenchArgs {
     json: bool,
 }
 
-/// Reads the command line of this process. Prints and exits where there is nothing to run: 2 after a usage error, 0 after
-/// `--help` and `--version`.
+/// A list of cores, as clap wants it: one value.
+#[derive(Clone, Debug)]
+struct Cores(Vec<usize>);
+
+/// Reads the command line of this process. Prints and exits where there is nothing to run: 2 after a usage error, 0
+/// after `--help` and `--version`.
 pub fn parse() -> Command {
     parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
 }
@@ -198,7 +219,9 @@ impl BenchArgs {
         let target = match (self.connect, self.config, self.bdev) {
             (Some(address), ..) => BenchTarget::Remote {
                 address,
+                controllers: self.controllers.unwrap_or(1),
                 queues: self.queues.unwrap_or(1),
+                sqflow: self.sqflow,
                 header_digest: self.header_digest,
                 data_digest: self.data_digest,
             },
@@ -210,7 +233,8 @@ impl BenchArgs {
             workload: self.rw,
             io_size: self.bs,
             queue_depth: self.qd,
-            duration: Duration::from_secs(self.time.into()),
+            duration: self.time,
+            cores: self.cores.map_or_else(Vec::new, |cores| cores.0),
             json: self.json,
         })
     }
@@ -229,6 +253,26 @@ fn parse_io_size(text: &str) -> Result<u32, String> {
         return Err("an I/O is a multiple of 512 bytes, at most 1 MiB".to_owned());
     }
     u32::try_from(size).map_err(|error| error.to_string())
+}
+
+/// Seconds, with a fraction if need be.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("\"{text}\" is not a number of seconds"))?;
+    if !(0.1..=86_400.0).contains(&seconds) {
+        return Err("a bench takes 0.1 to 86400 seconds".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Different cores, ascending.
+fn parse_cores(text: &str) -> Result<Cores, String> {
+    let mut cores = parse_core_list(text).map_err(|bad| format!("{}: {}", bad.message, bad.help))?;
+    cores.sort_unstable();
+    cores.dedup();
+    if cores.len() > REACTORS_MAX {
+        return Err(format!("{} cores are more than the {REACTORS_MAX} reactors of one process", cores.len()));
+    }
+    Ok(Cores(cores))
 }
 
 /// Reads `nvme-tcp://HOST[:PORT]/NQN[?nsid=N]`.
@@ -298,16 +342,18 @@ mod tests {
             io_size: 4096,
             queue_depth: 32,
             duration: Duration::from_secs(5),
+            cores: Vec::new(),
             json: false,
         };
         assert_eq!(bench("reactor bench --config poll.toml --bdev ram0"), expected);
-        let all = "reactor bench --config f --bdev b --rw randrw --bs 128k --qd 1 --time 60 --json";
+        let all = "reactor bench --config f --bdev b --rw randrw --bs 128k --qd 1 --time 60.5 --cores 2,0-1,0 --json";
         let expected = BenchOptions {
             target: BenchTarget::Bdev { config: "f".into(), name: "b".to_owned() },
             workload: Workload::RandomMixed,
             io_size: 128 << 10,
             queue_depth: 1,
-            duration: Duration::from_secs(60),
+            duration: Duration::from_millis(60_500),
+            cores: vec![0, 1, 2],
             json: true,
         };
         assert_eq!(bench(all), expected);
@@ -316,13 +362,27 @@ mod tests {
     #[test]
     fn bench_of_a_remote_namespace() {
         let line = format!(
-            "reactor bench --connect nvme-tcp://[::1]:4421/{NQN}?nsid=7 --queues 4 --header-digest --data-digest"
+            "reactor bench --connect nvme-tcp://[::1]:4421/{NQN}?nsid=7 --controllers 8 --queues 4 --sqflow --header-digest --data-digest"
         );
         let address = RemoteNamespace { host: "::1".to_owned(), port: 4421, nqn: NQN.to_owned(), nsid: 7 };
-        let expected = BenchTarget::Remote { address, queues: 4, header_digest: true, data_digest: true };
+        let expected = BenchTarget::Remote {
+            address,
+            controllers: 8,
+            queues: 4,
+            sqflow: true,
+            header_digest: true,
+            data_digest: true,
+        };
         assert_eq!(bench(&line).target, expected);
         let address = RemoteNamespace { host: "localhost".to_owned(), port: 4420, nqn: NQN.to_owned(), nsid: 1 };
-        let expected = BenchTarget::Remote { address, queues: 1, header_digest: false, data_digest: false };
+        let expected = BenchTarget::Remote {
+            address,
+            controllers: 1,
+            queues: 1,
+            sqflow: false,
+            header_digest: false,
+            data_digest: false,
+        };
         assert_eq!(bench(&format!("reactor bench --connect nvme-tcp://localhost/{NQN}")).target, expected);
     }
 
@@ -376,6 +436,11 @@ mod tests {
             "reactor bench --config a --bdev b --rw trim",
             "reactor bench --config a --bdev b --qd 0",
             "reactor bench --config a --bdev b --time 0",
+            "reactor bench --config a --bdev b --time NaN",
+            "reactor bench --config a --bdev b --cores 1-0",
+            "reactor bench --config a --bdev b --cores 0-99",
+            "reactor bench --config a --bdev b --sqflow",
+            "reactor bench --config a --bdev b --controllers 2",
             "reactor bench --config a --bdev b --connect nvme-tcp://h/nqn.2026-11.io.reactor:vol0",
             "reactor bench --connect nvme-tcp://h/vol0",
         ] {

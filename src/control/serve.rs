@@ -8,14 +8,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::cli::ServeOptions;
 use super::config::{self, Change, Config, HostAccess, Hugepages, Idle, Machine, Style, Subsystem};
 use super::shutdown;
 use super::volumes::Volumes;
-use super::watch::Watch;
+use super::watch::{self, Watch};
 use crate::bdev::registry::Claim;
 use crate::nvme::target::tcp::{Door, Export};
 use crate::reactor;
@@ -104,7 +104,8 @@ fn hosts(access: &HostAccess) -> Option<Vec<String>> {
 impl Server {
     fn start(config: Config) -> Result<Server, String> {
         // Signals first: one that comes during the start is not lost and ends it cleanly.
-        let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|e| format!("cannot watch for signals: {e}"))?;
+        let signals =
+            Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1]).map_err(|e| format!("cannot watch for signals: {e}"))?;
         uring::probe().map_err(|e| e.to_string())?;
         if let Err(error) = affinity::raise_open_files() {
             tracing::warn!("the limit of open files cannot be raised: {error}");
@@ -186,10 +187,13 @@ impl Server {
         loop {
             // All that are pending: one left behind would only be seen with the next.
             let pending: Vec<i32> = self.signals.wait().collect();
-            if pending.iter().any(|&signal| signal != SIGHUP) {
+            if pending.iter().any(|&signal| signal != SIGHUP && signal != SIGUSR1) {
                 break;
             }
-            if !pending.is_empty() {
+            if pending.contains(&SIGUSR1) {
+                watch::tell_counters(self.reactors.remotes());
+            }
+            if pending.contains(&SIGHUP) {
                 self.reload(path, machine);
             }
         }

@@ -1,4 +1,5 @@
-//! What reactors notice and nobody asks for: told to the log, by a thread that asks them once a second.
+//! What reactors notice and nobody asks for: told to the log, by a thread that asks them once a second. And what they
+//! have counted, for whoever asks.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -52,5 +53,30 @@ fn look(remotes: &[Remote], told: &mut BTreeSet<String>) {
         for stall in stalls {
             tracing::warn!("reactor {} stalled for {} ms in {}", remote.id(), stall.ns / 1_000_000, stall.who);
         }
+    }
+}
+
+/// Logs the counters of every reactor since its start, one line each: `reactor ID: NAME=NUMBER ...`.
+pub fn tell_counters(remotes: &[Remote]) {
+    for remote in remotes {
+        let id = remote.id();
+        let Some(now) = remote.ask_within(PERIOD, |reactor| reactor.stats()) else {
+            tracing::error!("reactor {id} does not answer");
+            continue;
+        };
+        tracing::info!(
+            "reactor {id}: busy_turns={} idle_turns={} busy_ns={} asleep_ns={} sleeps={} enters={} submitted={} \
+             completed={} overflows={} stale={}",
+            now.busy_turns,
+            now.idle_turns,
+            now.busy_ns,
+            now.asleep_ns,
+            now.sleeps,
+            now.ring.enters,
+            now.ring.submitted,
+            now.ring.completed,
+            now.ring.overflows,
+            now.ring.stale + now.stale_ios,
+        );
     }
 }

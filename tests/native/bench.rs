@@ -1,6 +1,6 @@
 //! `reactor bench`: what it prints and how it ends.
 
-use super::server::{Place, Program, nqn, reactor};
+use super::server::{PATIENCE, Place, Program, nqn, reactor};
 
 const CONFIG: &str = r#"
 [memory]
@@ -31,7 +31,10 @@ fn bench(words: &[&str], code: i32) -> (String, String) {
 fn check(text: &str, block: f64, errors: u64) -> serde_json::Value {
     let value: serde_json::Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
     let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(keys, ["errors", "iops", "ios", "latency_us", "mib_per_s", "seconds"]);
+    assert_eq!(
+        keys,
+        ["busy_ns_per_io", "enters_per_io", "errors", "iops", "ios", "latency_us", "mib_per_s", "seconds"]
+    );
     let number =
         |key: &str| value.pointer(key).and_then(serde_json::Value::as_f64).unwrap_or_else(|| panic!("{key}: {text}"));
     assert_eq!(value["errors"].as_u64(), Some(errors), "{text}");
@@ -42,6 +45,7 @@ fn check(text: &str, block: f64, errors: u64) -> serde_json::Value {
     assert!(near(number("/iops") * number("/seconds"), ios), "{text}");
     assert!(near(number("/iops") * block / f64::from(1 << 20), number("/mib_per_s")), "{text}");
     let [p50, p99, p99_9] = ["/latency_us/p50", "/latency_us/p99", "/latency_us/p99_9"].map(number);
+    assert!(number("/enters_per_io") >= 0.0 && number("/busy_ns_per_io") > 0.0, "{text}");
     assert!(number("/latency_us/mean") > 0.0 && p50 <= p99 && p99 <= p99_9, "{text}");
     value
 }
@@ -58,6 +62,13 @@ fn a_bench_of_a_volume_prints_the_json_of_the_contract() {
         let (out, _) = bench(&words, 0);
         check(&out, bytes, 0);
     }
+    // Two reactors on one core come to the same as on two, only slower.
+    let cores = reactor::sys::affinity::allowed_cores().unwrap();
+    let two = cores.iter().take(2).map(usize::to_string).collect::<Vec<_>>().join(",");
+    let (out, _) = bench(&["--config", config, "--bdev", "null0", "--cores", &two, "--json"], 0);
+    check(&out, 4096.0, 0);
+    let (out, text) = bench(&["--config", config, "--bdev", "null0", "--cores", "8000"], 1);
+    assert!(out.is_empty() && text.contains("8000"), "{text}");
     let (out, _) = bench(&["--config", config, "--bdev", "null0"], 0);
     assert!(out.contains(" IOPS, ") && out.contains("latency: mean ") && out.contains(", 0 errors"), "{out}");
 }
@@ -95,17 +106,48 @@ fn a_bench_of_a_remote_namespace_prints_the_json_of_the_contract() {
     );
     let server = Place::new().serve(&text);
     let url = |nsid: u32| format!("nvme-tcp://{}/{}?nsid={nsid}", server.address(), nqn(0));
-    for (nsid, more) in [
-        (1, &["--rw", "randrw", "--queues", "2"][..]),
-        (2, &["--header-digest", "--data-digest"]),
-        (1, &["--rw", "write", "--bs", "1m", "--qd", "4"]),
+    for (nsid, more, in_flight) in [
+        (1, &["--rw", "randrw", "--queues", "2"][..], 64.0),
+        (2, &["--header-digest", "--data-digest", "--sqflow"], 32.0),
+        (2, &["--controllers", "3", "--queues", "5", "--qd", "1"], 15.0),
+        (1, &["--rw", "write", "--bs", "1m", "--qd", "4"], 4.0),
     ] {
         let url = url(nsid);
         let words = [&["--connect", &url, "--json"], more].concat();
         let (out, _) = bench(&words, 0);
-        check(&out, if more.contains(&"1m") { 1_048_576.0 } else { 4096.0 }, 0);
+        let value = check(&out, if more.contains(&"1m") { 1_048_576.0 } else { 4096.0 }, 0);
+        // Little's law: more than are in flight cannot be counted.
+        let mean = value.pointer("/latency_us/mean").and_then(serde_json::Value::as_f64).unwrap();
+        let found = value["iops"].as_f64().unwrap() * mean / 1e6;
+        assert!(found < in_flight * 1.05, "{found} in flight: {out}");
     }
     let (out, text) = bench(&["--connect", &url(3)], 1);
     assert!(out.is_empty() && !text.is_empty(), "{text}");
+    server.stop();
+}
+
+#[test]
+fn a_server_tells_its_counters_at_a_signal_and_serves_on() {
+    let text = format!(
+        "{CONFIG}[nvmf]\nlisten = [\"127.0.0.1:0\"]\n[[nvmf.subsystem]]\nnqn = \"{}\"\nnamespaces = [{{ bdev = \"null0\" }}]\n",
+        nqn(0)
+    );
+    let mut server = Place::new().serve(&text);
+    let url = format!("nvme-tcp://{}/{}", server.address(), nqn(0));
+    let mut told = || {
+        server.program.signal("USR1");
+        let line =
+            server.program.err.next_with("reactor 0: busy_turns=", PATIENCE).expect("a line of counters").to_owned();
+        let of = |name: &str| {
+            let number = line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            number.and_then(|number| number.parse::<u64>().ok()).unwrap_or_else(|| panic!("{name}: {line}"))
+        };
+        assert_eq!((of("overflows"), of("stale")), (0, 0), "{line}");
+        (of("busy_ns"), of("enters"))
+    };
+    let before = told();
+    bench(&["--connect", &url], 0);
+    let after = told();
+    assert!(after.0 > before.0 && after.1 > before.1, "{before:?}, {after:?}");
     server.stop();
 }

@@ -189,7 +189,7 @@ pub(super) const CORE_MAX: u16 = 8191;
 ///
 /// # Errors
 /// Another form, a range that runs backwards, a number above 8191.
-pub(super) fn parse_core_list(text: &str) -> Result<Vec<usize>, Bad> {
+pub fn parse_core_list(text: &str) -> Result<Vec<usize>, Bad> {
     let mut cores = Vec::new();
     for part in text.split(',').map(str::trim) {
         let (low, high) = part.split_once('-').unwrap_or((part, part));

@@ -1,0 +1,177 @@
+"""Measures speed against this machine's own ceilings: scripts/bench [--help].
+
+Builds the release, then runs all rows once in each of several rounds, so that the hour, which makes a machine twice as
+fast or as slow, is the same for a row and for what it is held against. Shows medians with the spread.
+docs/benchmarks.md says how to read them.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import report
+import rows
+import spdk
+from machine import ROOT, TARGET, install
+from programs import Failed, Process
+
+PROGRAMS = {"cc": "build-essential", "fio": "fio"}
+# Processes that want a core at the start, beyond which the numbers are others' as much as ours.
+QUIET = 0.5
+ROUNDS, QUICK_ROUNDS = 7, 3
+SECONDS, QUICK_SECONDS = 0.7, 0.3
+RAM, QUICK_RAM = 1 << 30, 256 << 20
+FILE, QUICK_FILE = 512 << 20, 128 << 20
+
+
+def build(*words):
+    """Builds with cargo; the executables by name."""
+    command = ["cargo", *words, "--message-format=json-render-diagnostics"]
+    try:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        result = subprocess.run(command, cwd=ROOT, text=True, check=False, **streams)
+    except FileNotFoundError:
+        raise Failed("cargo is not installed: see https://rustup.rs") from None
+    if result.returncode:
+        raise Failed("the release does not build")
+    made = (json.loads(line) for line in result.stdout.splitlines() if line.startswith("{"))
+    return {one["target"]["name"]: one["executable"] for one in made if one.get("executable")}
+
+
+def others():
+    """How many threads of others run just now, the mean of a second."""
+    looks = []
+    for _ in range(10):
+        with open("/proc/loadavg", encoding="ascii") as text:
+            looks.append(int(text.read().split()[3].split("/")[0]) - 1)
+        time.sleep(0.1)
+    return sum(looks) / len(looks)
+
+
+def facts(options):
+    """What the numbers depend on."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    model = ""
+    with open("/proc/cpuinfo", encoding="utf-8") as text:
+        for line in text:
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return {
+        "commit": commit.stdout.strip(),
+        "kernel": platform.release(),
+        "processor": f"{model}, {os.cpu_count()} cores",
+        "others": others(),
+        "seconds": options.time,
+    }
+
+
+def measure(world, tables, options):
+    """All rounds: in each, a sample by the key of its row."""
+    wanted = [row for table in tables for row in table.rows]
+    if options.only:
+        named = [row for row in wanted if options.only in row.key or options.only in table_of(tables, row)]
+        # What they are held against, too.
+        needed = {row.key for row in named}
+        needed |= {bar.of for row in named for bar in row.bars}
+        wanted = [row for row in wanted if row.key in needed]
+        if not wanted:
+            raise Failed(f"no row has {options.only!r} in its name: try --list")
+    rounds, failures = [], []
+    for number in range(options.rounds):
+        started = time.monotonic()
+        samples = {}
+        for row in wanted:
+            try:
+                samples[row.key] = row.run(world)
+            except (Failed, subprocess.TimeoutExpired, OSError) as error:
+                failures.append(f"{row.key}: {error}")
+                print(f"FAIL {row.key}: {error}", file=sys.stderr, flush=True)
+        rounds.append(samples)
+        took = time.monotonic() - started
+        print(f"round {number + 1} of {options.rounds}: {len(samples)} rows, {took:.0f} s", file=sys.stderr, flush=True)
+    return rounds, failures
+
+
+def table_of(tables, row):
+    return next(table.name for table in tables if row in table.rows)
+
+
+def options_of(arguments):
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures speed against this machine's own ceilings; docs/benchmarks.md says how to read it.",
+        epilog="SPDK_DIR names a built SPDK tree to be measured in the same rounds.",
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"how often every row runs [default: {ROUNDS}]")
+    parser.add_argument("--time", type=float, metavar="S", help=f"seconds of each run [default: {SECONDS}]")
+    parser.add_argument("--only", metavar="WORD", help="rows with WORD in their name, or of the table of that name")
+    parser.add_argument("--quick", action="store_true", help="few and short runs on less memory: to see that all works")
+    parser.add_argument("--list", action="store_true", help="name the tables and rows, measure nothing")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all numbers of all rounds")
+    parser.add_argument("--svg", type=pathlib.Path, metavar="DIR", help="write a picture of each table")
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    options.time = options.time or (QUICK_SECONDS if options.quick else SECONDS)
+    if options.rounds < 1 or not 0.1 <= options.time <= 60:
+        parser.error("--rounds is at least 1, --time from 0.1 to 60")
+    return options
+
+
+def main():
+    options = options_of(None)
+    tables = rows.tables(spdk.available())
+    if options.list:
+        for table in tables:
+            print(f"{table.name}: {table.title}")
+            print("".join(f"  {row.key}\n" for row in table.rows), end="")
+        return 0
+    install("bench", PROGRAMS)
+    reactor = build("build", "--release", "--bin", "reactor")["reactor"]
+    ceiling = build("bench", "--no-run", "--bench", "ceiling")["ceiling"]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    known = facts(options)
+    # On the file system of the build, which is not a RAM disk where /tmp may be one.
+    with tempfile.TemporaryDirectory(dir=TARGET, prefix="bench-") as place:
+        try:
+            ram, file_size = (QUICK_RAM, QUICK_FILE) if options.quick else (RAM, FILE)
+            world = rows.World(pathlib.Path(place), reactor, ceiling, options.time, ram, file_size)
+            rounds, failures = measure(world, tables, options)
+        finally:
+            Process.end_all()
+    print(f"{known['processor']}, Linux {known['kernel']}, commit {known['commit']}")
+    print(f"{options.rounds} rounds of {options.time:g} s for each row")
+    if known["others"] > QUIET:
+        print(f"NOT QUIET: {known['others']:.1f} threads of others ran before the first round: it shows in the numbers")
+    for table in tables:
+        print(report.text(table, rounds), end="")
+    reached, missed = report.counted(tables, rounds)
+    print(f"\n{reached} bars reached, {missed} missed, {len(failures)} runs failed")
+    if options.json:
+        options.json.write_text(json.dumps(report.as_json(tables, rounds, known), indent=1) + "\n")
+    if options.svg:
+        options.svg.mkdir(parents=True, exist_ok=True)
+        for table in tables:
+            picture = report.picture(table, rounds)
+            if picture:
+                (options.svg / f"{table.name}.svg").write_text(picture)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Failed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(1)
