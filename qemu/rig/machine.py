@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -17,6 +18,8 @@ from .packages import RigError
 
 MARKER = re.compile(rb"^rig: exit (\d+)\r?$", re.MULTILINE)
 TRIAL_TIMEOUT_S = 20
+# QEMU's TCG with several threads now and then fails an assertion of its own while the firmware or the kernel sets up devices.
+BOOTS_MAX = 3
 
 
 def shapes():
@@ -53,7 +56,10 @@ class Machine:
             console = pathlib.Path(f"{log}.console")
             serial = ["-serial", f"file:{console}", "-serial", f"file:{log}"]
             command = self._command(place, initrd, serial, self.accelerator(), [])
-            code = _wait(command, self._environment(), log, timeout_s or self.shape["timeout"], echo)
+            for _ in range(BOOTS_MAX):
+                code, crashed = _wait(command, self._environment(), log, timeout_s or self.shape["timeout"], echo)
+                if not crashed:
+                    break
         if code is None:
             raise RigError(f"the guest ended without an exit code; its console: {console}\n{_tail(console)}")
         return code
@@ -86,7 +92,7 @@ class Machine:
             log = place / "log"
             serial = ["-serial", f"file:{place / 'console'}", "-serial", f"file:{log}"]
             command = self._command(place, self.kernel.initrd, serial, "kvm", ["rig.trial"])
-            good = _wait(command, self._environment(), log, TRIAL_TIMEOUT_S, None) == 0
+            good = _wait(command, self._environment(), log, TRIAL_TIMEOUT_S, None)[0] == 0
         accelerator = "kvm" if good else "tcg"
         memory.write_text(json.dumps({"key": key, "accelerator": accelerator}))
         return accelerator
@@ -140,7 +146,8 @@ class _RunDirectory:
 
 
 def _wait(command, environment, log, timeout_s, echo):
-    """Runs QEMU to its end; returns the exit code that the guest said, or None if it said none in time."""
+    """Runs QEMU to its end. Returns the exit code that the guest said, or None if it said none in time; and whether QEMU itself
+    crashed before the payload said a word."""
     pathlib.Path(log).write_bytes(b"")
     process = subprocess.Popen(
         command,
@@ -162,10 +169,11 @@ def _wait(command, environment, log, timeout_s, echo):
         errors = process.communicate()[1]
     if echo:
         _echo_lines(log, seen, echo)
+    crashed = process.returncode == -signal.SIGABRT and not pathlib.Path(log).read_bytes()
     with open(log, "ab") as file:
         file.write(errors)
     found = MARKER.search(pathlib.Path(log).read_bytes())
-    return int(found.group(1)) if found else None
+    return int(found.group(1)) if found else None, crashed
 
 
 def _echo_lines(log, seen, echo):

@@ -349,12 +349,18 @@ impl Core {
                 break;
             }
         }
+        if matches!(self.ended.get(), Some(Ended::Protocol(FatalError::Terminate { .. }))) {
+            // What the peer still sends must not meet a closed socket: the reset would take the reason from it.
+            self.stream.shut_down_sending();
+            while self.stream.recv().await.is_ok() {}
+        }
         self.stream.shut_down();
         self.task_ends();
     }
 
     async fn watch(&self) {
         let _guard = Stopped(self);
+        let mut ended_before = false;
         loop {
             let mut sleep = pin!(self.reactor.sleep(self.watch_ns));
             std::future::poll_fn(|cx| if self.over.get() { Poll::Ready(()) } else { sleep.as_mut().poll(cx) }).await;
@@ -362,8 +368,10 @@ impl Core {
                 return;
             }
             if self.ended.get().is_some() {
-                // A peer that does not even take the reason of the end.
-                self.stream.shut_down();
+                if std::mem::replace(&mut ended_before, true) {
+                    // A peer that does not take the reason of the end, or does not close.
+                    self.stream.shut_down();
+                }
                 continue;
             }
             let overdue = self.slots.borrow().overdue(self.reactor.clock().now());
