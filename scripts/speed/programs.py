@@ -12,7 +12,8 @@ import time
 NQN = "nqn.2026-11.io.reactor:bench"
 HOST_NQN = "nqn.2026-11.io.reactor:crowd"
 START_TIMEOUT_S = 30
-COUNTERS = re.compile(r"reactor \d+: (busy_turns=.*)")
+# Whole lines: one that is still being written is not there yet.
+COUNTERS = re.compile(r"reactor \d+: (busy_turns=.* stale=\d+)\n")
 
 
 class Failed(Exception):
