@@ -1,14 +1,15 @@
 //! What the block layer costs per I/O: `cargo bench --bench layers`, with a part of a line's name for only those lines. Prints a
 //! table, judges nothing.
 
+mod devices;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 
+use devices::{layer, null, ram};
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
-use reactor::bdev::device::malloc::{self, Malloc};
-use reactor::bdev::device::null::{self, CompleteIn, Null};
-use reactor::bdev::layer::inject::{self, Inject};
+use reactor::bdev::device::null::CompleteIn;
 use reactor::bdev::load::{self, Job, Pattern};
 use reactor::bdev::{BlockDevice, Handle};
 use reactor::reactor::Idle;
@@ -17,37 +18,8 @@ use reactor::reactor::start::{Reactors, solo};
 const NS: u64 = 400_000_000;
 const ROUNDS: usize = 7;
 
-fn null(complete: CompleteIn) -> Arc<dyn BlockDevice> {
-    Arc::new(Null::new(null::Options {
-        name: "null".to_owned(),
-        uuid: [0; 16],
-        size: 1 << 30,
-        block_size: 512,
-        physical_block_size: 512,
-        complete,
-    }))
-}
-
-fn ram() -> Arc<dyn BlockDevice> {
-    let volume = Malloc::new(malloc::Options {
-        name: "ram".to_owned(),
-        uuid: [0; 16],
-        size: 64 << 20,
-        block_size: 512,
-        physical_block_size: 512,
-        hugepages: false,
-        home: 0,
-    });
-    Arc::new(volume.expect("address space"))
-}
-
-fn layers(mut device: Arc<dyn BlockDevice>, count: usize) -> Arc<dyn BlockDevice> {
-    for number in 0..count {
-        let options =
-            inject::Options { name: format!("layer{number}"), uuid: [0; 16], base: device, rules: Vec::new() };
-        device = Arc::new(Inject::new(options).expect("no rules"));
-    }
-    device
+fn layers(device: Arc<dyn BlockDevice>, count: usize) -> Arc<dyn BlockDevice> {
+    (0..count).fold(device, |base, _| layer(base))
 }
 
 fn job(depth: usize) -> Job {
@@ -138,7 +110,7 @@ fn main() {
             both(&format!("null, complete in {complete:?}, {count} layers"), &|depth| measure(&device, depth));
         }
     }
-    let device = ram();
+    let device = ram(64 << 20);
     both("RAM, through split", &|depth| measure(&device, depth));
     both("null on another reactor, through forward", &measure_forward);
 }

@@ -8,15 +8,15 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use reactor::bdev::device::malloc::{self, Malloc};
-use reactor::bdev::device::null::{self, CompleteIn, Null};
-use reactor::bdev::layer::inject::{self, Inject};
+use reactor::bdev::device::null::CompleteIn;
 use reactor::bdev::load::{self, Job, Pattern};
 use reactor::bdev::{BlockDevice, Handle};
 use reactor::nvme::host::{Controller, Identity, Options, Queue, Volume};
 use reactor::nvme::target::tcp::{Door, Export};
 use reactor::reactor::mailbox::{Reach, Remote};
 use reactor::reactor::{Reactor, start};
+
+use crate::devices::{layer, null, ram};
 
 /// All pieces of work. Those with RAM have small blocks: a copy counts as an instruction for every byte, and large
 /// ones would hide all else.
@@ -49,35 +49,6 @@ fn counted_turn(reactor: &Reactor) {
     reactor.turn();
 }
 
-fn null(complete: CompleteIn) -> Arc<dyn BlockDevice> {
-    Arc::new(Null::new(null::Options {
-        name: "null".to_owned(),
-        uuid: [1; 16],
-        size: 1 << 30,
-        block_size: 512,
-        physical_block_size: 512,
-        complete,
-    }))
-}
-
-fn ram() -> Arc<dyn BlockDevice> {
-    let volume = Malloc::new(malloc::Options {
-        name: "ram".to_owned(),
-        uuid: [2; 16],
-        size: 16 << 20,
-        block_size: 512,
-        physical_block_size: 512,
-        hugepages: false,
-        home: 0,
-    });
-    Arc::new(volume.expect("address space"))
-}
-
-fn layer(base: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
-    let options = inject::Options { name: "layer".to_owned(), uuid: [3; 16], base, rules: Vec::new() };
-    Arc::new(Inject::new(options).expect("no rules"))
-}
-
 /// Does the work of that name; the number of I/Os while turns were counted.
 pub fn run(name: &str) -> u64 {
     let Some((what, side)) = name.strip_prefix("NVMe/TCP ").and_then(|rest| rest.split_once(", ")) else {
@@ -85,12 +56,12 @@ pub fn run(name: &str) -> u64 {
             "null, next poll" => (null(CompleteIn::Poll), 4096),
             "null, in submit" => (null(CompleteIn::Submit), 4096),
             "null, in submit, 1 layer" => (layer(null(CompleteIn::Submit)), 4096),
-            "RAM 512 read" => (ram(), 512),
+            "RAM 512 read" => (ram(16 << 20), 512),
             _ => panic!("there is no work named {name}"),
         };
         return alone(device, endless(Pattern::RandRead, block));
     };
-    let (device, block) = if what.starts_with("RAM") { (ram(), 512) } else { (null(CompleteIn::Poll), 4096) };
+    let (device, block) = if what.starts_with("RAM") { (ram(16 << 20), 512) } else { (null(CompleteIn::Poll), 4096) };
     let pattern = if what.ends_with("write") { Pattern::RandWrite } else { Pattern::RandRead };
     door(device, endless(pattern, block), side == "target")
 }

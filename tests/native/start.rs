@@ -94,25 +94,9 @@ fn a_restart_binds_its_port_at_once() {
 #[test]
 fn the_successor_of_a_killed_server_gets_its_port_and_its_file() {
     let place = Place::new();
-    let file = |address: &str| {
-        format!(
-            r#"
-            [[bdev]]
-            name = "disk0"
-            driver = "file"
-            path = "disk0.img"
-            size = "1MiB"
-            [nvmf]
-            listen = ["{address}"]
-            [[nvmf.subsystem]]
-            nqn = "{}"
-            namespaces = [{{ bdev = "disk0" }}]
-            "#,
-            nqn(0)
-        )
-    };
-    let mut server = place.serve(&file("127.0.0.1:0"));
-    let fixed = file(&server.address().to_string());
+    let file = |address: SocketAddr| on_a_file(address, "namespaces = [{ bdev = \"disk0\" }]");
+    let mut server = place.serve(&file("127.0.0.1:0".parse().unwrap()));
+    let fixed = file(server.address());
     for _ in 0..10 {
         // The kernel takes the rings of a killed process down, and with them its files, only after its end.
         server.program.signal("KILL");
@@ -122,8 +106,8 @@ fn the_successor_of_a_killed_server_gets_its_port_and_its_file() {
     server.stop();
 }
 
-/// A configuration with a file volume and something wrong in its last line.
-fn bad(address: SocketAddr, last: &str) -> String {
+/// A configuration with a file volume and this last line, the tenth.
+fn on_a_file(address: SocketAddr, last: &str) -> String {
     format!(
         r#"[[bdev]]
 name = "disk0"
@@ -152,7 +136,7 @@ fn a_bad_configuration_starts_nothing() {
     ] {
         for check in [false, true] {
             let place = Place::new();
-            let path = place.configure(&bad(address, last));
+            let path = place.configure(&on_a_file(address, last));
             let mut command = reactor(&["--config"]);
             command.arg(&path);
             if check {
@@ -173,7 +157,7 @@ fn a_bad_configuration_starts_nothing() {
 fn check_opens_and_binds_nothing() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let place = Place::new();
-    let good = bad(taken.local_addr().unwrap(), "namespaces = [{ bdev = \"disk0\" }]");
+    let good = on_a_file(taken.local_addr().unwrap(), "namespaces = [{ bdev = \"disk0\" }]");
     let path = place.configure(&good);
     let mut program = Program::run(reactor(&["--check", "--config"]).arg(&path));
     assert_eq!(program.ends_with(0), "");

@@ -231,19 +231,13 @@ impl Local {
     /// Takes no more connections or commands, and closes each connection once it has answered.
     pub fn drain(&self) {
         self.draining.set(true);
-        let conns: Vec<_> = self.conns.borrow().values().filter_map(Weak::upgrade).collect();
-        for conn in conns {
-            conn.drain();
-        }
+        self.all().iter().for_each(|conn| conn.drain());
     }
 
     /// Closes all connections at once, answers or not.
     pub fn close_all(&self) {
         self.draining.set(true);
-        let conns: Vec<_> = self.conns.borrow().values().filter_map(Weak::upgrade).collect();
-        for conn in conns {
-            conn.close();
-        }
+        self.all().iter().for_each(|conn| conn.close());
     }
 
     /// Carries out a Connect at the home.
