@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hugepages::{Arena, ArenaError, ArenaOptions, BLOCK_MIN, ChunkInfo, HugepagePolicy, MAX_BUF, Pool};
 
@@ -98,6 +99,29 @@ fn plain_pages_come_in_chunks() {
     assert!(arena.grow(1).expect("no more, but no error").is_empty());
     let stats = arena.stats();
     assert_eq!((stats.size, stats.populated, stats.chunks), (40 * MIB + BLOCK_MIN, 40 * MIB + BLOCK_MIN, 4));
+}
+
+/// What the kernel refuses to map leaves a hole in the address space, which is not the arena's any more.
+#[test]
+fn refused_hugepages_leave_the_memory_of_other_threads_alone() {
+    const TOO_MUCH: usize = (1 << 40) + HUGE;
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                // Large enough to get a mapping of its own, wherever there is room.
+                let mut bytes = vec![0_u8; 64 * MIB];
+                bytes[MIB] = 0xa5;
+                std::hint::spin_loop();
+                assert_eq!(bytes[MIB], 0xa5, "lost");
+            }
+        });
+        for _ in 0..20_000 {
+            let refused = Arena::new(options(TOO_MUCH, HugepagePolicy::Require));
+            assert!(matches!(refused, Err(ArenaError::Hugepages { .. })), "{refused:?}");
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

@@ -67,8 +67,6 @@ impl Mapping {
         let skip = start.as_ptr().align_offset(alignment);
         // SAFETY: `skip` is below `alignment`, which was added to the reservation.
         let base = unsafe { start.add(skip) };
-        // Built first, so that the reservation goes away on every error below.
-        let mapping = Self { base, len, page_size, backing: Backing::Shared { start, reserved, memfd } };
         // SAFETY: base..base+len lies inside the reservation made above, which nothing else uses yet.
         let mapped = unsafe {
             libc::mmap(
@@ -76,14 +74,22 @@ impl Mapping {
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED | libc::MAP_FIXED,
-                mapping.memfd().map_or(-1, |fd| fd.as_raw_fd()),
+                memfd.as_raw_fd(),
                 0,
             )
         };
         if mapped == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+            let refused = io::Error::last_os_error();
+            // The kernel may have taken the reservation away before it refused (it does without free hugepages), and another
+            // thread's memory may be there by now: only both ends are certainly still ours.
+            // SAFETY: base..base+len is left alone; what lies before and behind it belongs to the reservation.
+            unsafe {
+                libc::munmap(start.as_ptr().cast(), skip);
+                libc::munmap(base.add(len).as_ptr().cast(), alignment - skip);
+            }
+            return Err(refused);
         }
-        Ok(mapping)
+        Ok(Self { base, len, page_size, backing: Backing::Shared { start, reserved, memfd } })
     }
 
     /// First byte, with provenance over the whole mapping.
