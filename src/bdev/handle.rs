@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use super::contract::{BlockDevice, Channel, Common, DeviceError};
 use super::forward::Forward;
-use super::split::Split;
+use super::split::{LookFrom, Split};
 use super::stats::Stats;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
@@ -26,9 +26,9 @@ pub struct Handle {
     reactor: Rc<Reactor>,
     device: Arc<dyn BlockDevice>,
     common: Common,
-    /// The device's own, for reads and writes shorter than `direct_below`, which are within its limits wherever they lie.
+    /// The device's own, for I/Os shorter than `look_from`, which are within its limits wherever they lie.
     direct: Rc<dyn Channel>,
-    direct_below: u64,
+    look_from: LookFrom,
     channel: Rc<dyn Channel>,
     stats: Rc<Stats>,
 }
@@ -62,18 +62,18 @@ impl Handle {
             return Err(DeviceError::Refused(format!("volume \"{}\" is being removed", common.traits().name)));
         }
         let (direct, channel): (Rc<dyn Channel>, Rc<dyn Channel>);
-        let mut direct_below = u64::MAX;
+        let mut look_from = [u64::MAX; IoOp::ALL.len()];
         if !common.traits().concurrent && reactor.id() != common.home() {
             channel = Rc::new(Forward::open(reactor, device)?);
             direct = channel.clone();
         } else {
             direct = device.open(reactor)?;
-            (channel, direct_below) = Split::guard(reactor, common.traits(), direct.clone())?;
+            (channel, look_from) = Split::guard(reactor, common.traits(), direct.clone())?;
         }
         let (device, common) = (device.clone(), common.clone());
         let id = common.id();
         let stats = Rc::default();
-        let handle = Handle { reactor: reactor.clone(), device, common, direct, direct_below, channel, stats };
+        let handle = Handle { reactor: reactor.clone(), device, common, direct, look_from, channel, stats };
         all.0.borrow_mut().insert(id, handle.clone());
         Ok(handle)
     }
@@ -193,11 +193,7 @@ impl Handle {
 
     #[inline]
     fn pass(&self, io: Io) -> Poll<Io> {
-        if matches!(io.op, IoOp::Read | IoOp::Write) && io.len < self.direct_below {
-            self.direct.submit(io)
-        } else {
-            self.channel.submit(io)
-        }
+        if io.len < self.look_from[io.op as usize] { self.direct.submit(io) } else { self.channel.submit(io) }
     }
 
     /// Asks for an early end of a pending I/O; see [`Channel::abort`].

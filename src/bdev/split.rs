@@ -5,7 +5,7 @@
 //!   pieces  |<- 32 ->|<---- 64 ---->|<---- 64 ---->|   some at a time, each an Io of a helper task
 //!               ^ up to the boundary
 //! ```
-//! An I/O within the limits passes with one compare and no frame. The others wait for a helper task, of which there are a few;
+//! An I/O within the limits does not come here: [`super::handle::Handle`] tells it by one compare. The others wait for a helper task, of which there are a few;
 //! a helper carves the parent's data, keeps some pieces in flight, and takes them back in order, so that the data is whole again
 //! and the failure reported is the one at the lowest offset. No further piece starts after a failure.
 
@@ -21,14 +21,15 @@ use crate::limits::{SEGMENTS_MAX, SPLIT_CHILDREN, SPLIT_PARENTS, TRANSFER_MAX};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
 
-/// A channel in front of one that takes only I/Os within its limits.
+/// By operation: shorter I/Os are within the limits wherever they lie.
+pub(super) type LookFrom = [u64; IoOp::ALL.len()];
+
+/// A channel for what may be beyond the limits of another one.
 pub(super) struct Split(Rc<Splitter>);
 
 struct Splitter {
     reactor: Rc<Reactor>,
     below: Rc<dyn Channel>,
-    /// By operation: I/Os shorter than this pass without another look.
-    look_from: [u64; IoOp::ALL.len()],
     transfer_max: u64,
     zeroes_max: u64,
     boundary: u64,
@@ -49,8 +50,7 @@ struct Working {
 }
 
 impl Split {
-    /// `below` itself if its limits ask for nothing, else with a split channel in front; and the length from which reads and writes
-    /// must come by it.
+    /// `below` itself if its limits ask for nothing, else a split channel for what may be beyond them; and from which length on that is.
     ///
     /// # Errors
     /// If the reactor has no I/Os left for the helpers.
@@ -58,10 +58,10 @@ impl Split {
         reactor: &Rc<Reactor>,
         traits: &Traits,
         below: Rc<dyn Channel>,
-    ) -> Result<(Rc<dyn Channel>, u64), DeviceError> {
+    ) -> Result<(Rc<dyn Channel>, LookFrom), DeviceError> {
         let DeviceLimits { transfer_max, zeroes_max, boundary, .. } = traits.limits;
         if transfer_max >= TRANSFER_MAX as u64 && zeroes_max == u64::MAX && boundary == 0 {
-            return Ok((below, u64::MAX));
+            return Ok((below, [u64::MAX; IoOp::ALL.len()]));
         }
         let block = u64::from(traits.block_size);
         // Limits between two multiples of the block, and those below one block, mean whole blocks.
@@ -77,7 +77,6 @@ impl Split {
         let splitter = Rc::new(Splitter {
             reactor: reactor.clone(),
             below,
-            look_from,
             transfer_max,
             zeroes_max,
             boundary,
@@ -90,15 +89,14 @@ impl Split {
         splitter.start_tasks().ok_or_else(|| {
             DeviceError::Refused(format!("volume \"{}\": all I/Os of reactor {} are taken", traits.name, reactor.id()))
         })?;
-        let direct_below = splitter.look_from[IoOp::Read as usize];
-        Ok((Rc::new(Split(splitter)), direct_below))
+        Ok((Rc::new(Split(splitter)), look_from))
     }
 }
 
 impl Channel for Split {
     #[inline]
     fn submit(&self, io: Io) -> Poll<Io> {
-        if io.len < self.0.look_from[io.op as usize] { self.0.below.submit(io) } else { self.0.look(io) }
+        self.0.look(io)
     }
 
     fn abort(&self, io_slot: u32) -> bool {
