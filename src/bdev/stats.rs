@@ -25,10 +25,24 @@ pub struct OpCount {
 /// Filled by the reactor that owns it, read by messages.
 #[derive(Debug)]
 pub struct Stats {
-    in_flight: Cell<u32>,
-    counts: [Cell<OpCount>; IoOp::ALL.len()],
+    taken: Cell<u64>,
+    ended: Cell<u64>,
+    counts: [OpCells; IoOp::ALL.len()],
     read_latency: Latencies,
     write_latency: Latencies,
+}
+
+/// [`OpCount`] as it is counted.
+#[derive(Debug, Default)]
+struct OpCells {
+    ios: Cell<u64>,
+    bytes: Cell<u64>,
+    errors: Cell<u64>,
+}
+
+#[inline]
+fn add(cell: &Cell<u64>, more: u64) {
+    cell.set(cell.get() + more);
 }
 
 /// log2 of the buckets per doubling of the latency: each is less than 1 % wide.
@@ -99,7 +113,8 @@ pub struct Latency {
 impl Default for Stats {
     fn default() -> Stats {
         Stats {
-            in_flight: Cell::new(0),
+            taken: Cell::new(0),
+            ended: Cell::new(0),
             counts: Default::default(),
             read_latency: Latencies::default(),
             write_latency: Latencies::default(),
@@ -111,39 +126,38 @@ impl Stats {
     /// Counts an I/O that was taken.
     #[inline]
     pub fn taken(&self) {
-        self.in_flight.set(self.in_flight.get() + 1);
+        add(&self.taken, 1);
     }
 
     /// I/Os taken and not completed.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.get()
+        self.taken.get().saturating_sub(self.ended.get()) as u32
     }
 
     /// Counts a completed I/O that was taken at `io.start`.
     #[inline]
     pub fn record(&self, io: &IoCell, now: u64) {
-        self.in_flight.set(self.in_flight.get().wrapping_sub(1));
-        let cell = &self.counts[io.op as usize];
-        let mut count = cell.get();
-        count.ios += 1;
+        add(&self.ended, 1);
+        let count = &self.counts[io.op as usize];
+        add(&count.ios, 1);
         if io.status == IoStatus::Success {
-            count.bytes += io.len;
+            add(&count.bytes, io.len);
         } else {
-            count.errors += 1;
+            add(&count.errors, 1);
         }
-        cell.set(count);
         let latency = if io.op == IoOp::Read { &self.read_latency } else { &self.write_latency };
         latency.count(now.saturating_sub(io.start));
     }
 
     /// What was counted for `op`.
     pub fn count(&self, op: IoOp) -> OpCount {
-        self.counts[op as usize].get()
+        let OpCells { ios, bytes, errors } = &self.counts[op as usize];
+        OpCount { ios: ios.get(), bytes: bytes.get(), errors: errors.get() }
     }
 
     /// All operations together.
     pub fn total(&self) -> OpCount {
-        self.counts.iter().map(Cell::get).fold(OpCount::default(), |sum, c| OpCount {
+        IoOp::ALL.iter().map(|op| self.count(*op)).fold(OpCount::default(), |sum, c| OpCount {
             ios: sum.ios + c.ios,
             bytes: sum.bytes + c.bytes,
             errors: sum.errors + c.errors,

@@ -65,7 +65,7 @@ pub fn tell_counters(remotes: &[Remote]) {
             continue;
         };
         tracing::info!(
-            "reactor {id}: busy_turns={} idle_turns={} busy_ns={} asleep_ns={} sleeps={} enters={} submitted={} \
+            "reactor {id}: busy_turns={} idle_turns={} busy_ns={} asleep_ns={} sleeps={} enters={} misses={} submitted={} \
              completed={} overflows={} stale={}",
             now.busy_turns,
             now.idle_turns,
@@ -73,6 +73,7 @@ pub fn tell_counters(remotes: &[Remote]) {
             now.asleep_ns,
             now.sleeps,
             now.ring.enters,
+            now.ring.misses,
             now.ring.submitted,
             now.ring.completed,
             now.ring.overflows,

@@ -43,10 +43,15 @@ impl Backend {
         each!(self, b => b.reap(out), closed => ());
     }
 
-    /// Hands over what was submitted. Returns whether there was anything to do.
+    /// Hands over what was submitted. Returns whether there was anything to do. `again`: the next turn follows at once, and what can
+    /// wait for it may.
     #[inline]
-    pub(super) fn flush(&mut self) -> bool {
-        each!(self, b => b.flush(), closed => false)
+    pub(super) fn flush(&mut self, again: bool) -> bool {
+        match self {
+            Backend::Uring(b) => b.flush(again),
+            Backend::Sim(b) => b.flush(),
+            Backend::Closed => false,
+        }
     }
 
     /// Sleeps until a completion or for `timeout`.

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
+use std::mem::ManuallyDrop;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
@@ -21,13 +22,10 @@ use crate::sys::op::{Completion, Op, OpToken, Owner};
 #[must_use = "the I/O becomes an orphan when this is dropped early"]
 pub struct IoFuture<'a> {
     reactor: &'a Reactor,
-    state: IoState,
-}
-
-enum IoState {
-    Ready(Io),
-    Waiting(u32),
-    Done,
+    /// Ended within its submission, and not taken yet.
+    ready: ManuallyDrop<Option<Io>>,
+    /// Its slot, while it is awaited.
+    awaited: Option<u32>,
 }
 
 impl Reactor {
@@ -36,16 +34,16 @@ impl Reactor {
     pub fn run_io(&self, mut io: Io, submit: impl FnOnce(Io) -> Poll<Io>) -> IoFuture<'_> {
         let slot = io.slot();
         io.set_task(self.tasks.current());
-        let state = match submit(io) {
-            Poll::Ready(io) if self.spend() => IoState::Ready(io),
+        let (ready, awaited) = match submit(io) {
+            Poll::Ready(io) if self.spend() => (Some(io), None),
             Poll::Ready(io) => {
                 // Others first: it lands like any other in the next turn.
                 self.complete(io);
-                IoState::Waiting(slot)
+                (None, Some(slot))
             }
-            Poll::Pending => IoState::Waiting(slot),
+            Poll::Pending => (None, Some(slot)),
         };
-        IoFuture { reactor: self, state }
+        IoFuture { reactor: self, ready: ManuallyDrop::new(ready), awaited }
     }
 }
 
@@ -54,29 +52,37 @@ impl Future for IoFuture<'_> {
 
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Io> {
-        match self.state {
-            IoState::Waiting(slot) => match self.reactor.table.claim(slot) {
-                Some(io) => {
-                    self.state = IoState::Done;
-                    Poll::Ready(io)
-                }
-                None => Poll::Pending,
-            },
-            _ => match std::mem::replace(&mut self.state, IoState::Done) {
-                IoState::Ready(io) => Poll::Ready(io),
-                _ => panic!("polled after completion"),
-            },
+        if let Some(io) = self.ready.take() {
+            return Poll::Ready(io);
+        }
+        let slot = self.awaited.expect("not polled after its end");
+        match self.reactor.table.claim(slot) {
+            Some(io) => {
+                self.awaited = None;
+                Poll::Ready(io)
+            }
+            None => Poll::Pending,
         }
     }
 }
 
 impl Drop for IoFuture<'_> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.state, IoState::Done) {
-            IoState::Ready(io) => self.reactor.retire_io(io),
-            IoState::Waiting(slot) if !self.reactor.table.is_closed() => self.reactor.table.abandon(slot),
-            IoState::Waiting(_) | IoState::Done => {}
+        if self.awaited.is_some() || self.ready.is_some() {
+            self.dropped_early();
+        }
+    }
+}
+
+impl IoFuture<'_> {
+    #[cold]
+    fn dropped_early(&mut self) {
+        if let Some(io) = self.ready.take() {
+            self.reactor.retire_io(io);
+        }
+        if let Some(slot) = self.awaited.take().filter(|_| !self.reactor.table.is_closed()) {
+            self.reactor.table.abandon(slot);
         }
     }
 }

@@ -215,11 +215,17 @@ impl Segments {
         self.pieces[index] = Some(segment);
     }
 
+    /// The one piece, if there is exactly one.
+    #[inline]
+    pub fn sole(&self) -> Option<&Segment> {
+        if self.count == 1 { self.pieces[0].as_ref() } else { None }
+    }
+
     /// The one buffer, if there is exactly one piece and it is a buffer.
     #[inline]
     pub fn single_buf(&self) -> Option<&Buf> {
-        match (&self.pieces[0], self.count) {
-            (Some(Segment::Buf(buf)), 1) => Some(buf),
+        match self.sole() {
+            Some(Segment::Buf(buf)) => Some(buf),
             _ => None,
         }
     }

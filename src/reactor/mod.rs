@@ -202,9 +202,10 @@ impl Reactor {
         self.wake_buffer_waiters();
         busy |= self.run_tasks();
         busy |= self.mailbox.flush();
-        busy |= self.backend.borrow_mut().flush();
+        let again = self.tasks.ready_len() > 0 || !self.completions.borrow().is_empty();
+        busy |= self.backend.borrow_mut().flush(again);
         self.stats.turn_ended(busy);
-        if busy || self.tasks.ready_len() > 0 || !self.completions.borrow().is_empty() {
+        if busy || again {
             Turn::Busy
         } else if waiting {
             Turn::Polling
@@ -263,16 +264,23 @@ impl Reactor {
         }
         // What completes meanwhile is for the next turn.
         let mut batch = self.completions.replace(self.unwinding.take());
+        let mut polling = self.tasks.begin();
         for io in batch.drain(..) {
-            self.unwind(io);
+            // Its task goes on at once: the I/O is in the cache now.
+            if let Some(TaskId { index, generation }) = self.unwind(io) {
+                let before = || self.budget.set(READY_BUDGET);
+                polling.poll(index, Some(generation), &before, &|name| self.stalls.ran(&self.clock, name));
+            }
         }
+        drop(polling);
+        self.stalls.end_batch(&self.clock);
         self.unwinding.replace(batch);
         true
     }
 
-    /// Takes a completed I/O up its stack, frame by frame, to the task that waits for it.
+    /// Takes a completed I/O up its stack, frame by frame, to where the task finds it that waits for it.
     #[inline]
-    fn unwind(&self, mut io: Io) {
+    fn unwind(&self, mut io: Io) -> Option<TaskId> {
         while let Some(frame) = io.pop_frame() {
             let layers = self.layers.borrow();
             let layer = layers[frame.layer as usize].as_ref().expect("a layer stays until its I/Os have ended");
@@ -280,12 +288,10 @@ impl Reactor {
             drop(layers);
             match done {
                 Poll::Ready(back) => io = back,
-                Poll::Pending => return,
+                Poll::Pending => return None,
             }
         }
-        if let Some(task) = self.table.land(io) {
-            self.tasks.wake(task);
-        }
+        self.table.land(io)
     }
 
     fn run_tasks(&self) -> bool {

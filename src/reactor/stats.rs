@@ -169,11 +169,13 @@ impl Stalls {
     }
 
     /// Reads the clock, and judges what ran since the last reading.
+    #[inline]
     pub(super) fn end_batch(&self, clock: &Clock) {
-        let now = clock.refresh();
-        let elapsed = now.saturating_sub(self.since.replace(now));
-        let count = self.count.replace(0) as usize;
+        let count = self.count.get() as usize;
         if count > 0 {
+            let now = clock.refresh();
+            let elapsed = now.saturating_sub(self.since.replace(now));
+            self.count.set(0);
             self.judge(elapsed, &self.names[..count]);
         }
     }

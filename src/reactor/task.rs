@@ -3,7 +3,7 @@
 //! There are no wakers: what a task waits for (an I/O, a timer, a receive) knows the task's [`TaskId`] and wakes it by
 //! that. Every future here bears being polled for nothing.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Waker};
@@ -133,44 +133,20 @@ impl Tasks {
 
     #[inline]
     fn poll_each(&self, batch: &[u32], before: &impl Fn(), after: &impl Fn(&'static str)) {
-        let entries = &mut *self.entries.borrow_mut();
+        let mut polling = self.begin();
         if !self.newborn.borrow().is_empty() {
-            self.settle(entries);
+            polling.settle();
         }
         for &index in batch {
             self.states.borrow_mut()[index as usize].queued = false;
-            // Queued by a wake of its last poll, and its slot not used again.
-            let Some(entry) = entries.get_mut(index as usize) else { continue };
-            let Some(body) = entry.body.as_mut() else { continue };
-            self.current.set(TaskId { index, generation: entry.generation });
-            before();
-            if body.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
-                self.end(index, entry);
-            }
-            after(entry.name);
-        }
-        self.current.set(TaskId::NONE);
-    }
-
-    /// Gives new tasks their entries.
-    #[cold]
-    fn settle(&self, entries: &mut Vec<Entry>) {
-        for (index, entry) in self.newborn.borrow_mut().drain(..) {
-            match entries.get_mut(index as usize) {
-                Some(place) => *place = entry,
-                None => entries.push(entry),
-            }
+            polling.poll(index, None, before, after);
         }
     }
 
-    #[cold]
-    fn end(&self, index: u32, entry: &mut Entry) {
-        // Its destructors may wake or spawn.
-        entry.body = None;
-        let state = &mut self.states.borrow_mut()[index as usize];
-        state.generation = state.generation.wrapping_add(1);
-        self.free.borrow_mut().push(index);
-        self.alive.set(self.alive.get() - 1);
+    /// Begins to poll tasks by number, queued or not; ends when the result is dropped. No two at a time.
+    #[inline]
+    pub(super) fn begin(&self) -> Polling<'_> {
+        Polling { tasks: self, entries: self.entries.borrow_mut() }
     }
 
     /// Drops all tasks: the end of the reactor.
@@ -184,6 +160,66 @@ impl Tasks {
             }
             drop(bodies);
         }
+    }
+}
+
+/// The entries, while tasks are polled.
+pub(super) struct Polling<'a> {
+    tasks: &'a Tasks,
+    entries: RefMut<'a, Vec<Entry>>,
+}
+
+impl Polling<'_> {
+    /// Polls a task, if it is of that generation, or of any; one that has ended is passed over.
+    #[inline]
+    pub(super) fn poll(
+        &mut self,
+        index: u32,
+        generation: Option<u32>,
+        before: &impl Fn(),
+        after: &impl Fn(&'static str),
+    ) {
+        let Some(entry) = self.entries.get_mut(index as usize) else { return };
+        if generation.is_some_and(|generation| generation != entry.generation) {
+            return;
+        }
+        // Queued by a wake of its last poll, and its slot not used again.
+        let Some(body) = entry.body.as_mut() else { return };
+        let name = entry.name;
+        self.tasks.current.set(TaskId { index, generation: entry.generation });
+        before();
+        if body.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            self.end(index);
+        }
+        after(name);
+    }
+
+    /// Gives new tasks their entries.
+    #[cold]
+    fn settle(&mut self) {
+        for (index, entry) in self.tasks.newborn.borrow_mut().drain(..) {
+            match self.entries.get_mut(index as usize) {
+                Some(place) => *place = entry,
+                None => self.entries.push(entry),
+            }
+        }
+    }
+
+    #[cold]
+    fn end(&mut self, index: u32) {
+        // Its destructors may wake or spawn.
+        self.entries[index as usize].body = None;
+        let state = &mut self.tasks.states.borrow_mut()[index as usize];
+        state.generation = state.generation.wrapping_add(1);
+        self.tasks.free.borrow_mut().push(index);
+        self.tasks.alive.set(self.tasks.alive.get() - 1);
+    }
+}
+
+impl Drop for Polling<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.tasks.current.set(TaskId::NONE);
     }
 }
 

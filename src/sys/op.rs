@@ -44,11 +44,13 @@ pub enum Op {
         /// Where to.
         to: SocketAddr,
     },
-    /// Receive at most one buffer's worth into a buffer that the backend picks when bytes arrive, so that an idle
-    /// connection holds none. Completes with the bytes in [`Payload::Buf`]; `-ENOBUFS` if none was free.
+    /// Receive into a buffer that the backend picks when bytes arrive, so that an idle connection holds none. Completes with the
+    /// bytes in [`Payload::Buf`]; `-ENOBUFS` if none was free.
     Recv {
         /// A connected socket.
         file: FileId,
+        /// At most so many bytes; a buffer has [`super::limits::RX_BUFFER_LEN`].
+        len: u32,
     },
     /// Receive straight into `buf[from..]`; completes when it is full, at end of stream or on error.
     RecvInto {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::predecessor::outlast;
+use super::tx::TxBatch;
 
 /// A listening socket with SO_REUSEADDR, so that a restart binds at once, and a deep accept queue, so that a burst of
 /// connections is not dropped. For control threads: it waits for a killed predecessor to let go of the port.
@@ -66,6 +67,26 @@ pub fn shut_down(fd: &OwnedFd, sending_only: bool) -> io::Result<()> {
     let how = if sending_only { libc::SHUT_WR } else { libc::SHUT_RDWR };
     // SAFETY: no pointers; the result is checked.
     if unsafe { libc::shutdown(fd.as_raw_fd(), how) } != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes bytes that are there, at most as many as fit: as recv(2), negative numbers are errors.
+pub fn receive(fd: &OwnedFd, into: &mut [u8]) -> i32 {
+    // SAFETY: `into` may be written for its whole length.
+    let got = unsafe { libc::recv(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
+    result(got)
+}
+
+/// Hands over as much of a batch as the socket takes at once: as sendmsg(2), negative numbers are errors. The batch must have
+/// been described.
+pub fn send(fd: &OwnedFd, batch: &TxBatch) -> i32 {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the message's entries point into the batch, which is borrowed, and nothing was pushed since (see its contract).
+    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const batch.message, flags) };
+    result(sent)
+}
+
+fn result(returned: isize) -> i32 {
+    if returned >= 0 { returned as i32 } else { -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) }
 }
 
 /// The address of the other end.

@@ -68,6 +68,12 @@ pub enum Event<'a> {
     },
 }
 
+/// Transfers of this length or more are long.
+pub const LONG_DATA: u32 = 64 * 1024;
+
+/// Bytes received at once while long data is awaited: some headers, and little of the data behind them.
+const HEADERS_LEN: usize = 512;
+
 /// Bytes of the longest header: ICReq and ICResp, which have no digest.
 const CARRY_LEN: usize = size_of::<IcReqPdu>();
 
@@ -183,6 +189,13 @@ impl Decoder {
             Stage::Payload if self.pad_left == 0 => self.data_left as usize,
             _ => 0,
         }
+    }
+
+    /// How many bytes to receive next, at most. While long data is awaited, these are a header and little more: the rest of its PDU
+    /// can be received straight into its place.
+    #[inline]
+    pub fn wanted(&self, long_data_awaited: bool) -> usize {
+        if long_data_awaited && self.stage == Stage::Header { HEADERS_LEN } else { usize::MAX }
     }
 
     /// Accounts for data that was received elsewhere, in order; the digest is computed from it.

@@ -23,7 +23,7 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{Decoder, Event, Limits, Role};
+pub use decode::{Decoder, Event, LONG_DATA, Limits, Role};
 pub use digest::{DataDigest, crc32c};
 pub use encode::{Framing, MAX_PREFIX_LEN, ic_req, ic_resp, term_req};
 pub use negotiate::{ControllerParams, HostParams, IcRequest, IcResponse, Negotiated, accept, conclude};

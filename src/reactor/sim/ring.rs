@@ -119,7 +119,7 @@ fn file_of(op: &Op) -> Option<FileId> {
     match op {
         Op::Accept { listener: file }
         | Op::Connect { file, .. }
-        | Op::Recv { file }
+        | Op::Recv { file, .. }
         | Op::RecvInto { file, .. }
         | Op::Send { file, .. }
         | Op::Read { file, .. }

@@ -300,13 +300,15 @@ impl State {
 
     fn receive_picked(&mut self, at: At, number: usize) -> bool {
         let none = self.happens(self.rates.no_buffers);
+        let Some(Op::Recv { len, .. }) = self.flight(at).map(|flight| &flight.op) else { return true };
+        let len = *len as usize;
         let buf = self.rings[at.ring].pool.as_ref().and_then(|pool| pool.alloc(RX_BUFFER_LEN));
         let Some(mut buf) = buf.filter(|_| !none) else {
             self.finish(at, -libc::ENOBUFS, None);
             return true;
         };
         let inbox = &mut self.end(number).inbox;
-        let count = inbox.len().min(buf.len());
+        let count = inbox.len().min(buf.len()).min(len);
         buf.truncate(count);
         take(inbox, &mut buf);
         self.finish(at, count as i32, Some(Payload::Buf(buf)));

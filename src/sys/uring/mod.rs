@@ -4,6 +4,7 @@
 //! buffers by value, the message header inside its boxed batch, addresses and counters in boxes of their own.
 #![expect(unsafe_code, reason = "submission entries hold addresses")]
 
+mod direct;
 mod files;
 mod rx;
 mod setup;
@@ -18,9 +19,10 @@ use std::time::Duration;
 use hugepages::{ChunkInfo, Pool};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
-use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_WORKERS, RX_BUFFER_LEN};
+use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_WORKERS};
 use super::op::{Completion, FileId, Op, OpToken, Owner, Payload};
 use super::socket::{self, Doorbell};
+use direct::Direct;
 use files::Files;
 use rx::RxRing;
 pub use setup::{SetupError, probe};
@@ -29,11 +31,16 @@ use table::{Held, Refusable, Table};
 /// RWF_DSYNC: this write is durable before it completes.
 const RWF_DSYNC: i32 = 0x2;
 
+/// For how many turns receives may wait for something that goes along with them.
+const WAIT_TURNS: u32 = 4;
+
 /// What a ring did, for the counters of its reactor.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RingStats {
-    /// Calls into the kernel.
+    /// Calls into the kernel that handed something over or brought something: of the ring, and direct sends and receives.
     pub enters: u64,
+    /// Direct receives that found nothing.
+    pub misses: u64,
     /// Operations submitted.
     pub submitted: u64,
     /// Operations completed.
@@ -56,6 +63,11 @@ pub struct Uring {
     registered_chunks: Vec<bool>,
     fixed_buffers: bool,
     answered: Vec<OpToken>,
+    direct: Direct,
+    /// Something is queued that must not wait for another turn.
+    urgent: bool,
+    /// For how many turns the rest of what is queued has waited.
+    waited: u32,
     notes: Vec<String>,
     stats: RingStats,
 }
@@ -91,6 +103,9 @@ impl Uring {
             registered_chunks: Vec::new(),
             fixed_buffers,
             answered: Vec::new(),
+            direct: Direct::default(),
+            urgent: false,
+            waited: 0,
             notes,
             stats: RingStats::default(),
         })
@@ -188,21 +203,26 @@ impl Uring {
     /// A stale [`FileId`] completes with `-EBADF`.
     pub fn submit(&mut self, op: Op, owner: Owner) -> OpToken {
         self.stats.submitted += 1;
+        self.urgent |= !matches!(op, Op::Recv { .. } | Op::Doorbell);
         let (token, entry) = match op {
-            Op::Recv { file } => {
+            Op::Recv { file, len } => {
                 let Some((fd, flags)) = self.files.target(file) else {
                     return self.refuse(owner, Refusable::Nothing);
                 };
-                let (token, _) = self.table.insert(owner, Held::Picked);
-                let entry =
-                    opcode::Recv::new(fd, std::ptr::null_mut(), RX_BUFFER_LEN as u32).buf_group(rx::GROUP).build();
-                (token, entry.flags(flags | squeue::Flags::BUFFER_SELECT))
+                let (token, _) = self.table.insert(owner, Held::Picked(len));
+                if self.direct.take(token, file) {
+                    return token;
+                }
+                (token, picking(fd, flags, len))
             }
             Op::Send { file, mut batch } => {
                 let Some((fd, flags)) = self.files.target(file) else {
                     return self.refuse(owner, Refusable::Batch(batch));
                 };
                 batch.describe();
+                if let Some(sent) = self.send_directly(file, &batch) {
+                    return self.answer(owner, sent, Refusable::Batch(batch));
+                }
                 let (token, held) = self.table.insert(owner, Held::Batch(batch));
                 let Held::Batch(batch) = held else { unreachable!("just inserted") };
                 let entry = opcode::SendMsg::new(fd, &raw const batch.message).flags(libc::MSG_NOSIGNAL as u32).build();
@@ -212,12 +232,12 @@ impl Uring {
                 let Some((fd, flags)) = self.files.target(file) else {
                     return self.refuse(owner, Refusable::Buf(buf));
                 };
-                let (token, held) = self.table.insert(owner, Held::Buf(buf));
-                let Held::Buf(buf) = held else { unreachable!("just inserted") };
-                let rest = &mut buf[from as usize..];
-                let entry =
-                    opcode::Recv::new(fd, rest.as_mut_ptr(), rest.len() as u32).flags(libc::MSG_WAITALL).build();
-                (token, entry.flags(flags))
+                let (token, held) = self.table.insert(owner, Held::Filling(buf, from as usize));
+                if self.direct.take(token, file) {
+                    return token;
+                }
+                let Held::Filling(buf, from) = held else { unreachable!("just inserted") };
+                (token, filling(fd, flags, &mut buf[*from..]))
             }
             Op::Read { file, offset, buf } => {
                 let Some((fd, flags)) = self.files.target(file) else {
@@ -284,6 +304,10 @@ impl Uring {
                 (token, opcode::Connect::new(fd, (&raw const **address).cast(), len).build().flags(flags))
             }
             Op::Shutdown { file, sending_only } => return self.shut_down(owner, file, sending_only),
+            Op::Cancel { target } if self.direct.forget(target) => {
+                self.settle(target, -libc::ECANCELED);
+                return self.answer(owner, 0, Refusable::Nothing);
+            }
             Op::Cancel { target } => {
                 let (token, _) = self.table.insert(owner, Held::Nothing);
                 (token, opcode::AsyncCancel::new(target.0).build())
@@ -300,12 +324,12 @@ impl Uring {
     }
 
     fn refuse(&mut self, owner: Owner, what: Refusable) -> OpToken {
-        self.answer(owner, libc::EBADF, what)
+        self.answer(owner, -libc::EBADF, what)
     }
 
     /// An operation that is over before it got to the ring.
-    fn answer(&mut self, owner: Owner, errno: i32, what: Refusable) -> OpToken {
-        let (token, _) = self.table.insert(owner, Held::Answered(errno, what));
+    fn answer(&mut self, owner: Owner, result: i32, what: Refusable) -> OpToken {
+        let (token, _) = self.table.insert(owner, Held::Answered(result, what));
         self.answered.push(token);
         token
     }
@@ -321,7 +345,7 @@ impl Uring {
             None => self.refuse(owner, Refusable::Nothing),
             Some(fd) => {
                 let errno = socket::shut_down(fd, sending_only).err().and_then(|e| e.raw_os_error()).unwrap_or(0);
-                self.answer(owner, errno, Refusable::Nothing)
+                self.answer(owner, -errno, Refusable::Nothing)
             }
         }
     }
@@ -342,6 +366,7 @@ impl Uring {
     /// One call into the kernel: submits what is queued and runs the completions that wait for this thread.
     fn enter(&mut self) {
         self.stats.enters += 1;
+        (self.urgent, self.waited) = (false, 0);
         let queued = self.ring.submission().len() as u32;
         // SAFETY: no signal mask is passed; the entries queued are vouched for by `push`.
         let result =
@@ -354,25 +379,32 @@ impl Uring {
     }
 
     /// Refills the receive ring with what the pool has, submits what is queued and lets the kernel post completions; no call
-    /// where there is nothing to do.
+    /// where there is nothing to do. `again`: the next flush comes soon, and what nobody waits for yet may go with that one.
     #[inline]
-    pub fn flush(&mut self) -> bool {
+    pub fn flush(&mut self, again: bool) -> bool {
         self.rx.refill();
         let queue = self.ring.submission();
-        if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+        let kernel_calls = queue.taskrun() || queue.cq_overflow();
+        if queue.is_empty() && !kernel_calls {
             return false;
         }
         drop(queue);
+        if again && !self.urgent && !kernel_calls && self.waited < WAIT_TURNS {
+            self.waited += 1;
+            return false;
+        }
         self.enter();
         true
     }
 
     /// Submits what is queued, then sleeps until a completion arrives or `timeout` passed.
     pub fn wait(&mut self, timeout: Option<Duration>) {
+        self.hand_over_all();
         if !self.answered.is_empty() {
             return;
         }
         self.stats.enters += 1;
+        (self.urgent, self.waited) = (false, 0);
         let spec = timeout.map(|t| types::Timespec::new().sec(t.as_secs()).nsec(t.subsec_nanos()));
         let mut args = types::SubmitArgs::new();
         if let Some(spec) = &spec {
@@ -398,6 +430,7 @@ impl Uring {
         while let Some(token) = self.answered.pop() {
             self.finish(token, 0, 0, out);
         }
+        self.receive_directly(out);
         for _ in 0..REAP_BATCH {
             let Some(cqe) = self.ring.completion().next() else {
                 break;
@@ -422,17 +455,17 @@ impl Uring {
                 self.rung = Some(counter);
                 Payload::None
             }
-            Held::Buf(buf) => Payload::Buf(buf),
+            Held::Buf(buf) | Held::Filling(buf, _) => Payload::Buf(buf),
             Held::Batch(batch) => Payload::Batch(batch),
-            Held::Picked => match cqueue::buffer_select(flags) {
+            Held::Picked(_) => match cqueue::buffer_select(flags) {
                 Some(id) => self.rx.take(id, result.max(0) as usize).map_or(Payload::None, Payload::Buf),
                 None => Payload::None,
             },
             // SAFETY: a successful accept returns a fresh descriptor that nobody else knows.
             Held::Accept if result >= 0 => Payload::Fd(unsafe { OwnedFd::from_raw_fd(result) }.into()),
             Held::Accept => Payload::None,
-            Held::Answered(errno, what) => {
-                result = -errno;
+            Held::Answered(known, what) => {
+                result = known;
                 match what {
                     Refusable::Nothing => Payload::None,
                     Refusable::Buf(buf) => Payload::Buf(buf),
@@ -444,10 +477,23 @@ impl Uring {
     }
 }
 
+/// A receive that picks a buffer of the ring when bytes arrive.
+fn picking(fd: types::Fd, flags: squeue::Flags, len: u32) -> squeue::Entry {
+    let entry = opcode::Recv::new(fd, std::ptr::null_mut(), len).buf_group(rx::GROUP).build();
+    entry.flags(flags | squeue::Flags::BUFFER_SELECT)
+}
+
+/// A receive that ends when all of `rest` is there.
+fn filling(fd: types::Fd, flags: squeue::Flags, rest: &mut [u8]) -> squeue::Entry {
+    let entry = opcode::Recv::new(fd, rest.as_mut_ptr(), rest.len() as u32).flags(libc::MSG_WAITALL).build();
+    entry.flags(flags)
+}
+
 impl Drop for Uring {
     /// Ends all operations before their memory goes. What the kernel does not give back within two seconds is leaked: that
     /// memory may still be written.
     fn drop(&mut self) {
+        self.hand_over_all();
         let mut out = Vec::new();
         let deadline = super::tsc::monotonic_ns() + 2_000_000_000;
         while self.table.len() > 0 && super::tsc::monotonic_ns() < deadline {

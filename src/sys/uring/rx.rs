@@ -78,6 +78,11 @@ impl RxRing {
         true
     }
 
+    /// A buffer that is not for the kernel.
+    pub(super) fn buffer(&self) -> Option<Buf> {
+        self.pool.alloc(RX_BUFFER_LEN)
+    }
+
     /// The buffer that the kernel filled with `len` bytes.
     pub(super) fn take(&mut self, id: u16, len: usize) -> Option<Buf> {
         let mut buf = self.buffers.get_mut(usize::from(id))?.take()?;

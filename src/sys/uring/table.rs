@@ -12,9 +12,11 @@ use crate::sys::tx::TxBatch;
 #[derive(Debug)]
 pub(super) enum Held {
     Nothing,
-    /// A receive that picks a buffer of the ring when bytes arrive.
-    Picked,
+    /// A receive that picks a buffer of the ring when bytes arrive, at most so many.
+    Picked(u32),
     Buf(Buf),
+    /// A receive into the rest of a buffer, from this byte on.
+    Filling(Buf, usize),
     Batch(Box<TxBatch>),
     /// An accept: the result is a descriptor.
     Accept,
@@ -22,7 +24,7 @@ pub(super) enum Held {
     Address(Box<[u8; 28]>),
     /// A read of the doorbell's counter.
     Doorbell(Box<u64>),
-    /// Never reached the ring: completes at the next reap, with this errno or 0.
+    /// Never reached the ring: completes at the next reap, with this result.
     Answered(i32, Refusable),
 }
 
@@ -75,6 +77,12 @@ impl Table {
         self.free.push(slot);
         self.used -= 1;
         Some((entry.owner, held))
+    }
+
+    /// What an operation in flight owns.
+    pub(super) fn held(&mut self, token: OpToken) -> Option<&mut Held> {
+        let entry = self.entries.get_mut(token.0 as u32 as usize)?;
+        if entry.generation == (token.0 >> 32) as u32 { entry.held.as_mut() } else { None }
     }
 
     pub(super) fn len(&self) -> usize {

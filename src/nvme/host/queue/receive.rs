@@ -28,7 +28,8 @@ impl Core {
 
     async fn receive(&self, receiver: &mut Receiver) -> Ended {
         loop {
-            let received = match self.stream.recv().await {
+            let wanted = receiver.decoder.wanted(self.slots.borrow().awaits_long_data());
+            let received = match self.stream.recv_at_most(wanted).await {
                 Ok(received) => received,
                 Err(error) => return Ended::Stream(error),
             };

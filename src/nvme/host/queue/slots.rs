@@ -15,7 +15,8 @@ use super::super::command::{Inline, Transfer, Wire, io_status, pair_status, wire
 use crate::limits::SEGMENTS_MAX;
 use crate::nvme::spec::{Cqe, Status};
 use crate::nvme::tcp::{
-    DIGEST_LEN, DataDigest, FatalError, FatalErrorStatus, Framing, MAX_PREFIX_LEN, R2tPdu, ReadProgress, field,
+    DIGEST_LEN, DataDigest, FatalError, FatalErrorStatus, Framing, LONG_DATA, MAX_PREFIX_LEN, R2tPdu, ReadProgress,
+    field,
 };
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoList, IoOp, IoStatus, Segment};
@@ -138,6 +139,10 @@ impl Slot {
             lent: 0,
         }
     }
+
+    fn is_long_read(&self) -> bool {
+        self.transfer == Transfer::In && self.len >= LONG_DATA
+    }
 }
 
 /// How a command given as it is ended, in the words of its I/O.
@@ -192,6 +197,8 @@ pub(super) struct Slots {
     free: Vec<u16>,
     open: Outgoing,
     spare: Option<Outgoing>,
+    /// Commands in flight that long data is to come for.
+    long_reads: usize,
     /// Slots with granted data that is not in the batch yet.
     to_send: VecDeque<u16>,
     /// The first I/O that waits for room, and those behind it.
@@ -230,6 +237,7 @@ impl Slots {
             free: (0..slots as u16).rev().collect(),
             open: Outgoing::new(parts, heads),
             spare: Some(Outgoing::new(parts, heads)),
+            long_reads: 0,
             to_send: VecDeque::with_capacity(slots),
             next: None,
             waiting: IoList::default(),
@@ -255,6 +263,11 @@ impl Slots {
     /// Commands in flight.
     pub(super) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// Whether long data is to come.
+    pub(super) fn awaits_long_data(&self) -> bool {
+        self.long_reads > 0
     }
 
     // --- sending ---
@@ -334,6 +347,7 @@ impl Slots {
         slot.segment = segment;
         slot.position = 0;
         slot.received = ReadProgress::new(if command.transfer == Transfer::In { command.len } else { 0 });
+        self.long_reads += usize::from(slot.is_long_read());
         command.sqe.cid.set(u16::from(slot.generation) << SLOT_BITS | index);
         self.slots[usize::from(leader)].unanswered += 1;
         let framing = self.framing;
@@ -632,6 +646,7 @@ impl Slots {
         let slot = &mut self.slots[usize::from(index)];
         slot.open = false;
         slot.answer = cqe;
+        self.long_reads -= usize::from(slot.is_long_read());
         // A controller that ends a command early wants no more of its data.
         slot.grants.clear();
         let leader = usize::from(slot.leader);

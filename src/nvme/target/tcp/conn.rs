@@ -28,7 +28,8 @@ use crate::net::{Stream, StreamError, Tx};
 use crate::nvme::spec::{Cqe, Sqe};
 use crate::nvme::target::{ControllerHandle, FuseStep};
 use crate::nvme::tcp::{
-    DataPdu, Decoder, FatalError, FatalErrorStatus, Framing, Limits, MAX_PREFIX_LEN, Role, WriteGrant, term_req,
+    DataPdu, Decoder, FatalError, FatalErrorStatus, Framing, LONG_DATA, Limits, MAX_PREFIX_LEN, Role, WriteGrant,
+    term_req,
 };
 use crate::reactor::{Reactor, TaskId};
 use crate::sys::descriptor::Descriptor;
@@ -123,6 +124,7 @@ pub struct Conn {
     /// Slots that answered, with the number of the batch that must have gone before the host can know.
     free: RefCell<VecDeque<(u64, Rc<Slot>)>>,
     busy: Cell<usize>,
+    long_fetches: Cell<i32>,
     sqhd: Cell<u16>,
     closing: Cell<bool>,
     draining: Cell<bool>,
@@ -172,6 +174,7 @@ pub fn serve(reactor: &Rc<Reactor>, fd: Descriptor) {
         slots: RefCell::new(Vec::new()),
         free: RefCell::new(VecDeque::new()),
         busy: Cell::new(0),
+        long_fetches: Cell::new(0),
         sqhd: Cell::new(0),
         closing: Cell::new(false),
         draining: Cell::new(false),
@@ -235,6 +238,18 @@ impl Conn {
     #[inline]
     pub fn queue(&self) -> Option<&Queue> {
         self.queue.get()
+    }
+
+    /// Counts transfers from the host that begin (1) or have ended (-1).
+    pub fn fetches(&self, len: u32, change: i32) {
+        if len >= LONG_DATA {
+            self.long_fetches.set(self.long_fetches.get() + change);
+        }
+    }
+
+    /// Whether the host owes data of a long transfer.
+    pub fn awaits_long_data(&self) -> bool {
+        self.long_fetches.get() > 0
     }
 
     /// Ends the connection: commands in flight run to their end and answer nobody.

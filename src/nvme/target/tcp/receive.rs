@@ -46,7 +46,7 @@ impl Receiver {
         loop {
             {
                 // Given back before anything waits for the peer again.
-                let received = conn.stream().recv().await?;
+                let received = conn.stream().recv_at_most(decoder.wanted(conn.awaits_long_data())).await?;
                 let mut input = &received[..];
                 while let Some(event) = decoder.next(&mut input)? {
                     self.handle(conn, decoder, event).await?;

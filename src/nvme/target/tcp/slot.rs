@@ -167,8 +167,11 @@ pub async fn data_in(conn: &Conn, slot: &Slot, request: &IoRequest, cid: u16) ->
 
 /// Has the host fill `buf` by an R2T.
 pub async fn fetch(conn: &Conn, slot: &Slot, cid: u16, buf: Buf) -> Result<Buf, Failure> {
+    let len = buf.len() as u32;
     conn.tx.expect_peer(conn.reactor());
-    let fetched = slot.fetch(conn, cid, buf.len() as u32, buf).await;
+    conn.fetches(len, 1);
+    let fetched = slot.fetch(conn, cid, len, buf).await;
+    conn.fetches(len, -1);
     conn.tx.peer_acted(conn.reactor());
     match fetched {
         Some((data, true)) => Ok(data),

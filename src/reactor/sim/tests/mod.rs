@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use super::{Machine, Rates, Simulation};
 use crate::reactor::Reactor;
+use crate::sys::limits::RX_BUFFER_LEN;
 use crate::sys::op::{FileId, Op, Payload};
 use crate::sys::tx::TxBatch;
 
@@ -84,7 +85,7 @@ async fn send(reactor: &Reactor, file: FileId, bytes: &[u8]) -> i32 {
 
 /// One receive: the bytes, none at the end of the stream, or the error.
 async fn recv(reactor: &Reactor, file: FileId) -> Result<Vec<u8>, i32> {
-    let done = reactor.op(Op::Recv { file }).await;
+    let done = reactor.op(Op::Recv { file, len: RX_BUFFER_LEN as u32 }).await;
     match (done.result, done.payload) {
         (n, Payload::Buf(buf)) if n as usize == buf.len() => Ok(buf.to_vec()),
         (0, Payload::None) => Ok(Vec::new()),

@@ -1,6 +1,7 @@
 use super::super::{Fault, Rates};
 use super::*;
 use crate::reactor::sim::Stuck;
+use crate::sys::limits::RX_BUFFER_LEN;
 
 fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8).collect()
@@ -59,7 +60,7 @@ impl Two {
         self.sim.run_for(100_000_000).unwrap();
         let reactor = self.there.clone();
         let got = self.sim.run_until(&self.there, async move {
-            let op = reactor.op(Op::Recv { file });
+            let op = reactor.op(Op::Recv { file, len: RX_BUFFER_LEN as u32 });
             reactor.cancel_op(op.token());
             op.await
         });
@@ -215,7 +216,7 @@ fn a_handle_on_a_closed_file_is_refused_and_buffers_come_back() {
     let buf = || here.pool().alloc(4096).unwrap();
     let batch = TxBatch::new(1, 1);
     for op in [
-        Op::Recv { file: near },
+        Op::Recv { file: near, len: RX_BUFFER_LEN as u32 },
         Op::RecvInto { file: near, buf: buf(), from: 0 },
         Op::Send { file: near, batch },
         Op::Read { file: near, offset: 0, buf: buf() },
@@ -227,7 +228,7 @@ fn a_handle_on_a_closed_file_is_refused_and_buffers_come_back() {
         assert_eq!(matches!(done.payload, Payload::Buf(_)), owns);
     }
     assert_eq!(two.op(&here, Op::Read { file: again, offset: 0, buf: buf() }), -libc::ESPIPE);
-    assert_eq!(two.op(&here, Op::Recv { file: again }), -libc::ENOTCONN);
+    assert_eq!(two.op(&here, Op::Recv { file: again, len: RX_BUFFER_LEN as u32 }), -libc::ENOTCONN);
 }
 
 #[test]
@@ -239,7 +240,7 @@ fn a_cancelled_receive_leaves_the_connection_as_it_was() {
     let (cancelled, late) = two
         .sim
         .run_until(&two.here, async move {
-            let op = reactor.op(Op::Recv { file: near });
+            let op = reactor.op(Op::Recv { file: near, len: RX_BUFFER_LEN as u32 });
             let token = op.token();
             reactor.sleep(5_000_000).await;
             reactor.cancel_op(token);
