@@ -169,14 +169,19 @@ impl TxBatch {
                     skip -= len;
                     return None;
                 }
-                let from = std::mem::take(&mut skip);
-                Some(match part {
-                    Part::Head { at, len } => &self.heads[at + from..at + len],
-                    Part::Buf(buf) => &buf[from..],
-                    Part::Zeroes { len } => &ZEROES[from..*len],
-                })
+                Some(self.slice(part, std::mem::take(&mut skip)))
             })
             .take(TX_IOV_MAX)
+    }
+
+    /// The bytes of a part from `from` on.
+    #[inline]
+    fn slice<'a>(&'a self, part: &'a Part, from: usize) -> &'a [u8] {
+        match part {
+            Part::Head { at, len } => &self.heads[at + from..at + len],
+            Part::Buf(buf) => &buf[from..],
+            Part::Zeroes { len } => &ZEROES[from..*len],
+        }
     }
 
     /// Describes the unsent rest for sendmsg(2). The addresses stay valid while the box lives and nothing is pushed,
@@ -184,7 +189,15 @@ impl TxBatch {
     pub(super) fn describe(&mut self) {
         let mut iov = std::mem::take(&mut self.iov);
         iov.clear();
-        iov.extend(self.unsent().map(|s| libc::iovec { iov_base: s.as_ptr().cast_mut().cast(), iov_len: s.len() }));
+        let entry = |s: &[u8]| libc::iovec { iov_base: s.as_ptr().cast_mut().cast(), iov_len: s.len() };
+        if self.sent == 0 && self.parts.len() <= iov.capacity() {
+            // The usual case, without a look at what may be skipped.
+            for part in &self.parts {
+                iov.push(entry(self.slice(part, 0)));
+            }
+        } else {
+            iov.extend(self.unsent().map(entry));
+        }
         self.iov = iov;
         self.message.msg_iov = self.iov.as_mut_ptr();
         self.message.msg_iovlen = self.iov.len();

@@ -113,6 +113,8 @@ pub struct Decoder {
     data_left: u32,
     digest: DataDigest,
     received_digest: [u8; DIGEST_LEN],
+    /// Good while digests and limits are what they are.
+    plans: Plans,
     /// Bytes in `carry`.
     carry_len: u8,
     /// The start of a header that arrived in pieces; after an error the offending header.
@@ -120,15 +122,50 @@ pub struct Decoder {
 }
 
 /// What a common header says about the rest of its PDU.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Plan {
-    /// Header without digest.
-    hlen: usize,
-    /// Header with digest.
-    header_len: usize,
-    pad: u8,
     data_len: u32,
+    /// Header without digest.
+    hlen: u8,
+    /// Header with digest.
+    header_len: u8,
+    pad: u8,
     data_digest: bool,
+}
+
+impl Plan {
+    const NONE: Plan = Plan { data_len: 0, hlen: 0, header_len: 0, pad: 0, data_digest: false };
+}
+
+/// The plans made last, by PDU type: nearly all headers of a type are the same for long.
+#[derive(Clone, Debug)]
+struct Plans([(u64, Plan); Plans::LEN]);
+
+impl Plans {
+    /// The types that carry commands, data and responses have places of their own.
+    const LEN: usize = 8;
+
+    /// No header stands at its place.
+    const fn new() -> Plans {
+        let mut plans = [(0, Plan::NONE); Plans::LEN];
+        let mut place = 0;
+        while place < Plans::LEN {
+            plans[place].0 = place as u64 ^ 1;
+            place += 1;
+        }
+        Plans(plans)
+    }
+
+    #[inline]
+    fn place(header: u64) -> usize {
+        header as usize % Plans::LEN
+    }
+
+    #[inline]
+    fn find(&self, header: u64) -> Option<Plan> {
+        let (known, plan) = self.0[Plans::place(header)];
+        (known == header).then_some(plan)
+    }
 }
 
 impl Decoder {
@@ -147,6 +184,7 @@ impl Decoder {
             data_left: 0,
             digest: DataDigest::new(),
             received_digest: [0; DIGEST_LEN],
+            plans: Plans::new(),
             carry_len: 0,
             carry: [0; CARRY_LEN],
         }
@@ -157,11 +195,13 @@ impl Decoder {
     pub const fn set_digests(&mut self, header: bool, data: bool) {
         self.header_digest = header;
         self.data_digest = data;
+        self.plans = Plans::new();
     }
 
     /// Sets the most in-capsule data, when Connect has told an I/O queue from an admin queue.
     pub const fn set_in_capsule_limit(&mut self, bytes: u32) {
         self.limits.in_capsule = bytes;
+        self.plans = Plans::new();
     }
 
     /// Whether the next byte starts a PDU: nothing is half received.
@@ -232,14 +272,16 @@ impl Decoder {
     #[inline]
     fn header<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, FatalError> {
         if self.carry_len == 0
-            && let Ok((ch, _)) = CommonHeader::ref_from_prefix(input)
+            && let Some(first) = input.first_chunk()
         {
-            let plan = match self.plan(ch) {
-                Ok(plan) => plan,
-                Err(error) => return Err(self.fail(error, &input[..size_of::<CommonHeader>()])),
+            let first = u64::from_le_bytes(*first);
+            let plan = match self.plans.find(first) {
+                Some(plan) => plan,
+                None => self.new_plan(first).map_err(|error| self.fail(error, &input[..size_of::<CommonHeader>()]))?,
             };
-            if input.len() >= plan.header_len {
-                let (header, rest) = input.split_at(plan.header_len);
+            let header_len = usize::from(plan.header_len);
+            if input.len() >= header_len {
+                let (header, rest) = input.split_at(header_len);
                 *input = rest;
                 return self.dispatch(header, plan).map(Some);
             }
@@ -261,12 +303,12 @@ impl Decoder {
                 return Err(self.fail(error, &carry[..size_of::<CommonHeader>()]));
             }
         };
-        if !self.fill_carry(input, plan.header_len) {
+        if !self.fill_carry(input, usize::from(plan.header_len)) {
             return Ok(None);
         }
         let carry = self.carry;
         self.carry_len = 0;
-        self.dispatch(&carry[..plan.header_len], plan).map(Some)
+        self.dispatch(&carry[..usize::from(plan.header_len)], plan).map(Some)
     }
 
     /// Fills the carry to `len` bytes; says whether it got there.
@@ -290,9 +332,18 @@ impl Decoder {
         error
     }
 
+    /// Checks a common header, and remembers what it says: before ICReq and ICResp have passed it depends on more than the header.
+    #[cold]
+    fn new_plan(&mut self, header: u64) -> Result<Plan, FatalError> {
+        let plan = self.plan(view::<CommonHeader>(&header.to_le_bytes()))?;
+        if self.initialized {
+            self.plans.0[Plans::place(header)] = (header, plan);
+        }
+        Ok(plan)
+    }
+
     /// Checks a common header. Fields are checked in the order of their offsets, because the lowest one at fault is to
     /// be reported (TCP §3.6.2.4).
-    #[inline]
     fn plan(&self, ch: &CommonHeader) -> Result<Plan, FatalError> {
         const SEQUENCE: FatalError = FatalError::status(FatalErrorStatus::SEQUENCE_ERROR);
         let digest = FLAG_HEADER_DIGEST;
@@ -340,7 +391,7 @@ impl Decoder {
             return Err(FatalError::invalid_field(field::HLEN));
         }
         if no_data && (!has_data || ch.pdu_type == PduType::CAPSULE_CMD) {
-            return Ok(Plan { hlen, header_len, pad: 0, data_len: 0, data_digest: false });
+            return Ok(Plan { hlen: hlen as u8, header_len: header_len as u8, ..Plan::NONE });
         }
         if !has_data || plen < header_len as u32 {
             return Err(FatalError::invalid_field(field::PLEN));
@@ -356,8 +407,8 @@ impl Decoder {
             return Err(FatalError::invalid_field(field::PLEN));
         }
         Ok(Plan {
-            hlen,
-            header_len,
+            hlen: hlen as u8,
+            header_len: header_len as u8,
             // Below 256: PDO is one byte.
             pad: (pdo - header_len) as u8,
             data_len,
@@ -377,13 +428,13 @@ impl Decoder {
         if !(hlen..=hlen + TERM_DATA_MAX).contains(&plen) {
             return Err(FatalError::Close);
         }
-        Ok(Plan { hlen, header_len: hlen, pad: 0, data_len: 0, data_digest: false })
+        Ok(Plan { hlen: hlen as u8, header_len: hlen as u8, ..Plan::NONE })
     }
 
     /// Turns a complete header of `plan.header_len` bytes into its event.
     #[inline]
     fn dispatch<'a>(&mut self, header: &[u8], plan: Plan) -> Result<Event<'a>, FatalError> {
-        let (pdu, digest) = header.split_at(plan.hlen);
+        let (pdu, digest) = header.split_at(usize::from(plan.hlen));
         if let Ok(digest) = <[u8; DIGEST_LEN]>::try_from(digest) {
             let received = u32::from_le_bytes(digest);
             if crc32c(pdu) != received {

@@ -12,8 +12,8 @@ use crate::reactor::Reactor;
 
 /// The body of a slot's task: command after command until the connection has ended.
 pub async fn run(conn: Rc<Conn>, slot: Rc<Slot>) {
-    while let Some(command) = slot.next(&conn).await {
-        let number = execute(&conn, &slot, &command).await;
+    while slot.next(&conn).await {
+        let number = execute(&conn, &slot, &slot.command()).await;
         conn.release(&slot, number);
     }
 }

@@ -25,7 +25,7 @@ use super::receive::{Fusing, Receiver};
 use super::{admin, slot};
 use crate::limits::{CONNECT_TIMEOUT_NS, ICREQ_TIMEOUT_NS};
 use crate::net::{Stream, StreamError, Tx};
-use crate::nvme::spec::{Cqe, Sqe};
+use crate::nvme::spec::{Cqe, Fuse, Sqe};
 use crate::nvme::target::{ControllerHandle, FuseStep};
 use crate::nvme::tcp::{
     DataPdu, Decoder, FatalError, FatalErrorStatus, Framing, LONG_DATA, Limits, MAX_PREFIX_LEN, Role, WriteGrant,
@@ -63,14 +63,23 @@ pub struct Queue {
 }
 
 /// A command that a slot works on.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Command {
     /// The command.
     pub sqe: Sqe,
     /// Its in-capsule data was damaged.
     pub damaged: bool,
-    /// The first half of a fused pair, whose second half this is.
-    pub first: Option<Rc<Slot>>,
+}
+
+/// How far a slot is with its command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It has none, or it is still arriving, or it works on it.
+    Open,
+    /// The first half of a fused pair, which this slot's own task must not begin: it may be polled for nothing at any time.
+    Held,
+    /// Complete: the slot's task may begin.
+    Ready,
 }
 
 /// How a slot's data from the host stands.
@@ -93,9 +102,10 @@ pub struct Slot {
     /// Index in the connection, and transfer tag of its R2T.
     pub index: u16,
     task: Cell<TaskId>,
-    command: RefCell<Option<Command>>,
-    /// The first half of a fused pair, which this slot's own task must not see: it may be polled for nothing at any time.
-    held: RefCell<Option<Command>>,
+    stage: Cell<Stage>,
+    command: Cell<Command>,
+    /// The slot with the first half of a fused pair, whose second half is here.
+    first: RefCell<Option<Rc<Slot>>>,
     /// Data from the host: in-capsule, or the buffer that an R2T fills.
     pub data: RefCell<Option<Buf>>,
     grant: Cell<Option<WriteGrant>>,
@@ -388,10 +398,15 @@ impl Conn {
     /// If the host has more commands in flight than its queue has entries. To wait for room would be to wait for a host that may
     /// never read its answers, with a receive buffer in hand.
     pub fn take_slot(&self) -> Result<Rc<Slot>, FatalError> {
-        let ready = self.free.borrow().front().is_some_and(|(number, _)| self.tx.handed() >= *number);
-        if ready && let Some((_, slot)) = self.free.borrow_mut().pop_front() {
+        let handed = self.tx.handed();
+        if let Some((_, slot)) = self.free.borrow_mut().pop_front_if(|(number, _)| *number <= handed) {
             return Ok(slot);
         }
+        self.new_slot()
+    }
+
+    #[cold]
+    fn new_slot(&self) -> Result<Rc<Slot>, FatalError> {
         let max = self.queue().map_or(1, |q| usize::from(q.entries));
         let index = self.slots.borrow().len();
         if index >= max {
@@ -401,8 +416,9 @@ impl Conn {
         let slot = Rc::new(Slot {
             index: index as u16,
             task: Cell::new(TaskId::NONE),
-            command: RefCell::new(None),
-            held: RefCell::new(None),
+            stage: Cell::new(Stage::Open),
+            command: Cell::new(Command { sqe: Sqe::default(), damaged: false }),
+            first: RefCell::new(None),
             data: RefCell::new(None),
             grant: Cell::new(None),
             arrival: Cell::new(Arrival::None),
@@ -416,49 +432,42 @@ impl Conn {
         Ok(slot)
     }
 
-    /// Hands a complete command to its slot. A fused first waits for its second.
-    pub async fn start(self: &Rc<Self>, slot: Rc<Slot>, mut command: Command, fusing: &mut Fusing) -> Result<(), End> {
-        let Some(queue) = self.queue() else {
-            // The first command of a connection: Connect, or nothing goes on.
-            self.busy.set(self.busy.get() + 1);
-            return self.connect(&slot, command).await;
-        };
-        let fuse = command.sqe.fuse();
+    /// Has a slot begin with its command, which is complete. A fused first waits for its second.
+    #[inline]
+    pub fn start(self: &Rc<Self>, queue: &Queue, slot: Rc<Slot>, fuse: Fuse, fusing: &mut Fusing) {
         self.sqhd.set(if self.sqhd.get() + 1 >= queue.entries { 0 } else { self.sqhd.get() + 1 });
         self.busy.set(self.busy.get() + 1);
         if queue.qid == 0 {
-            self.run_slot(slot, command, "nvmf admin", admin::run);
-            return Ok(());
+            return self.run_slot(&slot, "nvmf admin", admin::run);
         }
         let (step, lost_partner) = fusing.tracker.next(fuse);
         if lost_partner
             && let Some(first) = fusing.first.take()
-            && let Some(alone) = first.take_held()
+            && first.take_held()
         {
             // A fused command that runs alone answers that its partner is missing.
-            self.run_slot(first, alone, "nvmf io", slot::run);
+            self.run_slot(&first, "nvmf io", slot::run);
         }
         match step {
             FuseStep::Hold => {
-                *slot.held.borrow_mut() = Some(command);
+                slot.stage.set(Stage::Held);
                 fusing.first = Some(slot);
-                return Ok(());
+                return;
             }
-            FuseStep::Pair => command.first = fusing.first.take(),
+            FuseStep::Pair => *slot.first.borrow_mut() = fusing.first.take(),
             FuseStep::Single | FuseStep::MissingFirst => {}
         }
-        self.run_slot(slot, command, "nvmf io", slot::run);
-        Ok(())
+        self.run_slot(&slot, "nvmf io", slot::run);
     }
 
+    #[inline]
     fn run_slot<F: Future<Output = ()> + 'static>(
         self: &Rc<Self>,
-        slot: Rc<Slot>,
-        command: Command,
+        slot: &Rc<Slot>,
         name: &'static str,
         body: fn(Rc<Conn>, Rc<Slot>) -> F,
     ) {
-        *slot.command.borrow_mut() = Some(command);
+        slot.stage.set(Stage::Ready);
         if slot.task.get() == TaskId::NONE {
             let task = self.reactor.spawn(name, body(self.clone(), slot.clone()));
             slot.task.set(task);
@@ -467,8 +476,11 @@ impl Conn {
         }
     }
 
-    /// Carries out a Connect; an answer that is not a success leaves the connection waiting for another.
-    async fn connect(self: &Rc<Self>, slot: &Rc<Slot>, command: Command) -> Result<(), End> {
+    /// Carries out the first command of a connection: Connect, or nothing goes on. An answer that is not a success leaves the
+    /// connection waiting for another.
+    pub async fn connect(self: &Rc<Self>, slot: &Rc<Slot>) -> Result<(), End> {
+        self.busy.set(self.busy.get() + 1);
+        let command = slot.command();
         let data = slot.data.borrow_mut().take();
         let answer = self.local.connect(self, &command, data.as_deref()).await;
         let mut cqe = match answer {
@@ -549,15 +561,39 @@ impl Conn {
 }
 
 impl Slot {
-    /// Waits for the next command; `None` once the connection has ended.
-    pub async fn next(&self, conn: &Conn) -> Option<Command> {
+    /// Waits for the next command; `false` once the connection has ended.
+    pub async fn next(&self, conn: &Conn) -> bool {
         std::future::poll_fn(|_| {
-            if let Some(command) = self.command.borrow_mut().take() {
-                return Poll::Ready(Some(command));
+            if self.stage.get() == Stage::Ready {
+                self.stage.set(Stage::Open);
+                return Poll::Ready(true);
             }
-            if conn.finished.get() { Poll::Ready(None) } else { Poll::Pending }
+            if conn.finished.get() { Poll::Ready(false) } else { Poll::Pending }
         })
         .await
+    }
+
+    /// The command that it holds or works on.
+    #[inline]
+    pub fn command(&self) -> Command {
+        self.command.get()
+    }
+
+    /// Takes a command that arrives.
+    #[inline]
+    pub fn put(&self, sqe: &Sqe) {
+        self.command.set(Command { sqe: *sqe, damaged: false });
+    }
+
+    /// The in-capsule data of its command was damaged.
+    pub fn damage(&self) {
+        self.command.set(Command { damaged: true, ..self.command.get() });
+    }
+
+    /// The slot with the first half of the fused pair whose second half it has, if that is so.
+    #[inline]
+    pub fn take_first(&self) -> Option<Rc<Slot>> {
+        self.first.borrow_mut().take()
     }
 
     /// Asks the host for `len` bytes of data by one R2T and waits for them.
@@ -632,8 +668,12 @@ impl Slot {
         self.in_device.set(with);
     }
 
-    /// The first half of a fused pair that waits in the slot, for the partner that runs it.
-    pub fn take_held(&self) -> Option<Command> {
-        self.held.borrow_mut().take()
+    /// Whether the first half of a fused pair waits in the slot, which ends: whoever asked runs it.
+    pub fn take_held(&self) -> bool {
+        let held = self.stage.get() == Stage::Held;
+        if held {
+            self.stage.set(Stage::Open);
+        }
+        held
     }
 }

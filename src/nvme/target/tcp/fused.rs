@@ -11,9 +11,12 @@ use crate::nvme::target::{DataPlace, Fault, check_fused_pair};
 use crate::reactor::io::{Io, IoOp};
 
 /// Carries out `first` and `second` and answers both, the first one first. Returns the number of the batch with the last answer.
-pub async fn execute(conn: &Rc<Conn>, slot: &Slot, second: &Command, first: &Rc<Slot>, io: Io) -> (Io, u64) {
-    let Some(compare) = first.take_held() else { return (io, 0) };
-    let (io, failure) = run_pair(conn, slot, second, first, &compare, io).await;
+pub async fn execute(conn: &Rc<Conn>, slot: &Slot, first: &Rc<Slot>, io: Io) -> (Io, u64) {
+    if !first.take_held() {
+        return (io, 0);
+    }
+    let (compare, second) = (first.command(), slot.command());
+    let (io, failure) = run_pair(conn, slot, &second, first, &compare, io).await;
     let (first_fault, second_fault) = match failure {
         Ok(()) => (None, None),
         Err(Failure::Gone) => {
@@ -24,12 +27,12 @@ pub async fn execute(conn: &Rc<Conn>, slot: &Slot, second: &Command, first: &Rc<
         Err(Failure::Fault(fault)) => (Some(fault), Some(Fault::new(StatusCode::ABORTED_FAILED_FUSED))),
     };
     let number = match first_fault {
-        None => respond(conn, &compare.sqe).await,
+        None => respond(conn, compare.sqe.cid.get()).await,
         Some(fault) => refuse(conn, &compare.sqe, fault).await,
     };
     conn.release(first, number);
     let number = match second_fault {
-        None => respond(conn, &second.sqe).await,
+        None => respond(conn, second.sqe.cid.get()).await,
         Some(fault) => refuse(conn, &second.sqe, fault).await,
     };
     (io, number)
@@ -43,8 +46,8 @@ async fn run_pair(
     compare: &Command,
     mut io: Io,
 ) -> (Io, Result<(), Failure>) {
-    let decoded = lookup(conn, first, compare).and_then(|(compare_request, ns)| {
-        let (write_request, _) = lookup(conn, slot, second)?;
+    let decoded = lookup(conn, first).and_then(|(compare_request, ns)| {
+        let (write_request, _) = lookup(conn, slot)?;
         check_fused_pair(&compare_request, &write_request, ns.info())?;
         Ok((compare_request, write_request, ns))
     });

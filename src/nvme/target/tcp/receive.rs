@@ -3,12 +3,15 @@
 use std::convert::Infallible;
 use std::rc::Rc;
 
+use hugepages::Buf;
 use zerocopy::IntoBytes;
 
-use super::conn::{Command, Conn, End, MAX_H2C_DATA, Slot};
-use crate::nvme::spec::Sqe;
+use super::conn::{Conn, End, MAX_H2C_DATA, Slot};
 use crate::nvme::target::FuseTracker;
-use crate::nvme::tcp::{ControllerParams, Decoder, Event, Framing, MAX_PREFIX_LEN, Role, WriteGrant, accept, ic_resp};
+use crate::nvme::tcp::{
+    ControllerParams, Decoder, Event, Framing, IcResponse, MAX_PREFIX_LEN, Role, WriteGrant, accept, ic_resp,
+};
+use crate::sys::tx::TxBatch;
 
 /// Announced data from which a receive of its own, straight into the buffer, beats copying out of the receive buffer.
 const DIRECT_MIN: usize = 16 * 1024;
@@ -25,11 +28,23 @@ pub struct Fusing {
 /// Where the data of the current PDU goes.
 enum Placement {
     /// In-capsule data: its command is complete when all is there, and not before.
-    Capsule { slot: Rc<Slot>, at: usize, sqe: Sqe },
+    Capsule { slot: Rc<Slot>, at: usize },
     /// Data that an R2T asked for; `complete`: the last of it.
     Grant { slot: Rc<Slot>, at: usize, complete: bool },
     /// Data of a command that is not taken any more.
     Discard,
+}
+
+/// What of an event has to be waited for.
+enum Rest {
+    /// Nothing: it was handled.
+    None,
+    /// A buffer for that many bytes of in-capsule data.
+    Buffer(Rc<Slot>, usize),
+    /// The first command of the connection.
+    Connect(Rc<Slot>),
+    /// Room for the answer to ICReq.
+    Answer(IcResponse),
 }
 
 /// The state of the receiving task.
@@ -49,14 +64,18 @@ impl Receiver {
                 let received = conn.stream().recv_at_most(decoder.wanted(conn.awaits_long_data())).await?;
                 let mut input = &received[..];
                 while let Some(event) = decoder.next(&mut input)? {
-                    self.handle(conn, decoder, event).await?;
+                    match self.handle(conn, decoder, event)? {
+                        Rest::None => {}
+                        rest => self.wait(conn, decoder, rest).await?,
+                    }
                 }
             }
             while decoder.data_remaining() >= DIRECT_MIN && !matches!(self.at, Some(Placement::Discard)) {
                 self.receive_direct(conn, decoder).await?;
                 let mut nothing: &[u8] = &[];
                 while let Some(event) = decoder.next(&mut nothing)? {
-                    self.handle(conn, decoder, event).await?;
+                    let rest = self.handle(conn, decoder, event)?;
+                    self.wait(conn, decoder, rest).await?;
                 }
             }
         }
@@ -65,7 +84,7 @@ impl Receiver {
     /// Receives the rest of a large PDU straight into its buffer.
     async fn receive_direct(&mut self, conn: &Rc<Conn>, decoder: &mut Decoder) -> Result<(), End> {
         let (slot, at) = match self.at.as_mut() {
-            Some(Placement::Capsule { slot, at, .. } | Placement::Grant { slot, at, .. }) => (slot, at),
+            Some(Placement::Capsule { slot, at } | Placement::Grant { slot, at, .. }) => (slot, at),
             Some(Placement::Discard) | None => return Err(End::Stream),
         };
         let remaining = decoder.data_remaining();
@@ -85,7 +104,8 @@ impl Receiver {
         Ok(())
     }
 
-    async fn handle(&mut self, conn: &Rc<Conn>, decoder: &mut Decoder, event: Event<'_>) -> Result<(), End> {
+    #[inline]
+    fn handle(&mut self, conn: &Rc<Conn>, decoder: &mut Decoder, event: Event<'_>) -> Result<Rest, End> {
         // Slots of a closing connection have given their buffers back.
         if conn.is_closing() {
             return Err(End::Stream);
@@ -96,20 +116,19 @@ impl Receiver {
             }
             Event::Command { sqe, data_len } => {
                 let slot = conn.take_slot()?;
-                if data_len > 0 {
-                    let buf = conn.reactor().buffer(data_len as usize).await;
-                    *slot.data.borrow_mut() = Some(buf);
-                    self.at = Some(Placement::Capsule { slot, at: 0, sqe });
-                } else {
-                    let command = Command { sqe, damaged: false, first: None };
-                    conn.start(slot, command, &mut self.fusing).await?;
-                    conn.update_limits(decoder);
+                slot.put(&sqe);
+                if data_len == 0 {
+                    return Ok(self.start(conn, slot));
+                }
+                match conn.reactor().pool().alloc(data_len as usize) {
+                    Some(buf) => self.place(slot, buf),
+                    None => return Ok(Rest::Buffer(slot, data_len as usize)),
                 }
             }
             Event::Data(bytes) => {
                 let (slot, at) = match self.at.as_mut() {
-                    Some(Placement::Capsule { slot, at, .. } | Placement::Grant { slot, at, .. }) => (slot, at),
-                    Some(Placement::Discard) => return Ok(()),
+                    Some(Placement::Capsule { slot, at } | Placement::Grant { slot, at, .. }) => (slot, at),
+                    Some(Placement::Discard) => return Ok(Rest::None),
                     None => unreachable!("data follows a header that said where it goes"),
                 };
                 let mut data = slot.data.borrow_mut();
@@ -118,10 +137,11 @@ impl Receiver {
                 *at += bytes.len();
             }
             Event::DataEnd { digest_ok } => match self.at.take() {
-                Some(Placement::Capsule { slot, sqe, .. }) => {
-                    let command = Command { sqe, damaged: !digest_ok, first: None };
-                    conn.start(slot, command, &mut self.fusing).await?;
-                    conn.update_limits(decoder);
+                Some(Placement::Capsule { slot, .. }) => {
+                    if !digest_ok {
+                        slot.damage();
+                    }
+                    return Ok(self.start(conn, slot));
                 }
                 Some(Placement::Grant { slot, complete, .. }) => slot.arrived(conn.reactor(), digest_ok, complete),
                 Some(Placement::Discard) | None => {}
@@ -138,9 +158,7 @@ impl Receiver {
                 let (response, agreed) = accept(&request, &ours);
                 decoder.set_digests(agreed.header_digest, agreed.data_digest);
                 conn.agree(Framing::new(Role::Controller, &agreed));
-                conn.tx
-                    .push(conn.reactor(), 1, MAX_PREFIX_LEN, |batch| batch.push_head(|out| ic_resp(&response, out)))
-                    .await?;
+                return Ok(Rest::Answer(response));
             }
             Event::Term { status, info } => {
                 tracing::info!("{}: the host terminates the connection: {status:?} ({info:#x})", conn.peer());
@@ -148,6 +166,41 @@ impl Receiver {
             }
             Event::IcResp(_) | Event::C2hData(_) | Event::R2t(_) | Event::Response(_) => {
                 unreachable!("a decoder of the controller's side refuses these")
+            }
+        }
+        Ok(Rest::None)
+    }
+
+    /// A command is complete.
+    #[inline]
+    fn start(&mut self, conn: &Rc<Conn>, slot: Rc<Slot>) -> Rest {
+        let Some(queue) = conn.queue() else { return Rest::Connect(slot) };
+        let fuse = slot.command().sqe.fuse();
+        conn.start(queue, slot, fuse, &mut self.fusing);
+        Rest::None
+    }
+
+    /// In-capsule data follows, and this is where it goes.
+    fn place(&mut self, slot: Rc<Slot>, buf: Buf) {
+        *slot.data.borrow_mut() = Some(buf);
+        self.at = Some(Placement::Capsule { slot, at: 0 });
+    }
+
+    /// Does what of an event has to be waited for.
+    async fn wait(&mut self, conn: &Rc<Conn>, decoder: &mut Decoder, rest: Rest) -> Result<(), End> {
+        match rest {
+            Rest::None => {}
+            Rest::Buffer(slot, len) => {
+                let buf = conn.reactor().buffer(len).await;
+                self.place(slot, buf);
+            }
+            Rest::Connect(slot) => {
+                conn.connect(&slot).await?;
+                conn.update_limits(decoder);
+            }
+            Rest::Answer(response) => {
+                let answer = |batch: &mut TxBatch| batch.push_head(|out| ic_resp(&response, out));
+                conn.tx.push(conn.reactor(), 1, MAX_PREFIX_LEN, answer).await?;
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use hugepages::Buf;
 
-use super::conn::{Command, Conn, Slot};
+use super::conn::{Conn, Slot};
 use super::fused;
 use super::local::Namespace;
 use crate::nvme::spec::{Cqe, Fuse, Sqe, Status, StatusCode};
@@ -29,15 +29,15 @@ impl From<Fault> for Failure {
 /// The body of a slot's task: command after command until the connection has ended.
 pub async fn run(conn: Rc<Conn>, slot: Rc<Slot>) {
     let mut spare = None;
-    while let Some(command) = slot.next(&conn).await {
+    while slot.next(&conn).await {
         let Some(io) = spare.take().or_else(|| conn.reactor().create_io()) else {
             // All I/Os of the reactor are taken: the host is told to try again.
-            let number = refuse(&conn, &command.sqe, Fault::retry(StatusCode::COMMAND_INTERRUPTED)).await;
+            let number = refuse(&conn, &slot.command().sqe, Fault::retry(StatusCode::COMMAND_INTERRUPTED)).await;
             conn.release(&slot, number);
             continue;
         };
         slot.set_io(io.slot());
-        let (io, number) = execute(&conn, &slot, command, io).await;
+        let (io, number) = execute(&conn, &slot, io).await;
         spare = Some(io);
         conn.release(&slot, number);
     }
@@ -47,23 +47,24 @@ pub async fn run(conn: Rc<Conn>, slot: Rc<Slot>) {
 }
 
 /// Carries out one command and answers it. Returns the number of the batch that the answer is in.
-async fn execute(conn: &Rc<Conn>, slot: &Slot, mut command: Command, mut io: Io) -> (Io, u64) {
-    if let Some(first) = command.first.take() {
-        return fused::execute(conn, slot, &command, &first, io).await;
+async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
+    if let Some(first) = slot.take_first() {
+        return fused::execute(conn, slot, &first, io).await;
     }
-    let sqe = &command.sqe;
-    let (request, ns) = match lookup(conn, slot, &command) {
+    let (request, ns) = match lookup(conn, slot) {
         Ok((request, _)) if request.fuse != Fuse::NONE => {
-            let number = refuse(conn, sqe, Fault::new(StatusCode::ABORTED_MISSING_FUSED)).await;
+            let fault = Fault::new(StatusCode::ABORTED_MISSING_FUSED);
+            let number = refuse(conn, &slot.command().sqe, fault).await;
             return (io, number);
         }
         Ok(found) => found,
         Err(fault) => {
-            let number = refuse(conn, sqe, fault).await;
+            let number = refuse(conn, &slot.command().sqe, fault).await;
             return (io, number);
         }
     };
-    slot.set_command(sqe.cid.get(), request.nsid);
+    let cid = slot.command().sqe.cid.get();
+    slot.set_command(cid, request.nsid);
     let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
 
     // What comes before the device: data from the host, a buffer for the host.
@@ -94,7 +95,7 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut command: Command, mut io: Io)
             }
         } else if request.place != DataPlace::None {
             reserved = request.place == DataPlace::HostBuffer;
-            prepared = data_in(conn, slot, &request, sqe.cid.get()).await.map(|data| io.data.push_buf(data));
+            prepared = data_in(conn, slot, &request, cid).await.map(|data| io.data.push_buf(data));
         }
     }
 
@@ -125,19 +126,20 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut command: Command, mut io: Io)
         Ok(()) => {
             conn.local.count(&conn.queue().expect("slots run after Connect").subsystem, request.op, len);
             match answer {
-                Some(Segment::Buf(buf)) => send_data(conn, sqe, buf).await,
-                None if reads => send_zeroes(conn, sqe, request.data_len).await,
-                _ => respond(conn, sqe).await,
+                Some(Segment::Buf(buf)) => send_data(conn, cid, buf).await,
+                None if reads => send_zeroes(conn, cid, request.data_len).await,
+                _ => respond(conn, cid).await,
             }
         }
-        Err(Failure::Fault(fault)) => refuse(conn, sqe, fault).await,
+        Err(Failure::Fault(fault)) => refuse(conn, &slot.command().sqe, fault).await,
         Err(Failure::Gone) => 0,
     };
     (io, number)
 }
 
-/// Decodes a command against the namespaces as this reactor knows them.
-pub fn lookup(conn: &Conn, slot: &Slot, command: &Command) -> Result<(IoRequest, Rc<Namespace>), Fault> {
+/// Decodes a slot's command against the namespaces as this reactor knows them.
+pub fn lookup(conn: &Conn, slot: &Slot) -> Result<(IoRequest, Rc<Namespace>), Fault> {
+    let command = slot.command();
     if command.damaged {
         return Err(Fault::retry(StatusCode::TRANSIENT_TRANSPORT_ERROR));
     }
@@ -241,8 +243,8 @@ pub fn fault_of(status: IoStatus, op: IoOp) -> Option<Fault> {
 }
 
 /// A response without data.
-pub async fn respond(conn: &Conn, sqe: &Sqe) -> u64 {
-    conn.respond(Cqe::new(sqe.cid.get(), Status::SUCCESS)).await
+pub async fn respond(conn: &Conn, cid: u16) -> u64 {
+    conn.respond(Cqe::new(cid, Status::SUCCESS)).await
 }
 
 /// A response that says why not, noted in the controller's error log.
@@ -252,16 +254,16 @@ pub async fn refuse(conn: &Rc<Conn>, sqe: &Sqe, fault: Fault) -> u64 {
 }
 
 /// The data of a read and its response: in one send, or as one PDU where the data may stand for the response.
-async fn send_data(conn: &Conn, sqe: &Sqe, buf: Buf) -> u64 {
+async fn send_data(conn: &Conn, cid: u16, buf: Buf) -> u64 {
     let digest = conn.framing().data_digest().then(|| {
         let mut digest = DataDigest::new();
         digest.update(&buf);
         digest
     });
-    push_data(conn, sqe, buf.len() as u32, digest, |batch| batch.push_buf(buf)).await
+    push_data(conn, cid, buf.len() as u32, digest, |batch| batch.push_buf(buf)).await
 }
 
-async fn send_zeroes(conn: &Conn, sqe: &Sqe, len: u32) -> u64 {
+async fn send_zeroes(conn: &Conn, cid: u16, len: u32) -> u64 {
     let digest = conn.framing().data_digest().then(|| {
         let mut digest = DataDigest::new();
         const ZEROES: [u8; 4096] = [0; 4096];
@@ -273,17 +275,16 @@ async fn send_zeroes(conn: &Conn, sqe: &Sqe, len: u32) -> u64 {
         }
         digest
     });
-    push_data(conn, sqe, len, digest, |batch| batch.push_zeroes(len as usize)).await
+    push_data(conn, cid, len, digest, |batch| batch.push_zeroes(len as usize)).await
 }
 
 async fn push_data(
     conn: &Conn,
-    sqe: &Sqe,
+    cid: u16,
     len: u32,
     digest: Option<DataDigest>,
     push: impl FnOnce(&mut crate::sys::tx::TxBatch),
 ) -> u64 {
-    let cid = sqe.cid.get();
     let framing = *conn.framing();
     // SUCCESS in the data's header replaces the response, where SQHD need not be told (TCP §3.3.2.2).
     let success = conn.queue().is_some_and(|q| !q.flow_control);
