@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 use super::handle::Handle;
 use super::stats::{Latencies, empty_histogram, percentiles};
-use crate::reactor::io::{Io, IoOp, IoStatus};
+use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
 use crate::reactor::{Reactor, TaskId};
 
 /// Something that executes I/Os: an opened device, or a queue of a remote namespace.
@@ -17,8 +17,8 @@ pub trait Volume: 'static {
     fn execute(&self, io: Io) -> impl Future<Output = Io>;
     /// Size in bytes.
     fn size(&self) -> u64;
-    /// Whether reads need no buffer.
-    fn keeps_nothing(&self) -> bool;
+    /// Whether I/Os of this kind must come with their data, or a buffer for it.
+    fn needs_data(&self, op: IoOp) -> bool;
     /// The latencies of all its I/Os so far, failed ones included, if it counts them: they are not counted twice then.
     fn latencies(&self) -> Option<Histogram<u64>> {
         None
@@ -34,8 +34,8 @@ impl Volume for Handle {
         self.common().size()
     }
 
-    fn keeps_nothing(&self) -> bool {
-        self.common().traits().keeps_nothing
+    fn needs_data(&self, _: IoOp) -> bool {
+        !self.common().traits().keeps_nothing
     }
 
     fn latencies(&self) -> Option<Histogram<u64>> {
@@ -198,16 +198,20 @@ async fn slot<V: Volume>(reactor: Rc<Reactor>, volume: Rc<V>, running: Rc<Runnin
     };
     let block = running.job.block;
     let (entropy, clock) = (reactor.entropy(), reactor.clock());
-    let mut spare = match (volume.keeps_nothing(), running.job.pattern) {
-        (true, _) => None,
-        _ => {
-            let mut buf = reactor.buffer(block).await;
-            for (i, byte) in buf.iter_mut().enumerate() {
-                *byte = (i / 7) as u8 ^ entropy.next() as u8;
-            }
-            Some(buf)
-        }
+    let needs = [IoOp::Read, IoOp::Write].map(|op| volume.needs_data(op));
+    let ops: &[IoOp] = match running.job.pattern {
+        Pattern::Read | Pattern::RandRead => &[IoOp::Read],
+        Pattern::Write | Pattern::RandWrite => &[IoOp::Write],
+        Pattern::RandRw => &[IoOp::Read, IoOp::Write],
     };
+    let mut spare = None;
+    if ops.iter().any(|op| needs[*op as usize]) {
+        let mut buf = reactor.buffer(block).await;
+        for (i, byte) in buf.iter_mut().enumerate() {
+            *byte = (i / 7) as u8 ^ entropy.next() as u8;
+        }
+        spare = Some(buf);
+    }
     while clock.now() < running.deadline && !running.stop.get() {
         let (op, random) = match running.job.pattern {
             Pattern::Read => (IoOp::Read, false),
@@ -224,12 +228,15 @@ async fn slot<V: Volume>(reactor: Rc<Reactor>, volume: Rc<V>, running: Rc<Runnin
             next
         };
         io.prepare(op, index * block as u64, block as u64);
-        if let Some(buf) = spare.take() {
+        let needed = needs[op as usize];
+        if needed && let Some(buf) = spare.take() {
             io.data.push_buf(buf);
         }
         io = volume.execute(io).await;
-        if let Some(crate::reactor::io::Segment::Buf(buf)) = io.data.pop() {
-            spare = Some(buf);
+        match io.data.pop() {
+            Some(Segment::Buf(buf)) if needed => spare = Some(buf),
+            // What the volume brought.
+            other => drop(other),
         }
         running.done.set(running.done.get() + 1);
         if io.status == IoStatus::Success {

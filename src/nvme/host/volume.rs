@@ -170,14 +170,16 @@ impl Volume {
                 return Err(IoStatus::Unsupported);
             }
         }
-        if io.data.bytes() != io.op.data_len(io.len) {
+        let brought = io.op == IoOp::Read && io.data.count() == 0;
+        if io.data.bytes() != io.op.data_len(io.len) && !brought {
             return Err(IoStatus::DataLength);
         }
         Ok(Place { nsid: geometry.nsid, shift: geometry.block_shift })
     }
 
     /// Carries out one I/O. What is larger than [`Geometry::limits`] says is [`IoStatus::Unsupported`]: the block layer splits.
-    /// Data to be sent that is not in buffers, and that of a compare and write, is copied once more; all other data stays in
+    /// A read may come without data: it is given one buffer of the pool when its data arrives, so that memory is held for no longer
+    /// than there is something in it. Data to be sent that is not in buffers, and that of a compare and write, is copied once more; all other data stays in
     /// place.
     pub async fn execute(&self, mut io: Io) -> Io {
         let reactor = self.queue.reactor();
@@ -251,7 +253,7 @@ impl load::Volume for Volume {
         self.geometry.get().size
     }
 
-    fn keeps_nothing(&self) -> bool {
-        false
+    fn needs_data(&self, op: IoOp) -> bool {
+        op != IoOp::Read
     }
 }

@@ -33,8 +33,16 @@ impl Core {
                 Ok(received) => received,
                 Err(error) => return Ended::Stream(error),
             };
-            if let Err(ended) = self.take_apart(receiver, &received) {
-                return ended;
+            let mut input = &received[..];
+            loop {
+                match self.take_apart(receiver, &mut input) {
+                    Ok(None) => break,
+                    Ok(Some((index, len))) => {
+                        let buf = self.reactor.buffer(len).await;
+                        self.slots.borrow_mut().give_buffer(index, buf);
+                    }
+                    Err(ended) => return ended,
+                }
             }
             drop(received);
             match self.receive_in_place(receiver).await {
@@ -67,17 +75,18 @@ impl Core {
             self.slots.borrow_mut().return_place(placed);
             result.map_err(Ended::Stream)?;
             // Without a data digest the PDU ends here.
-            self.take_apart(receiver, &[])?;
+            self.take_apart(receiver, &mut &[][..])?;
         }
     }
 
-    /// Takes received bytes apart.
-    fn take_apart(&self, receiver: &mut Receiver, mut input: &[u8]) -> Result<(), Ended> {
+    /// Takes received bytes apart. `Some`: before it goes on, this command must be given a buffer of that length, of which the
+    /// pool has none now.
+    fn take_apart(&self, receiver: &mut Receiver, input: &mut &[u8]) -> Result<Option<(u16, usize)>, Ended> {
         let mut slots = self.slots.borrow_mut();
         let reactor = &self.reactor;
         let Receiver { decoder, current } = receiver;
-        let mut answered = false;
-        while let Some(event) = decoder.next(&mut input).map_err(Ended::Protocol)? {
+        let (mut answered, mut lacking) = (false, None);
+        while let Some(event) = decoder.next(input).map_err(Ended::Protocol)? {
             match event {
                 Event::Data(bytes) => {
                     if let Some((index, _)) = *current {
@@ -87,6 +96,15 @@ impl Core {
                 Event::C2hData(pdu) => {
                     let index = slots.on_data(&pdu).map_err(|e| Ended::Protocol(decoder.refuse(e, pdu.as_bytes())))?;
                     *current = Some((index, pdu.success()));
+                    if let Some(len) = slots.lacks_buffer(index) {
+                        match reactor.pool().alloc(len) {
+                            Some(buf) => slots.give_buffer(index, buf),
+                            None => {
+                                lacking = Some((index, len));
+                                break;
+                            }
+                        }
+                    }
                 }
                 Event::DataEnd { digest_ok } => {
                     if let Some((index, success)) = current.take() {
@@ -121,6 +139,6 @@ impl Core {
         if answered {
             self.wake_waiters();
         }
-        Ok(())
+        Ok(lacking)
     }
 }

@@ -557,6 +557,23 @@ impl Slots {
         Ok(index)
     }
 
+    /// How large a buffer a command still lacks that came without one, and whose data arrives.
+    #[inline]
+    pub(super) fn lacks_buffer(&self, index: u16) -> Option<usize> {
+        let slot = &self.slots[usize::from(index)];
+        let io = self.slots[usize::from(slot.leader)].io.as_ref()?;
+        (io.data.count() == 0).then_some(slot.len as usize)
+    }
+
+    /// Gives it that buffer.
+    #[inline]
+    pub(super) fn give_buffer(&mut self, index: u16, buf: Buf) {
+        let leader = usize::from(self.slots[usize::from(index)].leader);
+        if let Some(io) = &mut self.slots[leader].io {
+            io.data.push_buf(buf);
+        }
+    }
+
     /// Copies the next bytes of a command's data to their place.
     #[inline]
     pub(super) fn place(&mut self, index: u16, mut bytes: &[u8]) {

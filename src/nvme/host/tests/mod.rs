@@ -124,6 +124,18 @@ async fn read(reactor: &Rc<Reactor>, volume: &Volume, offset: u64, pieces: &[usi
     run(reactor, volume, Ask { op: IoOp::Read, offset, len, pieces, data: &[] }).await
 }
 
+/// A read that comes without a buffer.
+async fn read_brought(reactor: &Rc<Reactor>, volume: &Volume, offset: u64, len: usize) -> (IoStatus, Vec<u8>) {
+    let mut io = reactor.create_io().unwrap();
+    io.prepare(IoOp::Read, offset, len as u64);
+    let mut io = volume.execute(io).await;
+    let data = io.data.single_buf().map_or_else(Vec::new, |buf| buf.to_vec());
+    io.data.clear();
+    let status = io.status;
+    reactor.retire_io(io);
+    (status, data)
+}
+
 /// Writes and reads of many sizes and scatterings, against what the peer's disk then has.
 async fn round_trips(reactor: &Rc<Reactor>, volume: &Volume, peer: &Peer) {
     let mut offset = 0;
@@ -148,6 +160,9 @@ async fn round_trips(reactor: &Rc<Reactor>, volume: &Volume, peer: &Peer) {
         let (status, back) = read(reactor, volume, offset, pieces).await;
         assert_eq!(status, IoStatus::Success, "read {pieces:?}");
         assert!(back == data, "read {pieces:?}");
+        let (status, back) = read_brought(reactor, volume, offset, len).await;
+        assert_eq!(status, IoStatus::Success, "read of {len} without a buffer");
+        assert!(back == data, "read of {len} without a buffer");
         offset += len as u64;
     }
 }
@@ -261,6 +276,38 @@ fn shared_memory_is_written_from_and_read_into() {
         let mut back = vec![0; data.len()];
         region.read(131_072, &mut back);
         assert!(back == data);
+        connected.end().await;
+    });
+}
+
+#[test]
+fn reads_without_buffers_wait_for_memory_and_then_go_on() {
+    let peer = Peer::start(Config::default());
+    on_reactor(|reactor| async move {
+        let connected = Connected::new(&reactor, peer.address, options()).await;
+        let data = pattern(65_536, 7);
+        assert_eq!(write(&reactor, &connected.volume, 0, &[65_536], &data).await, IoStatus::Success);
+        // Nothing is left for them until somebody gives it back.
+        let mut all: Vec<_> = std::iter::from_fn(|| reactor.pool().alloc(hugepages::MAX_BUF)).collect();
+        all.extend(std::iter::from_fn(|| reactor.pool().alloc(4096)));
+        let ended = Rc::new(Cell::new(0));
+        for at in 0..8 {
+            let (here, volume, ended, data) =
+                (reactor.clone(), connected.volume.clone(), ended.clone(), data[at * 4096..][..4096].to_vec());
+            reactor.spawn("reader", async move {
+                let (status, back) = read_brought(&here, &volume, at as u64 * 4096, 4096).await;
+                assert_eq!(status, IoStatus::Success);
+                assert!(back == data, "read {at}");
+                ended.set(ended.get() + 1);
+            });
+        }
+        reactor.sleep(20_000_000).await;
+        assert_eq!(ended.get(), 0, "there was no memory");
+        all.truncate(all.len() - 1);
+        while ended.get() < 8 {
+            reactor.sleep(1_000_000).await;
+        }
+        drop(all);
         connected.end().await;
     });
 }
