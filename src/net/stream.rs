@@ -97,12 +97,12 @@ impl Stream {
         &self.reactor
     }
 
-    /// Waits for bytes, at most [`RX_BUFFER_LEN`], in a buffer that the backend picks when they come. One receive at a time.
+    /// Waits for bytes, in a buffer that the backend picks when they come. One receive at a time.
     ///
     /// # Errors
     /// [`StreamError::Closed`] at the end of the stream.
     pub async fn recv(&self) -> Result<Buf, StreamError> {
-        self.recv_at_most(RX_BUFFER_LEN).await
+        self.recv_at_most(usize::MAX).await
     }
 
     /// As [`Stream::recv`], and at most `len` bytes.
@@ -114,7 +114,7 @@ impl Stream {
             if self.shut.get() {
                 return Err(StreamError::Closed);
             }
-            let op = self.reactor.op(Op::Recv { file: self.file, len: len.min(RX_BUFFER_LEN) as u32 });
+            let op = self.reactor.op(Op::Recv { file: self.file, len: len.min(u32::MAX as usize) as u32 });
             self.receiving.set(Some(op.token()));
             let done = op.await;
             self.receiving.set(None);

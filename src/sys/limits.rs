@@ -25,6 +25,10 @@ pub const RX_BUFFERS: u16 = 64;
 /// Size of one receive buffer: about fifteen 4 KiB writes with their headers.
 pub const RX_BUFFER_LEN: usize = 64 * 1024;
 
+/// Size of the buffer of a direct receive: what a socket in use may have gathered meanwhile, and half of a second-level cache.
+/// With 64 KiB, 4 KiB reads at depth 128 came in pieces that kept both sides waiting, 0.88 M IO/s instead of 0.97 M.
+pub const RX_DIRECT_LEN: usize = 256 * 1024;
+
 /// Kernel workers per ring for operations that would block (bounded, unbounded).
 pub const RING_WORKERS: [u32; 2] = [8, 2];
 

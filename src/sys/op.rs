@@ -49,7 +49,7 @@ pub enum Op {
     Recv {
         /// A connected socket.
         file: FileId,
-        /// At most so many bytes; a buffer has [`super::limits::RX_BUFFER_LEN`].
+        /// At most so many bytes, and at most as many as the backend's buffers have.
         len: u32,
     },
     /// Receive straight into `buf[from..]`; completes when it is full, at end of stream or on error.

@@ -83,8 +83,12 @@ impl Uring {
         let mut picked = None;
         let got = match self.table.held(token) {
             Some(Held::Filling(buf, from)) => socket::receive(fd, &mut buf[*from..]),
-            Some(Held::Picked(len)) => match self.direct.buffer.take().or_else(|| self.rx.buffer()) {
-                Some(buf) => socket::receive(fd, &mut picked.insert(buf)[..*len as usize]),
+            Some(Held::Picked(len)) => match self.direct.buffer.take().or_else(|| self.rx.direct_buffer()) {
+                Some(buf) => {
+                    let buf = picked.insert(buf);
+                    let len = buf.len().min(*len as usize);
+                    socket::receive(fd, &mut buf[..len])
+                }
                 None => -libc::ENOBUFS,
             },
             _ => unreachable!("a receive stays in the table"),

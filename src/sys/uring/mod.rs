@@ -19,7 +19,7 @@ use std::time::Duration;
 use hugepages::{ChunkInfo, Pool};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
-use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_WORKERS};
+use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_WORKERS, RX_BUFFER_LEN};
 use super::op::{Completion, FileId, Op, OpToken, Owner, Payload};
 use super::socket::{self, Doorbell};
 use direct::Direct;
@@ -479,7 +479,7 @@ impl Uring {
 
 /// A receive that picks a buffer of the ring when bytes arrive.
 fn picking(fd: types::Fd, flags: squeue::Flags, len: u32) -> squeue::Entry {
-    let entry = opcode::Recv::new(fd, std::ptr::null_mut(), len).buf_group(rx::GROUP).build();
+    let entry = opcode::Recv::new(fd, std::ptr::null_mut(), len.min(RX_BUFFER_LEN as u32)).buf_group(rx::GROUP).build();
     entry.flags(flags | squeue::Flags::BUFFER_SELECT)
 }
 

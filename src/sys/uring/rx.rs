@@ -7,7 +7,7 @@ use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
 use super::setup::SetupError;
-use crate::sys::limits::{RX_BUFFER_LEN, RX_BUFFERS};
+use crate::sys::limits::{RX_BUFFER_LEN, RX_BUFFERS, RX_DIRECT_LEN};
 
 /// The one buffer group of a ring.
 pub(super) const GROUP: u16 = 0;
@@ -78,9 +78,9 @@ impl RxRing {
         true
     }
 
-    /// A buffer that is not for the kernel.
-    pub(super) fn buffer(&self) -> Option<Buf> {
-        self.pool.alloc(RX_BUFFER_LEN)
+    /// A buffer for a direct receive: a smaller one is better than none.
+    pub(super) fn direct_buffer(&self) -> Option<Buf> {
+        self.pool.alloc(RX_DIRECT_LEN).or_else(|| self.pool.alloc(RX_BUFFER_LEN))
     }
 
     /// The buffer that the kernel filled with `len` bytes.
