@@ -75,26 +75,29 @@ impl Reactors {
                 reactors.fed += 1;
             }
         }
+        let mut elsewhere = affinity::allowed_cores()?;
+        elsewhere.retain(|core| !cores.contains(core));
         let tsc = Tsc::calibrate();
         let (report, reports) = mpsc::channel();
         let mut starts = Vec::new();
         for ((mailbox, chunks), (id, core)) in
             Mailbox::connect(&reactors.remotes).into_iter().zip(shares).zip(cores.iter().copied().enumerate())
         {
-            let report = report.clone();
+            let (report, elsewhere) = (report.clone(), elsewhere.clone());
             let (start, started) = mpsc::channel();
             starts.push(start);
             reactors.threads.push(std::thread::Builder::new().name(format!("reactor-{id}")).spawn(move || {
                 let made = affinity::pin(core)
                     .map_err(|error| StartError::Pin { id: id as u16, core, error })
                     .and_then(|()| Parts::new(id as u16, mailbox, chunks, tsc));
-                let parts = match made {
+                let mut parts = match made {
                     Ok(parts) => parts,
                     Err(error) => {
                         let _ = report.send(Err(error));
                         return 0;
                     }
                 };
+                parts.ring.set_worker_cores(&elsewhere);
                 let _ = report.send(Ok(()));
                 drop(report);
                 // One that was not made ends the start of all.

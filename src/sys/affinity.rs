@@ -18,18 +18,29 @@ pub fn allowed_cores() -> io::Result<Vec<usize>> {
     Ok((0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
 }
 
+/// The kernel's form of a set of cores.
+///
+/// # Errors
+/// EINVAL for a core beyond what it holds.
+pub(super) fn core_set(cores: &[usize]) -> io::Result<libc::cpu_set_t> {
+    // SAFETY: cpu_set_t is a plain bit array; all zeros is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for &core in cores {
+        if core >= libc::CPU_SETSIZE as usize {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        // SAFETY: the index was checked against the size of the set.
+        unsafe { libc::CPU_SET(core, &mut set) };
+    }
+    Ok(set)
+}
+
 /// Binds the calling thread to `core`.
 ///
 /// # Errors
 /// What sched_setaffinity(2) says: EINVAL for a core that does not exist or is not allowed.
 pub fn pin(core: usize) -> io::Result<()> {
-    if core >= libc::CPU_SETSIZE as usize {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    // SAFETY: cpu_set_t is a plain bit array; all zeros is the empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the index was checked against the size of the set.
-    unsafe { libc::CPU_SET(core, &mut set) };
+    let set = core_set(&[core])?;
     // SAFETY: `set` is valid for reads of its own size.
     if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) } != 0 {
         return Err(io::Error::last_os_error());

@@ -19,6 +19,7 @@ use std::time::Duration;
 use hugepages::{ChunkInfo, Pool};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
+use super::affinity;
 use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_WORKERS, RX_BUFFER_LEN};
 use super::op::{Completion, FileId, Op, OpToken, Owner, Payload};
 use super::socket::{self, Doorbell};
@@ -109,6 +110,18 @@ impl Uring {
             notes,
             stats: RingStats::default(),
         })
+    }
+
+    /// Has the kernel's worker threads run on these cores, if there are any: they would otherwise share the core of this thread,
+    /// which spins, and wait for the end of its time slice.
+    pub fn set_worker_cores(&mut self, cores: &[usize]) {
+        if cores.is_empty() {
+            return;
+        }
+        let set = affinity::core_set(cores);
+        if let Err(error) = set.and_then(|set| self.ring.submitter().register_iowq_aff(&set)) {
+            self.notes.push(format!("the kernel's worker threads share the cores of reactors ({error})"));
+        }
     }
 
     /// What this kernel or this user's limits make slower, a sentence each; handed out once.
