@@ -2,6 +2,8 @@
 
 mod listener;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tx;
 
 pub use listener::Listener;
