@@ -198,14 +198,13 @@ async fn slot<V: Volume>(reactor: Rc<Reactor>, volume: Rc<V>, running: Rc<Runnin
     };
     let block = running.job.block;
     let (entropy, clock) = (reactor.entropy(), reactor.clock());
-    let needs = [IoOp::Read, IoOp::Write].map(|op| volume.needs_data(op));
-    let ops: &[IoOp] = match running.job.pattern {
-        Pattern::Read | Pattern::RandRead => &[IoOp::Read],
-        Pattern::Write | Pattern::RandWrite => &[IoOp::Write],
-        Pattern::RandRw => &[IoOp::Read, IoOp::Write],
-    };
+    let pattern = running.job.pattern;
+    let random = !matches!(pattern, Pattern::Read | Pattern::Write);
+    let mixed = pattern == Pattern::RandRw;
+    let mut op = if matches!(pattern, Pattern::Write | Pattern::RandWrite) { IoOp::Write } else { IoOp::Read };
+    let mut needed = volume.needs_data(op);
     let mut spare = None;
-    if ops.iter().any(|op| needs[*op as usize]) {
+    if needed || mixed && volume.needs_data(IoOp::Write) {
         let mut buf = reactor.buffer(block).await;
         for (i, byte) in buf.iter_mut().enumerate() {
             *byte = (i / 7) as u8 ^ entropy.next() as u8;
@@ -213,13 +212,10 @@ async fn slot<V: Volume>(reactor: Rc<Reactor>, volume: Rc<V>, running: Rc<Runnin
         spare = Some(buf);
     }
     while clock.now() < running.deadline && !running.stop.get() {
-        let (op, random) = match running.job.pattern {
-            Pattern::Read => (IoOp::Read, false),
-            Pattern::Write => (IoOp::Write, false),
-            Pattern::RandRead => (IoOp::Read, true),
-            Pattern::RandWrite => (IoOp::Write, true),
-            Pattern::RandRw => (if entropy.below(100) < 70 { IoOp::Read } else { IoOp::Write }, true),
-        };
+        if mixed {
+            op = if entropy.below(100) < 70 { IoOp::Read } else { IoOp::Write };
+            needed = volume.needs_data(op);
+        }
         let index = if random {
             entropy.below(running.blocks)
         } else {
@@ -228,15 +224,17 @@ async fn slot<V: Volume>(reactor: Rc<Reactor>, volume: Rc<V>, running: Rc<Runnin
             next
         };
         io.prepare(op, index * block as u64, block as u64);
-        let needed = needs[op as usize];
         if needed && let Some(buf) = spare.take() {
             io.data.push_buf(buf);
         }
         io = volume.execute(io).await;
-        match io.data.pop() {
-            Some(Segment::Buf(buf)) if needed => spare = Some(buf),
+        if needed {
+            if let Some(Segment::Buf(buf)) = io.data.pop() {
+                spare = Some(buf);
+            }
+        } else if io.data.count() > 0 {
             // What the volume brought.
-            other => drop(other),
+            io.data.clear();
         }
         running.done.set(running.done.get() + 1);
         if io.status == IoStatus::Success {
