@@ -127,39 +127,41 @@ fn the_device_that_faults_are_added_to_conforms() {
 
 #[test]
 fn every_fault_is_caught_by_its_scenario() {
-    for (fault, way, scenario) in [
-        (Fault::Garbage, Way::Home, "fresh"),
-        (Fault::ReadsDropLastBlock, Way::Home, "fresh"),
-        (Fault::WritesDropLastBlock, Way::Home, "writes"),
-        (Fault::WritesSpill, Way::Home, "writes"),
-        (Fault::UnmapDoesNothing, Way::Home, "zeroes"),
-        (Fault::ZeroesRoundOut, Way::Home, "zeroes"),
-        (Fault::CompareIsBlind, Way::Home, "compare"),
-        (Fault::CompareSaysZero, Way::Home, "compare"),
-        (Fault::SwapStoresAlways, Way::Home, "compare and write"),
-        (Fault::SwapStoresFirstHalf, Way::Home, "compare and write"),
-        (Fault::OnlyFirstSegment, Way::Home, "segments"),
-        (Fault::LosesSegment, Way::Home, "segments"),
-        (Fault::ResetIsEarly, Way::Home, "reset"),
-        (Fault::ForgetsFua, Way::Home, "writes"),
-        (Fault::SwapInTwoSteps, Way::Home, "counting by compare and write"),
-        (Fault::SwapInTwoSteps, Way::Forward, "compare and write against plain writes"),
-        (Fault::SwapInTwoSteps, Way::Two, "compare and write against plain writes"),
-        (Fault::GrowthLosesData, Way::Home, "growth"),
-        (Fault::GrowthIsGarbage, Way::Home, "growth"),
-        (Fault::GrowthIsNotSaid, Way::Home, "growth"),
-        (Fault::Shrinks, Way::Home, "growth"),
-        (Fault::KeepsIo, Way::Home, "random"),
-        (Fault::KeepsIoOfClosing, Way::Home, "closing"),
-        (Fault::LargeWritesTear, Way::Home, "writes"),
-        (Fault::RandomlyLost, Way::Home, "random"),
+    // Between two reactors it is chance whose steps meet first.
+    const SWAPS: [&str; 2] = ["counting by compare and write", "compare and write against plain writes"];
+    for (fault, way, scenarios) in [
+        (Fault::Garbage, Way::Home, &["fresh"][..]),
+        (Fault::ReadsDropLastBlock, Way::Home, &["fresh"]),
+        (Fault::WritesDropLastBlock, Way::Home, &["writes"]),
+        (Fault::WritesSpill, Way::Home, &["writes"]),
+        (Fault::UnmapDoesNothing, Way::Home, &["zeroes"]),
+        (Fault::ZeroesRoundOut, Way::Home, &["zeroes"]),
+        (Fault::CompareIsBlind, Way::Home, &["compare"]),
+        (Fault::CompareSaysZero, Way::Home, &["compare"]),
+        (Fault::SwapStoresAlways, Way::Home, &["compare and write"]),
+        (Fault::SwapStoresFirstHalf, Way::Home, &["compare and write"]),
+        (Fault::OnlyFirstSegment, Way::Home, &["segments"]),
+        (Fault::LosesSegment, Way::Home, &["segments"]),
+        (Fault::ResetIsEarly, Way::Home, &["reset"]),
+        (Fault::ForgetsFua, Way::Home, &["writes"]),
+        (Fault::SwapInTwoSteps, Way::Home, &["counting by compare and write"]),
+        (Fault::SwapInTwoSteps, Way::Forward, &SWAPS[..]),
+        (Fault::SwapInTwoSteps, Way::Two, &SWAPS[..]),
+        (Fault::GrowthLosesData, Way::Home, &["growth"]),
+        (Fault::GrowthIsGarbage, Way::Home, &["growth"]),
+        (Fault::GrowthIsNotSaid, Way::Home, &["growth"]),
+        (Fault::Shrinks, Way::Home, &["growth"]),
+        (Fault::KeepsIo, Way::Home, &["random"]),
+        (Fault::KeepsIoOfClosing, Way::Home, &["closing"]),
+        (Fault::LargeWritesTear, Way::Home, &["writes"]),
+        (Fault::RandomlyLost, Way::Home, &["random"]),
     ] {
         let hangs = matches!(fault, Fault::KeepsIo | Fault::KeepsIoOfClosing);
         let limit = Duration::from_secs(if hangs { 5 } else { 60 });
         let options = Options { ways: vec![way], limit, seed: Some(7), ..options() };
         match check(|| Ram::device(Some(fault)), &options) {
             Ok(()) => panic!("{fault:?} was not caught"),
-            Err(failure) => assert_eq!(failure.scenario, scenario, "{fault:?} was caught, but: {failure}"),
+            Err(failure) => assert!(scenarios.contains(&failure.scenario), "{fault:?} was caught, but: {failure}"),
         }
     }
 }
