@@ -76,6 +76,24 @@ def facts(options):
     }
 
 
+def side_by_side(wanted):
+    """The order to run rows in: those that are held against each other one after the other, since a machine may change its
+    speed within a round."""
+    order = []
+    for row in wanted:
+        group = [row]
+        # Grows while it is walked through.
+        for one in group:
+            known = {bar.of for bar in one.bars}
+            group += [
+                other
+                for other in wanted
+                if other not in group and (other.key in known or one.key in {bar.of for bar in other.bars})
+            ]
+        order += [other for other in wanted if other in group and other not in order]
+    return order
+
+
 def measure(world, tables, options):
     """All rounds: in each, a sample by the key of its row."""
     wanted = [row for table in tables for row in table.rows]
@@ -87,6 +105,7 @@ def measure(world, tables, options):
         wanted = [row for row in wanted if row.key in needed]
         if not wanted:
             raise Failed(f"no row has {options.only!r} in its name: try --list")
+    wanted = side_by_side(wanted)
     rounds, failures = [], []
     for number in range(options.rounds):
         started = time.monotonic()
