@@ -26,7 +26,6 @@ pub struct OpCount {
 #[derive(Debug)]
 pub struct Stats {
     taken: Cell<u64>,
-    ended: Cell<u64>,
     counts: [OpCells; IoOp::ALL.len()],
     read_latency: Latencies,
     write_latency: Latencies,
@@ -114,7 +113,6 @@ impl Default for Stats {
     fn default() -> Stats {
         Stats {
             taken: Cell::new(0),
-            ended: Cell::new(0),
             counts: Default::default(),
             read_latency: Latencies::default(),
             write_latency: Latencies::default(),
@@ -131,13 +129,12 @@ impl Stats {
 
     /// I/Os taken and not completed.
     pub fn in_flight(&self) -> u32 {
-        self.taken.get().saturating_sub(self.ended.get()) as u32
+        self.taken.get().saturating_sub(self.total().ios) as u32
     }
 
     /// Counts a completed I/O that was taken at `io.start`.
     #[inline]
     pub fn record(&self, io: &IoCell, now: u64) {
-        add(&self.ended, 1);
         let count = &self.counts[io.op as usize];
         add(&count.ios, 1);
         if io.status == IoStatus::Success {

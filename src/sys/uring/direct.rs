@@ -94,7 +94,8 @@ impl Uring {
             _ => unreachable!("a receive stays in the table"),
         };
         if got == -libc::EAGAIN || got == -libc::ENOBUFS {
-            self.direct.buffer = picked;
+            // One that receives into a place of its own leaves the buffer of the others alone.
+            self.direct.buffer = picked.or_else(|| self.direct.buffer.take());
             self.stats.misses += 1;
             self.direct.receives[at].tries = tries + 1;
             // The ring knows what to do where there are no buffers.
