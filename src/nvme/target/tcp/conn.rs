@@ -111,8 +111,6 @@ pub struct Slot {
     grant: Cell<Option<WriteGrant>>,
     arrival: Cell<Arrival>,
     io: Cell<u32>,
-    cid: Cell<u16>,
-    nsid: Cell<u32>,
     in_device: Cell<bool>,
     /// The task that waits for the data of an R2T: the slot's own, or that of a fused partner.
     fetcher: Cell<TaskId>,
@@ -423,8 +421,6 @@ impl Conn {
             grant: Cell::new(None),
             arrival: Cell::new(Arrival::None),
             io: Cell::new(0),
-            cid: Cell::new(0),
-            nsid: Cell::new(0),
             in_device: Cell::new(false),
             fetcher: Cell::new(TaskId::NONE),
         });
@@ -554,8 +550,10 @@ impl Conn {
     /// Asks the device that works on command `cid` for its early end; whether it will.
     pub fn abort(&self, cid: u16) -> bool {
         let slots = self.slots.borrow();
-        let Some(slot) = slots.iter().find(|s| s.in_device.get() && s.cid.get() == cid) else { return false };
-        let ns = self.queue().and_then(|q| q.subsystem.with_table(|table| table.handle(slot.nsid.get())));
+        let Some(slot) = slots.iter().find(|s| s.in_device.get() && s.command().sqe.cid.get() == cid) else {
+            return false;
+        };
+        let ns = self.queue().and_then(|q| q.subsystem.with_table(|table| table.handle(slot.command().sqe.nsid.get())));
         ns.is_some_and(|ns| ns.handle.abort(slot.io.get()))
     }
 }
@@ -653,13 +651,6 @@ impl Slot {
     /// The I/O that this slot's commands run in.
     pub fn set_io(&self, slot: u32) {
         self.io.set(slot);
-    }
-
-    /// Which command the slot works on, for Abort.
-    #[inline]
-    pub fn set_command(&self, cid: u16, nsid: u32) {
-        self.cid.set(cid);
-        self.nsid.set(nsid);
     }
 
     /// Whether the device has the command.

@@ -88,7 +88,6 @@ async fn run_pair(
             let (offset, len) = ns.bytes(write_request.lba, u64::from(write_request.blocks));
             io.prepare(IoOp::CompareAndWrite, offset, len);
             io.fua = write_request.fua;
-            slot.set_command(second.sqe.cid.get(), write_request.nsid);
             let result;
             (io, result) = finish(slot, &ns, io).await;
             result

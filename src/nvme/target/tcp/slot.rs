@@ -64,7 +64,6 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
         }
     };
     let cid = slot.command().sqe.cid.get();
-    slot.set_command(cid, request.nsid);
     let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
 
     // What comes before the device: data from the host, a buffer for the host.
