@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::contract::{BlockDevice, Channel, Common, DeviceError, OpSet};
+use super::contract::{BlockDevice, Channel, Common, DeviceError};
 use super::forward::Forward;
 use super::split::{LookFrom, Split};
 use super::stats::Stats;
@@ -26,8 +26,8 @@ pub struct Handle {
     reactor: Rc<Reactor>,
     device: Arc<dyn BlockDevice>,
     common: Common,
-    /// What the device does and may be asked for.
-    allowed: OpSet,
+    /// By operation: the most bytes of what is plain, see [`Handle::is_plain`].
+    plain_max: [u64; IoOp::ALL.len()],
     /// Bits that are 0 in offsets and lengths of whole blocks.
     unaligned: u64,
     /// The device's own, for I/Os shorter than `look_from`, which are within its limits wherever they lie.
@@ -78,11 +78,13 @@ impl Handle {
         let id = common.id();
         let stats = Rc::default();
         let traits = common.traits();
-        let forbidden = IoOp::ALL.into_iter().filter(|op| traits.read_only && op.writes());
-        let allowed = forbidden.fold(traits.ops, OpSet::without);
+        let plain_max = IoOp::ALL.map(|op| {
+            let plain = matches!(op, IoOp::Read | IoOp::Write) && traits.ops.has(op) && !(traits.read_only && op.writes());
+            if plain { (TRANSFER_MAX as u64).min(look_from[op as usize].saturating_sub(1)) } else { 0 }
+        });
         let unaligned = u64::from(traits.block_size - 1);
         let reactor = reactor.clone();
-        let handle = Handle { reactor, device, common, allowed, unaligned, direct, look_from, channel, stats };
+        let handle = Handle { reactor, device, common, plain_max, unaligned, direct, look_from, channel, stats };
         all.0.borrow_mut().insert(id, handle.clone());
         Ok(handle)
     }
@@ -151,15 +153,14 @@ impl Handle {
         &self.reactor
     }
 
-    /// Whether [`Handle::check`] surely finds nothing: reads and writes with all they need, nearly all there is.
+    /// Whether [`Handle::check`] surely finds nothing and the I/O may go to `direct`: reads and writes with all they need and within the
+    /// device's limits, nearly all there is.
     #[inline]
     fn is_plain(&self, io: &Io) -> bool {
         // Lengths of what is plain cannot overflow, nor can the end of a range that starts within the device.
         let size = self.common.size();
-        matches!(io.op, IoOp::Read | IoOp::Write)
-            && self.allowed.has(io.op)
+        io.len.wrapping_sub(1) < self.plain_max[io.op as usize]
             && (io.offset | io.len) & self.unaligned == 0
-            && io.len.wrapping_sub(1) < TRANSFER_MAX as u64
             && io.offset <= size
             && io.len <= size - io.offset
             && match io.data.sole() {
@@ -169,6 +170,7 @@ impl Handle {
             && !self.common.is_closing()
     }
 
+    #[cold]
     fn check(&self, io: &Io) -> Result<(), IoStatus> {
         let common = &self.common;
         let traits = common.traits();
@@ -201,18 +203,18 @@ impl Handle {
     }
 
     /// Submits an I/O whose end the caller collects itself; see [`Handle::execute`] for tasks.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&self, io: Io) -> Poll<Io> {
         self.stats.taken();
         self.relay(io)
     }
 
     /// As [`Handle::submit`] for an I/O that another handle on this device has counted.
-    #[inline]
+    #[inline(always)]
     pub(super) fn relay(&self, mut io: Io) -> Poll<Io> {
         io.start = self.reactor.clock().stamp();
         if self.is_plain(&io) {
-            return self.pass(io);
+            return self.direct.submit(io);
         }
         match self.check(&io) {
             Ok(()) => self.pass(io),

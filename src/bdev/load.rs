@@ -1,20 +1,26 @@
-//! A load generator: some number of tasks on one reactor, each keeping one I/O in flight on a volume.
+//! A load generator: some number of I/Os on one reactor, each submitted anew when it comes back.
+//!
+//! It stands on a volume as a layer does, without a task for each I/O: what is measured is the volume.
 
-use std::cell::Cell;
-use std::future::Future;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::Poll;
 
 use hdrhistogram::Histogram;
+use hugepages::Buf;
 
 use super::handle::Handle;
 use super::stats::{Latencies, empty_histogram, percentiles};
-use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
-use crate::reactor::{Reactor, TaskId};
+use crate::limits::READY_BUDGET;
+use crate::reactor::io::{Frame, Io, IoOp, IoStatus, Segment};
+use crate::reactor::{Layer, Reactor, TaskId};
 
-/// Something that executes I/Os: an opened device, or a queue of a remote namespace.
+/// Something that takes reads and writes: an opened device, or a queue of a remote namespace.
 pub trait Volume: 'static {
-    /// Carries out one I/O.
-    fn execute(&self, io: Io) -> impl Future<Output = Io>;
+    /// Carries out a read or write whose data, if it has any, is in buffers; as [`super::Channel::submit`].
+    fn submit(&self, io: Io) -> Poll<Io>;
+    /// An I/O of [`Volume::submit`] has ended.
+    fn completed(&self, _: &Io) {}
     /// Size in bytes.
     fn size(&self) -> u64;
     /// Whether I/Os of this kind must come with their data, or a buffer for it.
@@ -26,8 +32,14 @@ pub trait Volume: 'static {
 }
 
 impl Volume for Handle {
-    fn execute(&self, io: Io) -> impl Future<Output = Io> {
-        Handle::execute(self, io)
+    #[inline]
+    fn submit(&self, io: Io) -> Poll<Io> {
+        Handle::submit(self, io)
+    }
+
+    #[inline]
+    fn completed(&self, io: &Io) {
+        self.record(io);
     }
 
     fn size(&self) -> u64 {
@@ -115,11 +127,25 @@ impl Outcome {
     }
 }
 
-struct Running {
-    job: Job,
-    next: Cell<u64>,
+struct Load<V> {
+    reactor: Rc<Reactor>,
+    volume: Rc<V>,
+    /// This layer's number.
+    layer: Cell<u32>,
+    /// If it is not mixed.
+    op: IoOp,
+    mixed: bool,
+    random: bool,
+    block: u64,
     blocks: u64,
+    reads_need: bool,
+    writes_need: bool,
+    /// Data of I/Os in flight that need none.
+    spare: RefCell<Vec<Buf>>,
+    /// The next block, if they go in order.
+    next: Cell<u64>,
     deadline: u64,
+    stop: Rc<Cell<bool>>,
     /// I/Os completed, for whoever shows progress.
     done: Rc<Cell<u64>>,
     errors: Cell<u64>,
@@ -128,22 +154,12 @@ struct Running {
     latency: Option<Latencies>,
     alive: Cell<usize>,
     waiter: TaskId,
-    stop: Rc<Cell<bool>>,
-}
-
-impl Running {
-    fn slot_ends(&self, reactor: &Reactor) {
-        self.alive.set(self.alive.get() - 1);
-        if self.alive.get() == 0 {
-            reactor.wake(self.waiter);
-        }
-    }
 }
 
 /// Runs a job to its end, or until `stop` is set. `done` counts I/Os as they complete, for whoever shows progress; no
 /// other job may count there meanwhile, since the outcome has what it grew by.
 ///
-/// Must be called from a task of `reactor`.
+/// Must be called from a task of `reactor`, and awaited to its end.
 pub async fn run<V: Volume>(
     reactor: &Rc<Reactor>,
     volume: Rc<V>,
@@ -151,36 +167,57 @@ pub async fn run<V: Volume>(
     stop: Rc<Cell<bool>>,
     done: Rc<Cell<u64>>,
 ) -> Outcome {
+    let (mixed, reads) = (job.pattern == Pattern::RandRw, matches!(job.pattern, Pattern::Read | Pattern::RandRead));
+    let (reads_need, writes_need) = (volume.needs_data(IoOp::Read), volume.needs_data(IoOp::Write));
+    let mut spare = Vec::with_capacity(job.depth);
+    if mixed && (reads_need || writes_need) || reads && reads_need || !reads && writes_need {
+        for _ in 0..job.depth {
+            let mut buf = reactor.buffer(job.block).await;
+            for (i, byte) in buf.iter_mut().enumerate() {
+                *byte = (i / 7) as u8 ^ reactor.entropy().next() as u8;
+            }
+            spare.push(buf);
+        }
+    }
     let started = reactor.clock().refresh();
     let (before, done_before) = (volume.latencies(), done.get());
-    let running = Rc::new(Running {
-        job,
-        next: Cell::new(0),
+    let load = Rc::new(Load {
+        reactor: reactor.clone(),
+        volume: volume.clone(),
+        layer: Cell::new(0),
+        op: if reads { IoOp::Read } else { IoOp::Write },
+        mixed,
+        random: !matches!(job.pattern, Pattern::Read | Pattern::Write),
+        block: job.block as u64,
         blocks: (volume.size() / job.block as u64).max(1),
+        reads_need,
+        writes_need,
+        spare: RefCell::new(spare),
+        next: Cell::new(0),
         deadline: started + job.ns,
+        stop,
         done,
         errors: Cell::new(0),
         first_error: Cell::new(None),
         latency: before.is_none().then(Latencies::default),
-        alive: Cell::new(job.depth),
+        alive: Cell::new(0),
         waiter: reactor.current_task(),
-        stop,
     });
+    load.layer.set(reactor.add_layer(load.clone()));
     for _ in 0..job.depth {
-        reactor.spawn("load slot", slot(reactor.clone(), volume.clone(), running.clone()));
+        if let Some(io) = reactor.create_io() {
+            load.alive.set(load.alive.get() + 1);
+            load.start(io);
+        }
     }
-    std::future::poll_fn(
-        |_| {
-            if running.alive.get() == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        },
-    )
-    .await;
+    std::future::poll_fn(|_| if load.alive.get() == 0 { Poll::Ready(()) } else { Poll::Pending }).await;
+    reactor.remove_layer(load.layer.get());
     let mut outcome = Outcome::empty();
     outcome.ns = reactor.clock().refresh() - started;
-    outcome.ios = running.done.get() - done_before;
-    outcome.errors = running.errors.get();
-    outcome.first_error = running.first_error.get();
-    match (&running.latency, volume.latencies().zip(before)) {
+    outcome.ios = load.done.get() - done_before;
+    outcome.errors = load.errors.get();
+    outcome.first_error = load.first_error.get();
+    match (&load.latency, volume.latencies().zip(before)) {
         (Some(counted), _) => counted.add_to(&mut outcome.latency),
         (None, Some((mut after, before))) => {
             // Same bounds, and nothing is ever taken out, so subtracting cannot fail.
@@ -192,60 +229,103 @@ pub async fn run<V: Volume>(
     outcome
 }
 
-async fn slot<V: Volume>(reactor: Rc<Reactor>, volume: Rc<V>, running: Rc<Running>) {
-    let Some(mut io) = reactor.create_io() else {
-        return running.slot_ends(&reactor);
-    };
-    let block = running.job.block;
-    let (entropy, clock) = (reactor.entropy(), reactor.clock());
-    let pattern = running.job.pattern;
-    let random = !matches!(pattern, Pattern::Read | Pattern::Write);
-    let mixed = pattern == Pattern::RandRw;
-    let mut op = if matches!(pattern, Pattern::Write | Pattern::RandWrite) { IoOp::Write } else { IoOp::Read };
-    let mut needed = volume.needs_data(op);
-    let mut spare = None;
-    if needed || mixed && volume.needs_data(IoOp::Write) {
-        let mut buf = reactor.buffer(block).await;
-        for (i, byte) in buf.iter_mut().enumerate() {
-            *byte = (i / 7) as u8 ^ entropy.next() as u8;
-        }
-        spare = Some(buf);
+impl<V: Volume> Layer for Load<V> {
+    #[inline]
+    fn completed(&self, io: Io, _: Frame) -> Poll<Io> {
+        self.ended(&io);
+        self.keep_busy(io);
+        Poll::Pending
     }
-    while clock.now() < running.deadline && !running.stop.get() {
-        if mixed {
-            op = if entropy.below(100) < 70 { IoOp::Read } else { IoOp::Write };
-            needed = volume.needs_data(op);
+}
+
+impl<V: Volume> Load<V> {
+    /// Submits `io` again and again, for as long as it ends within its submission.
+    #[inline(always)]
+    fn keep_busy(&self, mut io: Io) {
+        let mut budget = READY_BUDGET;
+        while self.reactor.clock().now() < self.deadline && !self.stop.get() {
+            self.prepare(&mut io);
+            io.push_frame(Frame { layer: self.layer.get(), a: 0, b: 0 });
+            match self.volume.submit(io) {
+                Poll::Pending => return,
+                // Others first: it comes back in the next turn.
+                Poll::Ready(back) if budget == 0 => return self.reactor.complete(back),
+                Poll::Ready(back) => io = back,
+            }
+            budget -= 1;
+            io.pop_frame();
+            self.ended(&io);
         }
-        let index = if random {
-            entropy.below(running.blocks)
+        self.retire(io);
+    }
+
+    #[inline(never)]
+    fn start(&self, io: Io) {
+        self.keep_busy(io);
+    }
+
+    #[inline]
+    fn needs(&self, op: IoOp) -> bool {
+        if op == IoOp::Read { self.reads_need } else { self.writes_need }
+    }
+
+    /// Makes `io` the next request, with data if it needs any.
+    #[inline]
+    fn prepare(&self, io: &mut Io) {
+        let entropy = self.reactor.entropy();
+        let op = match self.mixed {
+            false => self.op,
+            true if entropy.below(100) < 70 => IoOp::Read,
+            true => IoOp::Write,
+        };
+        let index = if self.random {
+            entropy.below(self.blocks)
         } else {
-            let next = running.next.get();
-            running.next.set(if next + 1 == running.blocks { 0 } else { next + 1 });
+            let next = self.next.get();
+            self.next.set(if next + 1 == self.blocks { 0 } else { next + 1 });
             next
         };
-        io.prepare(op, index * block as u64, block as u64);
-        if needed && let Some(buf) = spare.take() {
+        let needs = self.needs(op);
+        if io.data.count() > 0 && !(needs && self.needs(io.op)) {
+            self.set_aside(io);
+        }
+        if needs
+            && io.data.count() == 0
+            && let Some(buf) = self.spare.borrow_mut().pop()
+        {
             io.data.push_buf(buf);
         }
-        io = volume.execute(io).await;
-        if needed {
-            if let Some(Segment::Buf(buf)) = io.data.pop() {
-                spare = Some(buf);
-            }
-        } else if io.data.count() > 0 {
-            // What the volume brought.
-            io.data.clear();
+        io.prepare(op, index * self.block, self.block);
+    }
+
+    /// Takes the data from an I/O that ended: its own is kept for another, what the volume brought goes home.
+    #[inline(never)]
+    fn set_aside(&self, io: &mut Io) {
+        if self.needs(io.op)
+            && let Some(Segment::Buf(buf)) = io.data.pop()
+        {
+            self.spare.borrow_mut().push(buf);
         }
-        running.done.set(running.done.get() + 1);
-        if io.status == IoStatus::Success {
-            if let Some(latency) = &running.latency {
-                latency.count(clock.now().saturating_sub(io.start));
-            }
-        } else {
-            running.errors.set(running.errors.get() + 1);
-            running.first_error.set(running.first_error.get().or(Some((op, io.offset, io.status))));
+        io.data.clear();
+    }
+
+    #[inline(always)]
+    fn ended(&self, io: &Io) {
+        self.volume.completed(io);
+        self.done.set(self.done.get() + 1);
+        if io.status != IoStatus::Success {
+            self.errors.set(self.errors.get() + 1);
+            self.first_error.set(self.first_error.get().or(Some((io.op, io.offset, io.status))));
+        } else if let Some(latency) = &self.latency {
+            latency.count(self.reactor.clock().now().saturating_sub(io.start));
         }
     }
-    reactor.retire_io(io);
-    running.slot_ends(&reactor);
+
+    fn retire(&self, io: Io) {
+        self.reactor.retire_io(io);
+        self.alive.set(self.alive.get() - 1);
+        if self.alive.get() == 0 {
+            self.reactor.wake(self.waiter);
+        }
+    }
 }

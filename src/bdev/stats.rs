@@ -50,7 +50,10 @@ const BUCKETS: usize = bucket_of(LATENCY_NS_MAX) + 1;
 
 /// Which bucket counts a latency: nanoseconds one by one up to 255, then 128 buckets for each doubling.
 const fn bucket_of(ns: u64) -> usize {
-    let shift = (ns | ((2 << FINE) - 1)).ilog2() - FINE;
+    if ns < 2 << FINE {
+        return ns as usize;
+    }
+    let shift = ns.ilog2() - FINE;
     ((shift as usize) << FINE) + (ns >> shift) as usize
 }
 

@@ -1,8 +1,8 @@
 //! One namespace through one queue.
 
 use std::cell::Cell;
-use std::future::Future;
 use std::rc::Rc;
+use std::task::Poll;
 
 use hugepages::{Buf, MAX_BUF};
 
@@ -183,26 +183,42 @@ impl Volume {
     /// place.
     pub async fn execute(&self, mut io: Io) -> Io {
         let reactor = self.queue.reactor();
-        io.start = reactor.clock().stamp();
-        let place = match self.check(&io) {
+        let sends = matches!(io.op, IoOp::Write | IoOp::Compare);
+        let shared = |io: &Io| io.data.iter().any(|s| matches!(s, Segment::Region { .. }));
+        if io.op != IoOp::CompareAndWrite && !(sends && shared(&io)) {
+            return reactor.run_io(io, |io| self.submit(io)).await;
+        }
+        let place = match self.accept(&mut io) {
             Ok(place) => place,
             Err(status) => return io.with_status(status),
         };
-        let sends = matches!(io.op, IoOp::Write | IoOp::Compare);
-        let shared = |io: &Io| io.data.iter().any(|s| matches!(s, Segment::Region { .. }));
-        if io.op == IoOp::CompareAndWrite || sends && shared(&io) {
-            let data = io.data.take_all();
-            let kept = Kept { reactor, io: Some(io) };
-            let buf = reactor.buffer(data.bytes() as usize).await;
-            let mut io = kept.release();
-            gather(&mut io, &data, buf);
-            io.scratch = place.to_bits();
-            io = reactor.run_io(io, |io| self.queue.submit(io)).await;
-            io.data = data;
-            return io;
-        }
+        let data = io.data.take_all();
+        let kept = Kept { reactor, io: Some(io) };
+        let buf = reactor.buffer(data.bytes() as usize).await;
+        let mut io = kept.release();
+        gather(&mut io, &data, buf);
         io.scratch = place.to_bits();
-        reactor.run_io(io, |io| self.queue.submit(io)).await
+        io = reactor.run_io(io, |io| self.queue.submit(io)).await;
+        io.data = data;
+        io
+    }
+
+    #[inline]
+    fn accept(&self, io: &mut Io) -> Result<Place, IoStatus> {
+        io.start = self.queue.reactor().clock().stamp();
+        self.check(io)
+    }
+
+    /// Submits an I/O whose data stays in place; its end comes by [`Reactor::complete`].
+    #[inline]
+    fn submit(&self, mut io: Io) -> Poll<Io> {
+        match self.accept(&mut io) {
+            Ok(place) => {
+                io.scratch = place.to_bits();
+                self.queue.submit(io)
+            }
+            Err(status) => Poll::Ready(io.with_status(status)),
+        }
     }
 }
 
@@ -245,8 +261,9 @@ impl Drop for Kept<'_> {
 }
 
 impl load::Volume for Volume {
-    fn execute(&self, io: Io) -> impl Future<Output = Io> {
-        Volume::execute(self, io)
+    #[inline]
+    fn submit(&self, io: Io) -> Poll<Io> {
+        Volume::submit(self, io)
     }
 
     fn size(&self) -> u64 {
