@@ -333,7 +333,7 @@ impl Sink for Server {
         io.trace = parcel.trace;
         parcel.unload(&mut io.data, self.reactor.pool());
         let job = self.start_job(parcel, io.slot());
-        io.push_frame(Frame { layer: self.layer.get(), a: u64::from(job), b: 0 });
+        io.push_frame(self.layer.get(), Frame { a: u64::from(job), b: 0 });
         // The reactor that asked counts the I/O in its own handle; counted here too, it would be there twice.
         if let Poll::Ready(mut io) = handle.relay(io) {
             io.pop_frame();

@@ -249,7 +249,7 @@ impl Handle {
     #[inline]
     pub fn submit_below(&self, mut io: Io, layer: u32, own: u64) -> Poll<Io> {
         let start = io.start;
-        io.push_frame(Frame { layer, a: start, b: own });
+        io.push_frame(layer, Frame { a: start, b: own });
         self.submit(io)
     }
 
@@ -258,7 +258,7 @@ impl Handle {
     #[inline]
     pub fn pass_below(&self, mut io: Io, layer: u32, own: u64) -> Poll<Io> {
         let start = io.start;
-        io.push_frame(Frame { layer, a: start, b: own });
+        io.push_frame(layer, Frame { a: start, b: own });
         self.stats.taken();
         if self.common.is_closing() {
             return self.relay(io);

@@ -245,7 +245,7 @@ impl<V: Volume> Load<V> {
         let mut budget = READY_BUDGET;
         while self.reactor.clock().now() < self.deadline && !self.stop.get() {
             self.prepare(&mut io);
-            io.push_frame(Frame { layer: self.layer.get(), a: 0, b: 0 });
+            io.push_frame(self.layer.get(), Frame::default());
             match self.volume.submit(io) {
                 Poll::Pending => return,
                 // Others first: it comes back in the next turn.

@@ -242,12 +242,10 @@ impl Segments {
     }
 }
 
-/// What a layer left on an I/O to find its way back: its index in the reactor and sixteen bytes of its own.
+/// What a layer left on an I/O to find its way back: sixteen bytes of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Frame {
-    /// The layer's index in its reactor.
-    pub layer: u32,
-    /// The layer's own, for example its child's submission time.
+    /// The layer's own, for example the time at which the request came to it.
     pub a: u64,
     /// The layer's own.
     pub b: u64,
@@ -322,6 +320,8 @@ pub struct IoCell {
     closing: Rc<Cell<bool>>,
     /// The data.
     pub data: Segments,
+    /// Whose frames they are, by their numbers in the reactor.
+    layers: [u32; STACK_DEPTH_MAX],
     frames: [Frame; STACK_DEPTH_MAX],
 }
 
@@ -352,25 +352,27 @@ impl Io {
         self.0.slot
     }
 
-    /// Leaves a frame that the layer gets back with the completion.
+    /// Leaves a frame that layer number `layer` gets back with the completion.
     ///
     /// # Panics
     /// Beyond [`STACK_DEPTH_MAX`], which building a stack checks.
     #[inline]
-    pub fn push_frame(&mut self, frame: Frame) {
+    pub fn push_frame(&mut self, layer: u32, frame: Frame) {
         let depth = usize::from(self.0.depth);
+        self.0.layers[depth] = layer;
         self.0.frames[depth] = frame;
         self.0.depth += 1;
     }
 
-    /// Takes the last frame.
+    /// Takes the last frame, and says whose it is.
     #[inline]
-    pub fn pop_frame(&mut self) -> Option<Frame> {
+    pub fn pop_frame(&mut self) -> Option<(u32, Frame)> {
         if self.0.depth == 0 {
             return None;
         }
         self.0.depth -= 1;
-        Some(self.0.frames[usize::from(self.0.depth)])
+        let depth = usize::from(self.0.depth);
+        Some((self.0.layers[depth], self.0.frames[depth]))
     }
 
     /// Sets the status and returns the handle, for the last line of a submit.
@@ -557,6 +559,7 @@ impl IoTable {
             next: None,
             closing: self.closing.clone(),
             data: Segments::default(),
+            layers: [0; STACK_DEPTH_MAX],
             frames: [Frame::default(); STACK_DEPTH_MAX],
         })))
     }

@@ -58,6 +58,13 @@ pub trait Layer {
     fn completed(&self, io: Io, frame: Frame) -> Poll<Io>;
 }
 
+impl<L: Layer> Layer for Rc<L> {
+    #[inline]
+    fn completed(&self, io: Io, frame: Frame) -> Poll<Io> {
+        L::completed(self, io, frame)
+    }
+}
+
 /// What a poller found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
@@ -114,7 +121,7 @@ pub struct Reactor {
     completions: RefCell<Vec<Io>>,
     /// The other list of the two that take turns, empty but for [`Reactor::unwind_completions`].
     unwinding: RefCell<Vec<Io>>,
-    layers: RefCell<Vec<Option<Rc<dyn Layer>>>>,
+    layers: RefCell<Vec<Option<Box<dyn Layer>>>>,
     sinks: RefCell<Vec<Option<Named<dyn Sink>>>>,
     pollers: RefCell<Vec<Named<dyn Poller>>>,
     tasks: Tasks,
@@ -281,9 +288,9 @@ impl Reactor {
     /// Takes a completed I/O up its stack, frame by frame, to where the task finds it that waits for it.
     #[inline]
     fn unwind(&self, mut io: Io) -> Option<TaskId> {
-        while let Some(frame) = io.pop_frame() {
+        while let Some((layer, frame)) = io.pop_frame() {
             let layers = self.layers.borrow();
-            let layer = layers[frame.layer as usize].as_ref().expect("a layer stays until its I/Os have ended");
+            let layer = layers[layer as usize].as_ref().expect("a layer stays until its I/Os have ended");
             let done = layer.completed(io, frame);
             drop(layers);
             match done {
@@ -510,13 +517,13 @@ impl Reactor {
     }
 
     /// Registers a layer; its number goes into [`Frame`].
-    pub fn add_layer(&self, layer: Rc<dyn Layer>) -> u32 {
+    pub fn add_layer(&self, layer: Rc<impl Layer + 'static>) -> u32 {
         let mut layers = self.layers.borrow_mut();
         let index = layers.iter().position(Option::is_none).unwrap_or_else(|| {
             layers.push(None);
             layers.len() - 1
         });
-        layers[index] = Some(layer);
+        layers[index] = Some(Box::new(layer));
         index as u32
     }
 

@@ -278,7 +278,7 @@ impl Gate {
     fn pass(&self, io: Io) -> Poll<Io> {
         match self.base.pass_below(io, self.layer.get(), 0) {
             Poll::Ready(mut io) => match io.pop_frame() {
-                Some(frame) => self.completed(io, frame),
+                Some((_, frame)) => self.completed(io, frame),
                 None => unreachable!("a frame was pushed and only its owner takes it"),
             },
             Poll::Pending => Poll::Pending,
