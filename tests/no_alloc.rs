@@ -293,7 +293,7 @@ impl BlockDevice for Other {
         &self.1
     }
 
-    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
         self.0.open(reactor)
     }
 }

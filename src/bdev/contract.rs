@@ -196,7 +196,7 @@ pub trait BlockDevice: Send + Sync {
     ///
     /// # Errors
     /// What the device below says.
-    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError>;
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError>;
 
     /// Makes the device larger; called on a control thread, may block.
     ///

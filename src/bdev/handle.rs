@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use super::contract::{BlockDevice, Channel, Common, DeviceError};
 use super::forward::Forward;
-use super::split::{LookFrom, Split};
+use super::split::{self, LookFrom, Split};
 use super::stats::Stats;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
@@ -30,10 +30,11 @@ pub struct Handle {
     plain_max: [u64; IoOp::ALL.len()],
     /// Bits that are 0 in offsets and lengths of whole blocks.
     unaligned: u64,
-    /// The device's own, for I/Os shorter than `look_from`, which are within its limits wherever they lie.
-    direct: Rc<dyn Channel>,
+    channel: Rc<Box<dyn Channel>>,
+    /// By operation: shorter I/Os are within the device's limits wherever they lie.
     look_from: LookFrom,
-    channel: Rc<dyn Channel>,
+    /// For the others, if there can be any.
+    split: Option<Rc<Split>>,
     stats: Rc<Stats>,
 }
 
@@ -65,15 +66,16 @@ impl Handle {
         if common.is_closing() {
             return Err(DeviceError::Refused(format!("volume \"{}\" is being removed", common.traits().name)));
         }
-        let (direct, channel): (Rc<dyn Channel>, Rc<dyn Channel>);
-        let mut look_from = [u64::MAX; IoOp::ALL.len()];
-        if !common.traits().concurrent && reactor.id() != common.home() {
-            channel = Rc::new(Forward::open(reactor, device)?);
-            direct = channel.clone();
-        } else {
-            direct = device.open(reactor)?;
-            (channel, look_from) = Split::guard(reactor, common.traits(), direct.clone())?;
-        }
+        let forwarded = !common.traits().concurrent && reactor.id() != common.home();
+        let channel: Rc<Box<dyn Channel>> = Rc::new(match forwarded {
+            true => Box::new(Forward::open(reactor, device)?),
+            false => device.open(reactor)?,
+        });
+        let look_from = if forwarded { split::NEVER } else { split::look_from(common.traits()) };
+        let split = match look_from == split::NEVER {
+            true => None,
+            false => Some(Rc::new(Split::open(reactor, common.traits(), channel.clone())?)),
+        };
         let (device, common) = (device.clone(), common.clone());
         let id = common.id();
         let stats = Rc::default();
@@ -84,7 +86,7 @@ impl Handle {
         });
         let unaligned = u64::from(traits.block_size - 1);
         let reactor = reactor.clone();
-        let handle = Handle { reactor, device, common, plain_max, unaligned, direct, look_from, channel, stats };
+        let handle = Handle { reactor, device, common, plain_max, unaligned, channel, look_from, split, stats };
         all.0.borrow_mut().insert(id, handle.clone());
         Ok(handle)
     }
@@ -103,7 +105,7 @@ impl Handle {
             }
         };
         io.prepare(IoOp::Reset, 0, 0);
-        let io = reactor.run_io(io, |io| handle.channel.submit(io)).await;
+        let io = reactor.run_io(io, |io| handle.pass(io)).await;
         reactor.retire_io(io);
     }
 
@@ -153,8 +155,7 @@ impl Handle {
         &self.reactor
     }
 
-    /// Whether [`Handle::check`] surely finds nothing and the I/O may go to `direct`: reads and writes with all they need and within the
-    /// device's limits, nearly all there is.
+    /// Whether [`Handle::check`] and [`Split`] surely find nothing: reads and writes with all they need, nearly all there is.
     #[inline]
     fn is_plain(&self, io: &Io) -> bool {
         // Lengths of what is plain cannot overflow, nor can the end of a range that starts within the device.
@@ -214,7 +215,7 @@ impl Handle {
     pub(super) fn relay(&self, mut io: Io) -> Poll<Io> {
         io.start = self.reactor.clock().stamp();
         if self.is_plain(&io) {
-            return self.direct.submit(io);
+            return self.channel.submit(io);
         }
         match self.check(&io) {
             Ok(()) => self.pass(io),
@@ -224,12 +225,18 @@ impl Handle {
 
     #[inline]
     fn pass(&self, io: Io) -> Poll<Io> {
-        if io.len < self.look_from[io.op as usize] { self.direct.submit(io) } else { self.channel.submit(io) }
+        match &self.split {
+            Some(split) if io.len >= self.look_from[io.op as usize] => split.submit(io),
+            _ => self.channel.submit(io),
+        }
     }
 
     /// Asks for an early end of a pending I/O; see [`Channel::abort`].
     pub fn abort(&self, io_slot: u32) -> bool {
-        self.channel.abort(io_slot)
+        match &self.split {
+            Some(split) => split.abort(io_slot),
+            None => self.channel.abort(io_slot),
+        }
     }
 
     /// Counts a completed I/O.

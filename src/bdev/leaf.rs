@@ -36,10 +36,10 @@ impl BlockDevice for Leaf {
         &self.0
     }
 
-    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
         let book = Rc::new(Book::new(reactor));
         reactor.set_service(book.clone());
-        Ok(Rc::new(LeafChannel(book)))
+        Ok(Box::new(LeafChannel(book)))
     }
 }
 

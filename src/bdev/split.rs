@@ -29,7 +29,7 @@ pub(super) struct Split(Rc<Splitter>);
 
 struct Splitter {
     reactor: Rc<Reactor>,
-    below: Rc<dyn Channel>,
+    below: Rc<Box<dyn Channel>>,
     transfer_max: u64,
     zeroes_max: u64,
     boundary: u64,
@@ -49,37 +49,50 @@ struct Working {
     aborted: bool,
 }
 
+/// Of a device whose limits ask for nothing.
+pub(super) const NEVER: LookFrom = [u64::MAX; IoOp::ALL.len()];
+
+/// Largest transfer and largest zeroing of a device: limits between two multiples of the block, and those below one block,
+/// mean whole blocks.
+fn whole_max(traits: &Traits) -> (u64, u64) {
+    let block = u64::from(traits.block_size);
+    let whole = |max: u64| (max / block * block).max(block);
+    (whole(traits.limits.transfer_max), whole(traits.limits.zeroes_max))
+}
+
+/// From which length on an I/O may be beyond the limits of a device.
+pub(super) fn look_from(traits: &Traits) -> LookFrom {
+    let DeviceLimits { transfer_max, zeroes_max, boundary, .. } = traits.limits;
+    if transfer_max >= TRANSFER_MAX as u64 && zeroes_max == u64::MAX && boundary == 0 {
+        return NEVER;
+    }
+    let (transfer_max, zeroes_max) = whole_max(traits);
+    IoOp::ALL.map(|op| match op {
+        IoOp::Flush => u64::MAX,
+        IoOp::Reset => 0,
+        IoOp::Unmap | IoOp::WriteZeroes => zeroes_max.saturating_add(1),
+        _ if boundary != 0 => 0,
+        _ => transfer_max.saturating_add(1),
+    })
+}
+
 impl Split {
-    /// `below` itself if its limits ask for nothing, else a split channel for what may be beyond them; and from which length on that is.
+    /// A channel for what may be beyond the limits of `below`, the channel of a device with these traits.
     ///
     /// # Errors
     /// If the reactor has no I/Os left for the helpers.
-    pub(super) fn guard(
+    pub(super) fn open(
         reactor: &Rc<Reactor>,
         traits: &Traits,
-        below: Rc<dyn Channel>,
-    ) -> Result<(Rc<dyn Channel>, LookFrom), DeviceError> {
-        let DeviceLimits { transfer_max, zeroes_max, boundary, .. } = traits.limits;
-        if transfer_max >= TRANSFER_MAX as u64 && zeroes_max == u64::MAX && boundary == 0 {
-            return Ok((below, [u64::MAX; IoOp::ALL.len()]));
-        }
-        let block = u64::from(traits.block_size);
-        // Limits between two multiples of the block, and those below one block, mean whole blocks.
-        let whole = |max: u64| (max / block * block).max(block);
-        let (transfer_max, zeroes_max) = (whole(transfer_max), whole(zeroes_max));
-        let look_from = IoOp::ALL.map(|op| match op {
-            IoOp::Flush => u64::MAX,
-            IoOp::Reset => 0,
-            IoOp::Unmap | IoOp::WriteZeroes => zeroes_max.saturating_add(1),
-            _ if boundary != 0 => 0,
-            _ => transfer_max.saturating_add(1),
-        });
+        below: Rc<Box<dyn Channel>>,
+    ) -> Result<Split, DeviceError> {
+        let (transfer_max, zeroes_max) = whole_max(traits);
         let splitter = Rc::new(Splitter {
             reactor: reactor.clone(),
             below,
             transfer_max,
             zeroes_max,
-            boundary,
+            boundary: traits.limits.boundary,
             parents: WorkQueue::new(reactor),
             resets: WorkQueue::new(reactor),
             outstanding: Outstanding::new(reactor),
@@ -89,7 +102,7 @@ impl Split {
         splitter.start_tasks().ok_or_else(|| {
             DeviceError::Refused(format!("volume \"{}\": all I/Os of reactor {} are taken", traits.name, reactor.id()))
         })?;
-        Ok((Rc::new(Split(splitter)), look_from))
+        Ok(Split(splitter))
     }
 }
 

@@ -26,7 +26,7 @@ impl BlockDevice for Altered {
         &self.common
     }
 
-    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
         self.base.open(reactor)
     }
 

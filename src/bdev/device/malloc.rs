@@ -91,7 +91,7 @@ impl BlockDevice for Malloc {
         &self.common
     }
 
-    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
         Gate::check_home(reactor, &self.common)?;
         let inner = Rc::new_cyclic(|me: &Weak<Inner>| Inner {
             reactor: reactor.clone(),
@@ -111,7 +111,7 @@ impl BlockDevice for Malloc {
                 }
             });
         }
-        Ok(Rc::new(MallocChannel(inner)))
+        Ok(Box::new(MallocChannel(inner)))
     }
 
     fn grow(&self, size: u64) -> Result<(), DeviceError> {

@@ -67,10 +67,10 @@ impl BlockDevice for Null {
         &self.common
     }
 
-    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
         Ok(match self.complete {
-            CompleteIn::Poll => Rc::new(OnPoll { reactor: reactor.clone() }),
-            CompleteIn::Submit => Rc::new(InSubmit),
+            CompleteIn::Poll => Box::new(OnPoll { reactor: reactor.clone() }),
+            CompleteIn::Submit => Box::new(InSubmit),
         })
     }
 

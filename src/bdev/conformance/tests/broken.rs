@@ -80,7 +80,7 @@ impl BlockDevice for Ram {
         &self.common
     }
 
-    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
         let late = Rc::new(Late {
             reactor: reactor.clone(),
             bytes: self.bytes.clone(),
@@ -89,7 +89,7 @@ impl BlockDevice for Ram {
         });
         reactor.add_poller("late", late.clone());
         let (bytes, fault) = (self.bytes.clone(), self.fault);
-        Ok(Rc::new(RamChannel { bytes, fault, late, kept: IoList::default(), taken: Cell::new(0) }))
+        Ok(Box::new(RamChannel { bytes, fault, late, kept: IoList::default(), taken: Cell::new(0) }))
     }
 
     fn grow(&self, size: u64) -> Result<(), DeviceError> {

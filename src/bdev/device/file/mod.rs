@@ -170,12 +170,12 @@ impl BlockDevice for File {
         &self.common
     }
 
-    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
         let descriptor = self.backing.descriptor().map_err(|error| DeviceError::Io {
             what: format!("volume \"{}\": another descriptor of its file", self.common.traits().name),
             error,
         })?;
-        Ok(Rc::new(FileChannel::open(reactor, &self.common, descriptor, self.geometry, &self.health)?))
+        Ok(Box::new(FileChannel::open(reactor, &self.common, descriptor, self.geometry, &self.health)?))
     }
 
     fn grow(&self, size: u64) -> Result<(), DeviceError> {

@@ -117,7 +117,7 @@ impl BlockDevice for Inject {
         &self.shared.common
     }
 
-    fn open(&self, reactor: &Rc<Reactor>) -> Result<Rc<dyn Channel>, DeviceError> {
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
         let base = Handle::open(reactor, &self.base)?;
         // Set before at an earlier opening: it is the same.
         let _ = self.shared.remotes[usize::from(reactor.id())].set(reactor.remote());
@@ -137,7 +137,7 @@ impl BlockDevice for Inject {
         let timer = gate.clone();
         gate.timer.set(reactor.spawn("inject delays", async move { timer.run_timer().await }));
         Gates::of(reactor).0.borrow_mut().insert(self.shared.common.id(), Rc::downgrade(&gate));
-        Ok(Rc::new(InjectChannel(gate)))
+        Ok(Box::new(InjectChannel(gate)))
     }
 
     fn grow(&self, size: u64) -> Result<(), DeviceError> {
