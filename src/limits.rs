@@ -45,8 +45,15 @@ pub const READY_BUDGET: u32 = 64;
 /// Tasks polled in one turn before sockets and pollers are looked at again.
 pub const TASKS_PER_TURN: usize = 1024;
 
-/// Latency stamps taken from one reading of the clock: a reading costs 10 ns in a virtual machine.
-pub const STAMPS_PER_READING: u32 = 16;
+/// Fewest and most latency stamps taken from one reading of the clock, which costs 10 to 20 ns in a virtual machine, as much as all of
+/// a null I/O.
+pub const STAMPS_PER_READING: [u32; 2] = [8, 64];
+
+/// Tasks and completions that share a reading of the clock which tells stalls: one that stalls is named with so many others.
+pub const RUNS_PER_READING: usize = 16;
+
+/// How long one reading should serve, in nanoseconds: after less, or more, the next one serves twice as many stamps, or half.
+pub const READING_NS: [u64; 2] = [300, 1000];
 
 /// What runs longer than this on a reactor without returning is reported as a stall, in nanoseconds.
 pub const STALL_NS: u64 = 10_000_000;

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::limits::STAMPS_PER_READING;
+use crate::limits::{READING_NS, STAMPS_PER_READING};
 use crate::sys::tsc::Tsc;
 
 /// Where time comes from.
@@ -20,12 +20,15 @@ pub enum TimeSource {
 pub struct Clock {
     source: TimeSource,
     now: Cell<u64>,
+    /// Stamps left until the next reading.
+    left: Cell<u32>,
+    /// Stamps taken from one reading.
     stamps: Cell<u32>,
 }
 
 impl Clock {
     pub(super) fn new(source: TimeSource) -> Clock {
-        let clock = Clock { source, now: Cell::new(0), stamps: Cell::new(0) };
+        let clock = Clock { source, now: Cell::new(0), left: Cell::new(0), stamps: Cell::new(STAMPS_PER_READING[0]) };
         clock.refresh();
         clock
     }
@@ -39,7 +42,7 @@ impl Clock {
             TimeSource::Sim(now) => now.get(),
         };
         self.now.set(now);
-        self.stamps.set(0);
+        self.left.set(self.stamps.get());
         now
     }
 
@@ -49,14 +52,28 @@ impl Clock {
         self.now.get()
     }
 
-    /// A latency stamp: the last reading, or a fresh one every [`STAMPS_PER_READING`] stamps.
+    /// A latency stamp: the last reading, or a fresh one after so many that one should be some [`READING_NS`] old.
     #[inline]
     pub fn stamp(&self) -> u64 {
-        let stamps = self.stamps.get() + 1;
-        if stamps >= STAMPS_PER_READING {
-            return self.refresh();
+        let left = self.left.get();
+        if left == 0 {
+            return self.refresh_for_stamps();
         }
-        self.stamps.set(stamps);
+        self.left.set(left - 1);
+        self.now.get()
+    }
+
+    #[inline(never)]
+    fn refresh_for_stamps(&self) -> u64 {
+        let before = self.now.get();
+        let served = self.refresh() - before;
+        let [fewest, most] = STAMPS_PER_READING;
+        let stamps = self.stamps.get();
+        if served < READING_NS[0] {
+            self.stamps.set((stamps * 2).min(most));
+        } else if served > READING_NS[1] {
+            self.stamps.set((stamps / 2).max(fewest));
+        }
         self.now.get()
     }
 }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use super::clock::Clock;
 use super::mailbox::Remote;
-use crate::limits::{STALL_NS, STAMPS_PER_READING};
+use crate::limits::{STALL_NS, RUNS_PER_READING};
 use crate::sys::uring::RingStats;
 
 /// A snapshot of a reactor's counters.
@@ -120,7 +120,7 @@ impl std::fmt::Display for Names {
 pub(super) struct Stalls {
     found: RefCell<Vec<Stall>>,
     /// What ran since the last reading of the clock, and how many.
-    names: [Cell<&'static str>; STAMPS_PER_READING as usize],
+    names: [Cell<&'static str>; RUNS_PER_READING],
     count: Cell<u32>,
     since: Cell<u64>,
 }
@@ -163,7 +163,7 @@ impl Stalls {
         let count = self.count.get();
         self.names[count as usize].set(name);
         self.count.set(count + 1);
-        if count + 1 == STAMPS_PER_READING {
+        if count as usize + 1 == RUNS_PER_READING {
             self.end_batch(clock);
         }
     }
