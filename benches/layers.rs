@@ -90,7 +90,7 @@ impl BlockDevice for AtHome {
     fn open(
         &self,
         reactor: &Rc<reactor::reactor::Reactor>,
-    ) -> Result<Rc<dyn reactor::bdev::Channel>, reactor::bdev::DeviceError> {
+    ) -> Result<Box<dyn reactor::bdev::Channel>, reactor::bdev::DeviceError> {
         self.0.open(reactor)
     }
 }

@@ -81,7 +81,8 @@ impl Handle {
         let stats = Rc::default();
         let traits = common.traits();
         let plain_max = IoOp::ALL.map(|op| {
-            let plain = matches!(op, IoOp::Read | IoOp::Write) && traits.ops.has(op) && !(traits.read_only && op.writes());
+            let plain =
+                matches!(op, IoOp::Read | IoOp::Write) && traits.ops.has(op) && !(traits.read_only && op.writes());
             if plain { (TRANSFER_MAX as u64).min(look_from[op as usize].saturating_sub(1)) } else { 0 }
         });
         let unaligned = u64::from(traits.block_size - 1);

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use super::clock::Clock;
 use super::mailbox::Remote;
-use crate::limits::{STALL_NS, RUNS_PER_READING};
+use crate::limits::{RUNS_PER_READING, STALL_NS};
 use crate::sys::uring::RingStats;
 
 /// A snapshot of a reactor's counters.
