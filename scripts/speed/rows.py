@@ -182,15 +182,21 @@ def files():
 
                 def ours(w, name=name, op=op):
                     w.renew(name)
-                    return local(w, name, op, "4k", 32)
+                    return written(local(w, name, op, "4k", 32))
 
                 def theirs(w, name=name, op=op, direct=direct):
                     w.renew(name)
-                    return fio(w, w.place / f"{name}.img", op, 32, direct)
+                    return written(fio(w, w.place / f"{name}.img", op, 32, direct))
 
                 rows.append(Row(f"fio: {what}", theirs))
                 rows.append(Row(what, ours, [Share(f"fio: {what}", 0.9, "fio")], copies=0))
     return Table("files", "File volumes by `reactor bench`, against fio's io_uring engine with fixed buffers", rows)
+
+
+def written(sample):
+    """Lets the kernel write its page cache now, not some seconds later beside another row."""
+    os.sync()
+    return sample
 
 
 def copies_of(op, block, ram):
