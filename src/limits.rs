@@ -11,7 +11,8 @@ pub const IOS_PER_REACTOR: usize = 1 << 18;
 /// Layers above a leaf: each pushes at most one frame on an I/O.
 pub const STACK_DEPTH_MAX: usize = 8;
 
-/// Layers of one stack above its leaf: the frame that is left is for the reactor that serves a forwarded I/O.
+/// Layers of one stack above its leaf: the frame that is left is for who stands on the stack as a layer does, the server of forwarded
+/// I/Os or a load generator.
 pub const STACK_LAYERS_MAX: usize = STACK_DEPTH_MAX - 1;
 
 /// I/Os of one device that one reactor has on their way to the device's home; more wait in a list. Enough to hide a
@@ -39,20 +40,21 @@ pub const MAILBOX_LEN: usize = 1024;
 /// Messages from control threads to one reactor.
 pub const CONTROL_INBOX_LEN: usize = 1024;
 
-/// I/Os that may finish within their submission before a task must let others run.
+/// I/Os that may finish within their submission before a task, or an I/O of a load generator, must let others run.
 pub const READY_BUDGET: u32 = 64;
 
 /// Tasks polled in one turn before sockets and pollers are looked at again.
 pub const TASKS_PER_TURN: usize = 1024;
 
 /// Fewest and most latency stamps taken from one reading of the clock, which costs 10 to 20 ns in a virtual machine, as much as all of
-/// a null I/O.
+/// a null I/O, and 4 % of one at a door.
 pub const STAMPS_PER_READING: [u32; 2] = [8, 64];
 
 /// Tasks and completions that share a reading of the clock which tells stalls: one that stalls is named with so many others.
 pub const RUNS_PER_READING: usize = 16;
 
-/// How long one reading should serve, in nanoseconds: after less, or more, the next one serves twice as many stamps, or half.
+/// How long one reading should serve, in nanoseconds: after less, or more, the next one serves twice as many stamps, or half, within
+/// [`STAMPS_PER_READING`].
 pub const READING_NS: [u64; 2] = [300, 1000];
 
 /// What runs longer than this on a reactor without returning is reported as a stall, in nanoseconds.

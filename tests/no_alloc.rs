@@ -15,7 +15,7 @@ use reactor::bdev::device::file::{self, File};
 use reactor::bdev::device::malloc::{self, Malloc};
 use reactor::bdev::device::null::{self, CompleteIn, Null};
 use reactor::bdev::layer::inject::{self, Inject};
-use reactor::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, Handle, Traits};
+use reactor::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, Handle, Traits, load};
 use reactor::nvme::host::{Controller, Identity, Options, Queue};
 use reactor::nvme::target::tcp::{Door, Export};
 use reactor::reactor::io::{Io, IoOp, IoStatus};
@@ -102,29 +102,20 @@ const CLEAN: usize = 15;
 /// I/Os of all windows at least: fewer would say nothing.
 const IOS_MIN: u64 = 2000;
 
-/// What carries out I/Os.
-trait Volume: 'static {
+/// What carries out I/Os of all kinds.
+trait Volume: load::Volume {
     fn execute(&self, io: Io) -> impl Future<Output = Io>;
-    fn needs_data(&self, op: IoOp) -> bool;
 }
 
 impl Volume for Handle {
     fn execute(&self, io: Io) -> impl Future<Output = Io> {
         Handle::execute(self, io)
     }
-
-    fn needs_data(&self, _: IoOp) -> bool {
-        !self.common().traits().keeps_nothing
-    }
 }
 
 impl Volume for reactor::nvme::host::Volume {
     fn execute(&self, io: Io) -> impl Future<Output = Io> {
         reactor::nvme::host::Volume::execute(self, io)
-    }
-
-    fn needs_data(&self, op: IoOp) -> bool {
-        op != IoOp::Read
     }
 }
 

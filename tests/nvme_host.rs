@@ -318,7 +318,7 @@ fn nothing_is_allocated_per_io() {
                 assert_eq!(outcome.errors, 0, "{:?}", outcome.first_error);
                 runs.push((ALLOCATIONS.get() - before, outcome.ios));
             }
-            // The tasks and histograms of the load generator itself, whatever the number of I/Os.
+            // The load generator's own, its histogram and list of buffers, whatever the number of I/Os.
             assert!(runs[1..].iter().all(|(allocations, _)| *allocations < 50), "{pattern:?} {block}: {runs:?}");
             assert!(runs[1..].iter().any(|(_, ios)| *ios > 200), "too few I/Os to tell: {runs:?}");
         }

@@ -182,21 +182,15 @@ def files():
 
                 def ours(w, name=name, op=op):
                     w.renew(name)
-                    return written(local(w, name, op, "4k", 32))
+                    return w.written(name, local(w, name, op, "4k", 32))
 
                 def theirs(w, name=name, op=op, direct=direct):
                     w.renew(name)
-                    return written(fio(w, w.place / f"{name}.img", op, 32, direct))
+                    return w.written(name, fio(w, w.place / f"{name}.img", op, 32, direct))
 
                 rows.append(Row(f"fio: {what}", theirs))
                 rows.append(Row(what, ours, [Share(f"fio: {what}", 0.9, "fio")], copies=0))
     return Table("files", "File volumes by `reactor bench`, against fio's io_uring engine with fixed buffers", rows)
-
-
-def written(sample):
-    """Lets the kernel write its page cache now, not some seconds later beside another row."""
-    os.sync()
-    return sample
 
 
 def copies_of(op, block, ram):
@@ -327,10 +321,15 @@ class World:
                 os.fsync(file.fileno())
             self.started[name] = path
         else:
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
+            with open(path, "rb") as file:
                 while name.startswith("cached") and file.read(1 << 20):
                     pass
+
+    def written(self, name, sample):
+        """Has the kernel write what a row left in the page cache now, not some seconds later beside another row."""
+        with open(self.place / f"{name}.img", "rb+") as file:
+            os.fsync(file.fileno())
+        return sample
 
     def once(self, name, make):
         if name not in self.started:

@@ -30,6 +30,7 @@ pub struct Handle {
     plain_max: [u64; IoOp::ALL.len()],
     /// Bits that are 0 in offsets and lengths of whole blocks.
     unaligned: u64,
+    /// In a box: an `Rc<dyn Channel>` has to work out at each call where its value is.
     channel: Rc<Box<dyn Channel>>,
     /// By operation: shorter I/Os are within the device's limits wherever they lie.
     look_from: LookFrom,

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use hdrhistogram::Histogram;
-use hugepages::Buf;
+use hugepages::{Buf, footprint};
 
 use super::handle::Handle;
 use super::stats::{Latencies, empty_histogram, percentiles};
@@ -70,6 +70,18 @@ pub enum Pattern {
     RandWrite,
     /// Random blocks, 70 of 100 read.
     RandRw,
+}
+
+impl Pattern {
+    /// Whether some of its I/Os read.
+    fn reads(self) -> bool {
+        matches!(self, Pattern::Read | Pattern::RandRead | Pattern::RandRw)
+    }
+
+    /// Whether some of its I/Os write.
+    fn writes(self) -> bool {
+        matches!(self, Pattern::Write | Pattern::RandWrite | Pattern::RandRw)
+    }
 }
 
 /// What to do to a volume.
@@ -156,10 +168,17 @@ struct Load<V> {
     waiter: TaskId,
 }
 
+/// Bytes of the reactor's pool that a job takes on a volume.
+pub fn memory<V: Volume>(volume: &V, job: Job) -> usize {
+    let needed =
+        job.pattern.reads() && volume.needs_data(IoOp::Read) || job.pattern.writes() && volume.needs_data(IoOp::Write);
+    if needed { job.depth * footprint(job.block) } else { 0 }
+}
+
 /// Runs a job to its end, or until `stop` is set. `done` counts I/Os as they complete, for whoever shows progress; no
 /// other job may count there meanwhile, since the outcome has what it grew by.
 ///
-/// Must be called from a task of `reactor`, and awaited to its end.
+/// Must be called from a task of `reactor`, whose pool has [`memory`], and awaited to its end.
 pub async fn run<V: Volume>(
     reactor: &Rc<Reactor>,
     volume: Rc<V>,
@@ -167,16 +186,17 @@ pub async fn run<V: Volume>(
     stop: Rc<Cell<bool>>,
     done: Rc<Cell<u64>>,
 ) -> Outcome {
-    let (mixed, reads) = (job.pattern == Pattern::RandRw, matches!(job.pattern, Pattern::Read | Pattern::RandRead));
     let (reads_need, writes_need) = (volume.needs_data(IoOp::Read), volume.needs_data(IoOp::Write));
     let mut spare = Vec::with_capacity(job.depth);
-    if mixed && (reads_need || writes_need) || reads && reads_need || !reads && writes_need {
+    if memory(&*volume, job) > 0 {
         for _ in 0..job.depth {
             let mut buf = reactor.buffer(job.block).await;
             for (i, byte) in buf.iter_mut().enumerate() {
                 *byte = (i / 7) as u8 ^ reactor.entropy().next() as u8;
             }
             spare.push(buf);
+            // A megabyte takes its time.
+            reactor.yield_now().await;
         }
     }
     let started = reactor.clock().refresh();
@@ -185,8 +205,8 @@ pub async fn run<V: Volume>(
         reactor: reactor.clone(),
         volume: volume.clone(),
         layer: Cell::new(0),
-        op: if reads { IoOp::Read } else { IoOp::Write },
-        mixed,
+        op: if job.pattern.reads() { IoOp::Read } else { IoOp::Write },
+        mixed: job.pattern == Pattern::RandRw,
         random: !matches!(job.pattern, Pattern::Read | Pattern::Write),
         block: job.block as u64,
         blocks: (volume.size() / job.block as u64).max(1),
@@ -207,7 +227,7 @@ pub async fn run<V: Volume>(
     for _ in 0..job.depth {
         if let Some(io) = reactor.create_io() {
             load.alive.set(load.alive.get() + 1);
-            load.start(io);
+            load.begin(io);
         }
     }
     std::future::poll_fn(|_| if load.alive.get() == 0 { Poll::Ready(()) } else { Poll::Pending }).await;
@@ -259,8 +279,9 @@ impl<V: Volume> Load<V> {
         self.retire(io);
     }
 
+    // Out of line here, so that it is not in `Layer::completed`, which is to have it without a call.
     #[inline(never)]
-    fn start(&self, io: Io) {
+    fn begin(&self, io: Io) {
         self.keep_busy(io);
     }
 
@@ -327,5 +348,129 @@ impl<V: Volume> Load<V> {
         if self.alive.get() == 0 {
             self.reactor.wake(self.waiter);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::start::solo;
+
+    const BLOCK: usize = 4096;
+
+    /// A volume that looks at what it is given.
+    struct Witness {
+        reactor: Rc<Reactor>,
+        /// Ends I/Os within their submission.
+        at_once: bool,
+        status: IoStatus,
+        /// Gives reads their data, as a queue of a remote namespace does.
+        brings: bool,
+        taken: [Cell<u64>; 2],
+        ended: Cell<u64>,
+        in_flight_max: Cell<u64>,
+    }
+
+    impl Volume for Witness {
+        fn submit(&self, io: Io) -> Poll<Io> {
+            let mut io = io.with_status(self.status);
+            let kind = &self.taken[usize::from(io.op == IoOp::Write)];
+            kind.set(kind.get() + 1);
+            let taken: u64 = self.taken.iter().map(Cell::get).sum();
+            self.in_flight_max.set(self.in_flight_max.get().max(taken - self.ended.get()));
+            assert!(io.len == BLOCK as u64 && io.offset + io.len <= self.size(), "{io:?}");
+            if self.needs_data(io.op) {
+                assert_eq!(io.data.single_buf().map(|buf| buf.len()), Some(BLOCK), "{io:?}");
+            } else {
+                assert_eq!(io.data.count(), 0, "{io:?} comes with data that it is to be given");
+                io.data.push_buf(self.reactor.pool().alloc(BLOCK).unwrap());
+            }
+            if self.at_once {
+                return Poll::Ready(io);
+            }
+            self.reactor.complete(io);
+            Poll::Pending
+        }
+
+        fn completed(&self, io: &Io) {
+            assert_eq!(io.status, self.status);
+            self.ended.set(self.ended.get() + 1);
+        }
+
+        fn size(&self) -> u64 {
+            7 * BLOCK as u64
+        }
+
+        fn needs_data(&self, op: IoOp) -> bool {
+            !(self.brings && op == IoOp::Read)
+        }
+    }
+
+    fn witnessed(pattern: Pattern, at_once: bool, status: IoStatus, brings: bool) {
+        let reactor = solo(32 << 20).unwrap();
+        let volume = Rc::new(Witness {
+            reactor: reactor.clone(),
+            at_once,
+            status,
+            brings,
+            taken: Default::default(),
+            ended: Cell::new(0),
+            in_flight_max: Cell::new(0),
+        });
+        let job = Job { pattern, block: BLOCK, depth: 5, ns: 3_000_000 };
+        let what = format!("{pattern:?}, at once {at_once}, {status:?}, brings {brings}");
+        let others = Rc::new(Cell::new(0));
+        let (here, load, seen) = (reactor.clone(), volume.clone(), others.clone());
+        let outcome = reactor.run_until(async move {
+            let (ticking, ticks) = (here.clone(), seen.clone());
+            here.spawn("others", async move {
+                for _ in 0..100 {
+                    ticking.yield_now().await;
+                    ticks.set(ticks.get() + 1);
+                }
+            });
+            run(&here, load, job, Rc::default(), Rc::default()).await
+        });
+        let [reads, writes] = volume.taken.each_ref().map(Cell::get);
+        assert_eq!((outcome.ios, volume.ended.get()), (reads + writes, reads + writes), "{what}");
+        assert_eq!(outcome.errors, if status == IoStatus::Success { 0 } else { outcome.ios }, "{what}");
+        assert_eq!(outcome.first_error.map(|(_, _, status)| status), (outcome.errors > 0).then_some(status), "{what}");
+        assert_eq!(outcome.latency.len(), outcome.ios - outcome.errors, "{what}");
+        assert_eq!((reads > 0, writes > 0), (pattern.reads(), pattern.writes()), "{what}");
+        assert_eq!(volume.in_flight_max.get(), 5, "{what}");
+        assert!(others.get() > 10, "{what}: another task had {} turns", others.get());
+        assert_eq!(reactor.ios_in_use(), 0, "{what}");
+        drop(volume);
+        assert_eq!(reactor.shut_down(), 0, "{what}: buffers are still out");
+    }
+
+    #[test]
+    fn every_io_comes_back_once_with_its_data() {
+        for pattern in [Pattern::Read, Pattern::Write, Pattern::RandRead, Pattern::RandWrite, Pattern::RandRw] {
+            for at_once in [true, false] {
+                for brings in [true, false] {
+                    witnessed(pattern, at_once, IoStatus::Success, brings);
+                    witnessed(pattern, at_once, IoStatus::MediaError, brings);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_says_what_memory_it_takes() {
+        let reactor = solo(32 << 20).unwrap();
+        let volume = Witness {
+            reactor: reactor.clone(),
+            at_once: true,
+            status: IoStatus::Success,
+            brings: true,
+            taken: Default::default(),
+            ended: Cell::new(0),
+            in_flight_max: Cell::new(0),
+        };
+        let job = |pattern| Job { pattern, block: 3 * BLOCK, depth: 4, ns: 0 };
+        assert_eq!(memory(&volume, job(Pattern::RandRead)), 0);
+        assert_eq!(memory(&volume, job(Pattern::RandRw)), 4 * footprint(3 * BLOCK));
+        assert_eq!(memory(&volume, job(Pattern::Write)), 4 * footprint(3 * BLOCK));
     }
 }

@@ -5,7 +5,7 @@
 //!   pieces  |<- 32 ->|<---- 64 ---->|<---- 64 ---->|   some at a time, each an Io of a helper task
 //!               ^ up to the boundary
 //! ```
-//! An I/O within the limits does not come here: [`super::handle::Handle`] tells it by one compare. The others wait for a helper task, of which there are a few;
+//! An I/O within the limits does not come here, unless there is a boundary: [`super::handle::Handle`] tells it by one compare. The others wait for a helper task, of which there are a few;
 //! a helper carves the parent's data, keeps some pieces in flight, and takes them back in order, so that the data is whole again
 //! and the failure reported is the one at the lowest offset. No further piece starts after a failure.
 

@@ -26,6 +26,8 @@ use crate::sys::affinity;
 
 /// DMA memory of a bench against a remote namespace, in bytes.
 const REMOTE_MEMORY: usize = 256 << 20;
+/// What of a reactor's DMA memory is not for the data of a load: its receive buffers, what devices need.
+const OTHER_MEMORY: usize = 8 << 20;
 /// How often the progress bar moves.
 const PROGRESS: Duration = Duration::from_millis(250);
 
@@ -100,6 +102,7 @@ fn local(path: &Path, name: &str, cores: &[usize], job: Job) -> Result<Part, Fai
         let device = device.clone();
         async move {
             let handle = Handle::open(&reactor, &device).map_err(|e| e.to_string())?;
+            has_memory(&reactor, job, load::memory(&handle, job))?;
             let load = load::run(&reactor, Rc::new(handle), job, run.stop.clone(), run.counter());
             run.measured(&reactor, load).await
         }
@@ -160,6 +163,7 @@ impl Visit {
             controllers.push(controller);
             running.extend(volumes);
         }
+        has_memory(&reactor, self.job, running.iter().map(|volume| load::memory(&**volume, self.job)).sum())?;
         let part = run.measured(&reactor, all(&reactor, &running, self.job, &run)).await?;
         for volume in &running {
             volume.queue().close().await;
@@ -234,6 +238,21 @@ fn start(cores: &[usize], arena: hugepages::Arena) -> Result<Reactors, Failed> {
     let mut reactors = Reactors::start(cores, Idle::Poll, arena).map_err(|e| e.to_string())?;
     reactors.feed().map_err(|e| e.to_string())?;
     Ok(reactors)
+}
+
+/// Whether a reactor has the buffers of all its jobs at once: one that waited for another's would not run beside it.
+fn has_memory(reactor: &Reactor, job: Job, needed: usize) -> Result<(), String> {
+    let has = reactor.pool().stats().bytes_total.saturating_sub(OTHER_MEMORY);
+    if needed <= has {
+        return Ok(());
+    }
+    Err(format!(
+        "{} MiB of buffers are needed on each reactor for --qd {} --bs {}, {} MiB can be had: lower one of them, or raise memory.size of the configuration",
+        needed >> 20,
+        job.depth,
+        job.block,
+        has >> 20
+    ))
 }
 
 /// The outcome of a reactor or of all, and what it cost there.

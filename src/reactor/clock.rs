@@ -66,14 +66,15 @@ impl Clock {
     #[inline(never)]
     fn refresh_for_stamps(&self) -> u64 {
         let before = self.now.get();
-        let served = self.refresh() - before;
-        let [fewest, most] = STAMPS_PER_READING;
-        let stamps = self.stamps.get();
+        let served = self.refresh().saturating_sub(before);
+        let ([fewest, most], stamps) = (STAMPS_PER_READING, self.stamps.get());
         if served < READING_NS[0] {
             self.stamps.set((stamps * 2).min(most));
         } else if served > READING_NS[1] {
             self.stamps.set((stamps / 2).max(fewest));
         }
+        // This stamp is the first of them.
+        self.left.set(self.stamps.get() - 1);
         self.now.get()
     }
 }
@@ -114,5 +115,46 @@ impl Entropy {
     #[inline]
     pub fn below(&self, bound: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes stamps that are `ns` apart until their number has settled; the most that one of them is behind then.
+    fn behind(ns: u64) -> u64 {
+        let time = Rc::new(Cell::new(1));
+        let clock = Clock::new(TimeSource::Sim(time.clone()));
+        let mut behind = 0;
+        for taken in 0..10_000 {
+            time.set(time.get() + ns);
+            let stamp = clock.stamp();
+            if taken >= 1000 {
+                behind = behind.max(time.get() - stamp);
+            }
+        }
+        behind
+    }
+
+    #[test]
+    fn stamps_are_as_fresh_as_their_rate_lets_them_be() {
+        let [fewest, most] = STAMPS_PER_READING.map(u64::from);
+        for ns in [1, 4, 10, 17, 40, 100, 333, 700, 1500, 100_000] {
+            let every = behind(ns) + ns;
+            assert!(every <= READING_NS[1].max(fewest * ns), "{ns} ns apart: a reading every {every} ns");
+            assert!(every >= READING_NS[0].min(most * ns), "{ns} ns apart: a reading every {every} ns");
+        }
+    }
+
+    #[test]
+    fn a_reading_in_between_serves_stamps_anew() {
+        let time = Rc::new(Cell::new(5));
+        let clock = Clock::new(TimeSource::Sim(time.clone()));
+        for turn in 0..100 {
+            time.set(time.get() + 1_000_000);
+            assert_eq!(clock.refresh(), time.get());
+            assert_eq!(clock.stamp(), time.get(), "turn {turn}");
+        }
     }
 }

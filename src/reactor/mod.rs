@@ -53,11 +53,13 @@ pub trait Sink {
 
 /// A layer that left a [`Frame`] on an I/O it passed on.
 pub trait Layer {
-    /// The I/O came back with its frame. `Ready`: goes on up the stack; `Pending`: the layer keeps it and gives it to
-    /// [`Reactor::complete`] later, exactly once.
+    /// The I/O came back with its frame. `Ready`: goes on up the stack; `Pending`: the layer has it, and gives it to
+    /// [`Reactor::complete`] later, exactly once, if there is more of the stack. May submit, but neither add nor remove a layer, nor drop
+    /// the channel of a device.
     fn completed(&self, io: Io, frame: Frame) -> Poll<Io>;
 }
 
+/// A box of this is one address and one table of functions; where an `Rc<dyn Layer>` keeps its value has to be worked out at each call.
 impl<L: Layer> Layer for Rc<L> {
     #[inline]
     fn completed(&self, io: Io, frame: Frame) -> Poll<Io> {
@@ -272,15 +274,21 @@ impl Reactor {
         // What completes meanwhile is for the next turn.
         let mut batch = self.completions.replace(self.unwinding.take());
         let mut polling = self.tasks.begin();
+        let mut kept = false;
         for io in batch.drain(..) {
             // Its task goes on at once: the I/O is in the cache now.
             if let Some(TaskId { index, generation }) = self.unwind(io) {
                 let before = || self.budget.set(READY_BUDGET);
                 polling.poll(index, Some(generation), &before, &|name| self.stalls.ran(&self.clock, name));
+            } else {
+                kept = true;
             }
         }
         drop(polling);
         self.stalls.end_batch(&self.clock);
+        if kept {
+            self.stalls.passed(&self.clock, "layers");
+        }
         self.unwinding.replace(batch);
         true
     }
@@ -516,7 +524,7 @@ impl Reactor {
         self.sinks.borrow().get(index as usize)?.as_ref().map(|s| (s.name, s.it.clone()))
     }
 
-    /// Registers a layer; its number goes into [`Frame`].
+    /// Registers a layer; its number is for [`Io::push_frame`].
     pub fn add_layer(&self, layer: Rc<impl Layer + 'static>) -> u32 {
         let mut layers = self.layers.borrow_mut();
         let index = layers.iter().position(Option::is_none).unwrap_or_else(|| {

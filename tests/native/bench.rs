@@ -92,6 +92,9 @@ fn a_bench_of_what_is_not_there_says_so() {
     assert!(out.is_empty() && text.contains("ram1"), "{text}");
     let (out, text) = bench(&["--config", config, "--bdev", "ram0", "--bs", "513"], 2);
     assert!(out.is_empty() && text.contains("512"), "{text}");
+    let words = ["--config", config, "--bdev", "ram0", "--bs", "1m", "--qd", "1024", "--rw", "write"];
+    let (out, text) = bench(&words, 1);
+    assert!(out.is_empty() && text.contains("1024 MiB of buffers") && text.contains("memory.size"), "{text}");
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (out, text) = bench(&["--connect", &format!("nvme-tcp://127.0.0.1:{port}/{}", nqn(0))], 1);
