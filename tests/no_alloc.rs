@@ -449,10 +449,10 @@ fn at_rest() -> i64 {
 
 #[test]
 fn hosts_that_came_and_went_leave_nothing_behind() {
-    const ROUNDS: usize = 6;
+    const ROUNDS: usize = 8;
     const CYCLES: usize = 200;
-    /// Two bytes for each host between the halves.
-    const SLACK: i64 = 1200;
+    /// Two bytes for each host.
+    const SLACK: i64 = CYCLES as i64 * 2;
     let _alone = Alone::wait();
     let served = Served::start(2, ram());
     let address = served.address;
@@ -489,9 +489,10 @@ fn hosts_that_came_and_went_leave_nothing_behind() {
         after.push(at_rest());
     }
     println!("bytes outstanding after each {CYCLES} hosts: {after:?}");
-    // One more message or log line at a look makes single ones high.
-    let (first, last) = after.split_at(ROUNDS / 2);
-    let grown = last.iter().min().unwrap() - first.iter().min().unwrap();
-    assert!(grown <= SLACK, "bytes outstanding after each {CYCLES} hosts: {after:?}");
+    // Tables that have to grow for a while, when more connections than ever end at the same time, do so in some rounds; what a
+    // host leaves behind is there after each.
+    let mut grown: Vec<i64> = after.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    grown.sort_unstable();
+    assert!(grown[grown.len() / 2] <= SLACK, "bytes outstanding after each {CYCLES} hosts: {after:?}");
     served.stop();
 }
