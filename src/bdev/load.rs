@@ -371,6 +371,14 @@ mod tests {
         in_flight_max: Cell<u64>,
     }
 
+    impl Witness {
+        fn new(reactor: &Rc<Reactor>, at_once: bool, status: IoStatus, brings: bool) -> Witness {
+            let reactor = reactor.clone();
+            let (taken, ended, in_flight_max) = Default::default();
+            Witness { reactor, at_once, status, brings, taken, ended, in_flight_max }
+        }
+    }
+
     impl Volume for Witness {
         fn submit(&self, io: Io) -> Poll<Io> {
             let mut io = io.with_status(self.status);
@@ -408,15 +416,7 @@ mod tests {
 
     fn witnessed(pattern: Pattern, at_once: bool, status: IoStatus, brings: bool) {
         let reactor = solo(32 << 20).unwrap();
-        let volume = Rc::new(Witness {
-            reactor: reactor.clone(),
-            at_once,
-            status,
-            brings,
-            taken: Default::default(),
-            ended: Cell::new(0),
-            in_flight_max: Cell::new(0),
-        });
+        let volume = Rc::new(Witness::new(&reactor, at_once, status, brings));
         let job = Job { pattern, block: BLOCK, depth: 5, ns: 3_000_000 };
         let what = format!("{pattern:?}, at once {at_once}, {status:?}, brings {brings}");
         let others = Rc::new(Cell::new(0));
@@ -459,15 +459,7 @@ mod tests {
     #[test]
     fn a_job_says_what_memory_it_takes() {
         let reactor = solo(32 << 20).unwrap();
-        let volume = Witness {
-            reactor: reactor.clone(),
-            at_once: true,
-            status: IoStatus::Success,
-            brings: true,
-            taken: Default::default(),
-            ended: Cell::new(0),
-            in_flight_max: Cell::new(0),
-        };
+        let volume = Witness::new(&reactor, true, IoStatus::Success, true);
         let job = |pattern| Job { pattern, block: 3 * BLOCK, depth: 4, ns: 0 };
         assert_eq!(memory(&volume, job(Pattern::RandRead)), 0);
         assert_eq!(memory(&volume, job(Pattern::RandRw)), 4 * footprint(3 * BLOCK));
