@@ -7,9 +7,19 @@ import socket
 
 from programs import NQN, Failed, Process
 
-# Without huge pages, as `reactor` here: megabytes of plain memory.
-MEMORY = 4096
+# Megabytes of nvmf_tgt and of bdevperf.
+TARGET_MEMORY = 4096
+LOAD_MEMORY = 1024
 SERIAL = "SPDK0000000001"
+
+
+def memory(amount):
+    """Options that give it so many megabytes: of huge pages where the system has reserved and mounted enough for both."""
+    words = pathlib.Path("/proc/meminfo").read_text().split()
+    pages, kib = (int(words[words.index(name) + 1]) for name in ("HugePages_Total:", "Hugepagesize:"))
+    mounted = " hugetlbfs " in pathlib.Path("/proc/mounts").read_text()
+    plain = not mounted or pages * kib < (TARGET_MEMORY + LOAD_MEMORY) * 1024
+    return ["--no-huge"] * plain + ["-s", str(amount)]
 
 
 def call(path, method, **parameters):
@@ -47,8 +57,8 @@ class Spdk(Process):
         self.world = world
         self.socket = world.place / "spdk_tgt.sock"
         program = Spdk.folder() / "build/bin/nvmf_tgt"
-        memory = ["--no-huge", "-s", str(MEMORY)]
-        super().__init__([program, "-m", hex(1 << world.target), "-r", self.socket, *memory], world.place / "spdk.log")
+        options = ["-m", hex(1 << world.target), "-r", self.socket, *memory(TARGET_MEMORY)]
+        super().__init__([program, *options], world.place / "spdk.log")
         self.wait_for("socket of nvmf_tgt", self.answers)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -82,7 +92,7 @@ class Spdk(Process):
         path.unlink(missing_ok=True)
         seconds = max(1, round(self.world.time))
         load = [Spdk.folder() / "build/examples/bdevperf", "-z", "-m", hex(1 << self.world.load), "-r", path]
-        load += ["-c", self.config, "--no-huge", "-s", str(MEMORY // 4), "-q", str(depth), "-o", str(block)]
+        load += ["-c", self.config, *memory(LOAD_MEMORY), "-q", str(depth), "-o", str(block)]
         load += ["-w", op, "-t", str(seconds), "-T", f"Nn{nsid}"]
         with self:
             perf = Process(load, self.world.place / "bdevperf.log")
