@@ -97,6 +97,8 @@ class Server(Process):
 [reactor]
 cores = [{world.target}]
 idle = "{idle}"
+[memory]
+hugepages = "off"
 [[bdev]]
 name = "null0"
 driver = "null"

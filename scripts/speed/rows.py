@@ -294,7 +294,7 @@ class World:
         self.configure()
 
     def configure(self):
-        text = f'[reactor]\ncores = [{self.load}]\n[memory]\nsize = "256MiB"\n'
+        text = f'[reactor]\ncores = [{self.load}]\n[memory]\nsize = "256MiB"\nhugepages = "off"\n'
         for name, driver, more in self.VOLUMES:
             text += f'[[bdev]]\nname = "{name}"\ndriver = "{driver}"\nsize = "1TiB"\n{more}\n'
         text += f'[[bdev]]\nname = "ram0"\ndriver = "malloc"\nsize = {self.ram}\n'
