@@ -60,4 +60,5 @@ pub mod net;
 pub mod nvme;
 pub mod reactor;
 pub mod sys;
+pub mod ublk;
 pub mod util;

@@ -98,9 +98,19 @@ pub const CONTROLLERS_MAX: usize = 4096;
 /// Namespaces of one NVM subsystem.
 pub const NAMESPACES_MAX: u32 = 256;
 
+/// Queues of one ublk device: as many as there can be reactors, since more would share them. The kernel would take 4096.
+pub const UBLK_QUEUES_MAX: u16 = 64;
+
+/// Commands in flight on one queue of a ublk device: what the kernel takes (`UBLK_MAX_QUEUE_DEPTH`).
+pub const UBLK_DEPTH_MAX: u16 = 4096;
+
+/// Numbers of ublk devices, from 0: as many as one major number has minors (`UBLK_MINORS`, 20 bits).
+pub const UBLK_IDS: u32 = 1 << 20;
+
 const _: () = assert!(TRANSFER_MAX <= hugepages::MAX_BUF, "a transfer fits one buffer");
 const _: () = assert!(TRANSFER_MAX <= crate::sys::limits::ZERO_AREA_LEN, "zeros for a whole transfer");
 const _: () = assert!(FORWARD_DEPTH * 2 <= MAILBOX_LEN, "questions of one device and answers to another fit");
 const _: () = assert!(INJECT_RULES_MAX <= u64::BITS as usize);
+const _: () = assert!(REACTORS_MAX <= UBLK_QUEUES_MAX as usize, "a ublk device can have a queue on each reactor");
 const _: () = assert!(STACK_DEPTH_MAX < u8::MAX as usize);
 const _: () = assert!(SEGMENTS_MAX < u8::MAX as usize);

@@ -478,6 +478,9 @@ fn spoil() -> impl Strategy<Value = Spoil> {
             "[[bdev]]\n",
             "[bdev]\n",
             "[nvmf]\n",
+            "[[ublk]]\n",
+            "bdev = \"ram0\"\n",
+            "id = 0\n",
             "base = \"ram0\"\n",
             "driver = \"inject\"\n",
             "size = 1\n",
@@ -530,17 +533,47 @@ fn dense_example() -> String {
     all.lines().filter(keep).map(|line| format!("{}\n", line.split(" #").next().unwrap().trim_end())).collect()
 }
 
+/// Volumes that this machine has as block devices.
+const LOCAL: &str = r#"
+[reactor]
+cores = "0-1"
+[[bdev]]
+name = "ram0"
+driver = "malloc"
+size = "1MiB"
+[[bdev]]
+name = "disk0"
+driver = "file"
+path = "disk0.img"
+size = "1MiB"
+[[ublk]]
+bdev = "ram0"
+id = 0
+queues = 2
+depth = 64
+mode = "user-copy"
+recover = false
+required = true
+read_only = true
+[[ublk]]
+bdev = "disk0"
+"#;
+
 #[test]
-fn the_dense_example_is_valid() {
+fn the_texts_to_spoil_are_valid() {
     assert_eq!(config(&dense_example()).bdevs.len(), 4);
+    assert_eq!(config(LOCAL).ublk.len(), 2);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_text_does_harm(ways in prop::collection::vec(spoil(), 1..6), dense in any::<bool>()) {
-        let text = spoiled(&if dense { dense_example() } else { EXAMPLE.to_owned() }, &ways);
+    fn no_text_does_harm(
+        ways in prop::collection::vec(spoil(), 1..6),
+        text in prop::sample::select(vec![EXAMPLE.to_owned(), dense_example(), LOCAL.to_owned()]),
+    ) {
+        let text = spoiled(&text, &ways);
         let source = Source::new("poll.toml", "/nonexistent", text.as_str());
         let list = match parse(&source, &machine()) {
             Ok(parsed) => {
@@ -581,25 +614,34 @@ proptest! {
             });
             prop_assert!(same || refused, "{:?} is left out without a word", bdev);
         }
+        for ublk in &new.ublk {
+            let refused = result.changes.iter().any(|change| matches!(change, Change::Refused { .. }));
+            let same = result.running.ublk_of(&ublk.bdev).is_some_and(|running| {
+                (running.id, running.depth) == (ublk.id, ublk.depth)
+            });
+            prop_assert!(same || refused, "{:?} is left out without a word", ublk);
+        }
         let again = diff(&result.running, &new);
         prop_assert!(again.changes.iter().all(|change| matches!(change, Change::Refused { .. })), "{:?}", again.changes);
     }
 }
 
-/// One of four volumes: driver, what it stands on, MiB, and whether each of two subsystems has it.
-type Choice = (u8, usize, u8, [bool; 2]);
+/// One of four volumes: driver, what it stands on, MiB, whether each of two subsystems has it, and number and depth of its local
+/// block device.
+type Choice = (u8, usize, u8, [bool; 2], Option<(u32, u16)>);
 
 fn choices() -> impl Strategy<Value = Vec<Option<Choice>>> {
-    let choice = (0_u8..4, 0_usize..4, 1_u8..4, any::<[bool; 2]>());
+    let ublk = prop::option::of((0_u32..4, prop::sample::select(vec![64_u16, 128, 128])));
+    let choice = (0_u8..4, 0_usize..4, 1_u8..4, any::<[bool; 2]>(), ublk);
     prop::collection::vec(prop::option::weighted(0.8, choice), 4)
 }
 
 /// A valid text: what cannot be had becomes RAM.
 fn written(choices: &[Option<Choice>]) -> String {
     let (mut text, mut paths, mut names) = (String::new(), Vec::new(), Vec::new());
-    let mut namespaces = [String::new(), String::new()];
+    let (mut namespaces, mut local, mut ids) = ([String::new(), String::new()], String::new(), Vec::new());
     for (index, choice) in choices.iter().enumerate() {
-        let Some((driver, below, size, exports)) = *choice else {
+        let Some((driver, below, size, exports, ublk)) = *choice else {
             continue;
         };
         let rest = match driver {
@@ -616,12 +658,19 @@ fn written(choices: &[Option<Choice>]) -> String {
         for (list, _) in namespaces.iter_mut().zip(exports).filter(|(_, export)| *export) {
             *list += &format!("{{ bdev = \"v{index}\" }},");
         }
+        if let Some((id, depth)) = ublk {
+            local += &format!("[[ublk]]\nbdev = \"v{index}\"\ndepth = {depth}\n");
+            if !ids.contains(&id) {
+                local += &format!("id = {id}\n");
+                ids.push(id);
+            }
+        }
     }
     text += "[nvmf]\nlisten = [\"127.0.0.1:4420\"]\n";
     for (index, list) in namespaces.iter().enumerate().filter(|(_, list)| !list.is_empty()) {
         text += &format!("[[nvmf.subsystem]]\nnqn = \"nqn.2026-11.io.reactor:{index}\"\nnamespaces = [{list}]\n");
     }
-    text
+    text + &local
 }
 
 /// What is open while a reload is carried out; asserts that no step breaks what stands.
@@ -631,6 +680,8 @@ struct World {
     bdevs: BTreeMap<String, (Option<String>, u64)>,
     /// Volume of each namespace of each subsystem.
     subsystems: BTreeMap<String, BTreeMap<u32, String>>,
+    /// Number and depth of the local block device of each volume that has one.
+    ublk: BTreeMap<String, (Option<u32>, u16)>,
 }
 
 impl World {
@@ -642,6 +693,7 @@ impl World {
         Self {
             bdevs: config.bdevs.iter().map(|bdev| (bdev.name.clone(), (base(&bdev.driver), bdev.size))).collect(),
             subsystems: config.subsystems().iter().map(|one| (one.nqn.clone(), namespaces(one))).collect(),
+            ublk: config.ublk.iter().map(|one| (one.bdev.clone(), (one.id, one.depth))).collect(),
         }
     }
 
@@ -665,6 +717,17 @@ impl World {
                     self.subsystems.values().all(|one| one.values().all(|bdev| bdev != name)),
                     "{change}: is exported"
                 );
+                assert!(!self.ublk.contains_key(name), "{change}: is a local block device");
+            }
+            Change::UblkRemoved { bdev } => {
+                assert!(self.ublk.remove(bdev).is_some(), "{change}: is not there");
+            }
+            Change::UblkAdded { bdev } => {
+                let ublk = target.ublk[bdev];
+                assert!(self.bdevs.contains_key(bdev), "{change}: no volume");
+                let taken = |other: &(Option<u32>, u16)| ublk.0.is_some() && other.0 == ublk.0;
+                assert!(!self.ublk.values().any(taken), "{change}: the number is taken");
+                assert!(self.ublk.insert(bdev.clone(), ublk).is_none(), "{change}: is there");
             }
             Change::SubsystemRemoved { nqn } => {
                 assert!(self.subsystems.remove(nqn).is_some(), "{change}")

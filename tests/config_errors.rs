@@ -1,6 +1,7 @@
-//! Every message of the configuration, whole, as a user sees it: `config_errors.txt` has pairs of a text and what is said
-//! about it, on a machine with cores 0-3 of which 0-1 are allowed, in a folder that has `small.img` (1 MiB), `again.img`
-//! (a link to it), `odd.img` (1,000 bytes), `empty.img`, `dangling.img` and the directory `folder`.
+//! Every message of the configuration, whole, as a user sees it: `config_errors.txt`, and `config_ublk_errors.txt` for
+//! `[[ublk]]`, have pairs of a text and what is said about it, on a machine with cores 0-3 of which 0-1 are allowed, in a
+//! folder that has `small.img` (1 MiB), `again.img` (a link to it), `odd.img` (1,000 bytes), `empty.img`, `dangling.img`
+//! and the directory `folder`.
 //!
 //! `UPDATE=1 cargo test --test config_errors` writes what is said now; read the difference before you commit it.
 
@@ -10,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use reactor::control::config::{Machine, Source, Style, parse};
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config_errors.txt")
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
 /// A folder of paths to point at.
@@ -40,7 +41,17 @@ fn said(text: &str, folder: &Path) -> String {
 
 #[test]
 fn messages_are_as_written_down() {
-    let file = fs::read_to_string(golden()).unwrap();
+    check("config_errors.txt", 60);
+}
+
+#[test]
+fn messages_about_local_block_devices_are_as_written_down() {
+    check("config_ublk_errors.txt", 15);
+}
+
+/// Checks every pair of a file that has at least so many.
+fn check(name: &str, at_least: usize) {
+    let file = fs::read_to_string(golden(name)).unwrap();
     let folder = folder();
     let (mut now, mut wrong, mut count) = (String::new(), String::new(), 0);
     for case in file.split("=== ").skip(1) {
@@ -56,9 +67,9 @@ fn messages_are_as_written_down() {
         count += 1;
     }
     if std::env::var_os("UPDATE").is_some() {
-        fs::write(golden(), now).unwrap();
+        fs::write(golden(name), now).unwrap();
         return;
     }
     assert!(wrong.is_empty(), "{wrong}");
-    assert!(count >= 60, "{count} cases");
+    assert!(count >= at_least, "{count} cases");
 }

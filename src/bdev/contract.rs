@@ -59,6 +59,17 @@ impl Default for DeviceLimits {
     }
 }
 
+/// What a device does with data that has no address: the pages of a request of the kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unaddressed {
+    /// It looks at the bytes where they lie: a door brings them into a buffer first.
+    Refuses,
+    /// It copies them once, between the request and where it keeps them.
+    Copies,
+    /// It gives them to the kernel as they are, if the ring reaches them, and else copies them.
+    Passes,
+}
+
 /// The nature of a device, fixed for its life.
 #[derive(Clone, Debug)]
 pub struct Traits {
@@ -80,8 +91,10 @@ pub struct Traits {
     pub volatile_cache: bool,
     /// It keeps nothing and leaves read buffers as they are: a door needs no buffer for a read and sends zeros.
     pub keeps_nothing: bool,
-    /// It looks at the data, so data without an address (a kernel buffer) is not for it.
-    pub needs_bytes: bool,
+    /// What it keeps ends with this process: nobody may take the next one for it.
+    pub ephemeral: bool,
+    /// What it does with data that has no address.
+    pub unaddressed: Unaddressed,
     /// Reads and writes run on whichever reactor they arrive; otherwise all I/O goes to the home.
     pub concurrent: bool,
     /// Its limits.

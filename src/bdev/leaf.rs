@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
+use super::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoList, IoOp, IoStatus};
 
@@ -23,7 +23,8 @@ impl Leaf {
             read_only: false,
             volatile_cache: false,
             keeps_nothing: false,
-            needs_bytes: true,
+            ephemeral: false,
+            unaddressed: Unaddressed::Refuses,
             concurrent,
             limits,
         };

@@ -38,6 +38,6 @@ mod split;
 mod stats;
 pub mod steps;
 
-pub use contract::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
+pub use contract::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 pub use handle::Handle;
 pub use stats::{Latency, OpCount, Stats, empty_histogram, percentiles};

@@ -1,6 +1,6 @@
 //! The bytes of scattered data, whatever memory they lie in.
 
-use crate::reactor::io::{Segment, Segments};
+use crate::reactor::io::{IoStatus, Segment, Segments};
 
 /// Bytes copied at a time between two memories that may only be copied in and out.
 pub const BOUNCE: usize = 4096;
@@ -44,19 +44,26 @@ pub fn each<E>(
 }
 
 /// Copies bytes of the data, beginning at `from`, into all of `into`.
-pub fn gather(data: &Segments, from: usize, into: &mut [u8]) {
-    let Ok(()) = each::<std::convert::Infallible>(data, from, into.len(), |segment, piece| {
+///
+/// # Errors
+/// If the data of a request is out of reach: it has been taken from this server.
+pub fn gather(data: &Segments, from: usize, into: &mut [u8]) -> Result<(), IoStatus> {
+    each(data, from, into.len(), |segment, piece| {
         let target = &mut into[piece.at..piece.at + piece.len];
         match segment {
             Segment::Buf(buf) => target.copy_from_slice(&buf[piece.start..piece.start + piece.len]),
             Segment::Region { region, offset, .. } => region.read(*offset as usize + piece.start, target),
+            Segment::Request(request) => request.take(piece.start, target).map_err(|_| IoStatus::Gone)?,
         }
         Ok(())
-    });
+    })
 }
 
 /// Copies all of `source` into the data, beginning at `from`.
-pub fn scatter(data: &mut Segments, from: usize, source: &[u8]) {
+///
+/// # Errors
+/// As [`gather`].
+pub fn scatter(data: &mut Segments, from: usize, source: &[u8]) -> Result<(), IoStatus> {
     let mut begin = 0;
     for segment in data.iter_mut() {
         let len = segment.len();
@@ -65,18 +72,21 @@ pub fn scatter(data: &mut Segments, from: usize, source: &[u8]) {
             match segment {
                 Segment::Buf(buf) => buf[piece.start..piece.start + piece.len].copy_from_slice(bytes),
                 Segment::Region { region, offset, .. } => region.write(*offset as usize + piece.start, bytes),
+                Segment::Request(request) => request.give(piece.start, bytes).map_err(|_| IoStatus::Gone)?,
             }
         }
         begin += len;
     }
+    Ok(())
 }
 
-/// Fills the data with zeros.
+/// Fills the data with zeros. That of a request stays as it is: the kernel gives nobody what a failed one has.
 pub fn clear(data: &mut Segments) {
     for segment in data.iter_mut() {
         match segment {
             Segment::Buf(buf) => buf.fill(0),
             Segment::Region { region, offset, len } => region.zero(*offset as usize, *len as usize),
+            Segment::Request(_) => {}
         }
     }
 }
@@ -85,12 +95,16 @@ pub fn clear(data: &mut Segments) {
 ///
 /// # Errors
 /// The index in `with` of the first byte that differs.
+///
+/// # Panics
+/// For the data of a request: the kernel asks for no comparison.
 pub fn compare(data: &Segments, from: usize, with: &[u8]) -> Result<(), usize> {
     each(data, from, with.len(), |segment, piece| {
         let other = &with[piece.at..piece.at + piece.len];
         match segment {
             Segment::Buf(buf) => differs(&buf[piece.start..piece.start + piece.len], other),
             Segment::Region { region, offset, .. } => region.compare(*offset as usize + piece.start, other),
+            Segment::Request(request) => unreachable!("a comparison with {request:?}"),
         }
         .map_err(|index| piece.at + index)
     })
@@ -129,14 +143,14 @@ mod tests {
             for len in [1, 2, 512, 513, 1100] {
                 let len = len.min(total - from);
                 clear(&mut data);
-                scatter(&mut data, from, &whole[from..from + len]);
+                scatter(&mut data, from, &whole[from..from + len]).unwrap();
                 let mut back = vec![0xEE; total];
-                gather(&data, 0, &mut back);
+                gather(&data, 0, &mut back).unwrap();
                 let mut expected = vec![0; total];
                 expected[from..from + len].copy_from_slice(&whole[from..from + len]);
                 assert_eq!(back, expected, "{from}+{len}");
                 let mut window = vec![0; len];
-                gather(&data, from, &mut window);
+                gather(&data, from, &mut window).unwrap();
                 assert_eq!(window, whole[from..from + len]);
                 assert_eq!(compare(&data, from, &window), Ok(()));
                 window[len - 1] ^= 1;

@@ -381,12 +381,16 @@ fn cut(segment: Segment, at: usize) -> (Segment, Segment) {
             Segment::Region { region: region.clone(), offset, len: at as u32 },
             Segment::Region { region, offset: offset + at as u64, len: len - at as u32 },
         ),
+        Segment::Request(mut data) => (Segment::Request(data.split_to(at)), Segment::Request(data)),
     }
 }
 
 fn join(front: Segment, next: Segment) -> Option<Segment> {
     match (front, next) {
         (Segment::Buf(mut front), Segment::Buf(next)) => front.unsplit(next).ok().map(|()| Segment::Buf(front)),
+        (Segment::Request(mut front), Segment::Request(next)) => {
+            front.unsplit(next).ok().map(|()| Segment::Request(front))
+        }
         (Segment::Region { region, offset, len }, Segment::Region { offset: next, len: more, .. })
             if offset + u64::from(len) == next =>
         {

@@ -7,5 +7,6 @@ pub mod config;
 pub mod log;
 pub mod serve;
 mod shutdown;
+mod ublk;
 mod volumes;
 mod watch;

@@ -14,6 +14,7 @@ use signal_hook::iterator::Signals;
 use super::cli::ServeOptions;
 use super::config::{self, Change, Config, HostAccess, Hugepages, Idle, Machine, Style, Subsystem};
 use super::shutdown;
+use super::ublk::LocalDisks;
 use super::volumes::Volumes;
 use super::watch::{self, Watch};
 use crate::bdev::registry::Claim;
@@ -66,6 +67,7 @@ struct Server {
     volumes: Volumes,
     reactors: Reactors,
     door: Option<Door>,
+    disks: LocalDisks,
     /// What holds the volumes of namespaces, by NQN and namespace.
     claims: BTreeMap<(String, u32), Claim>,
     /// As configured, and as bound.
@@ -118,9 +120,14 @@ impl Server {
         let reactors = Reactors::start(&config.reactor.cores, idle, arena).map_err(|e| e.to_string())?;
         let volumes = Volumes::new(reactors.remotes());
         volumes.open_all(&config)?;
-        let mut server =
-            Server { config, volumes, reactors, door: None, claims: BTreeMap::new(), listening: Vec::new(), signals };
+        let disks = LocalDisks::new(Path::new(&config.file), reactors.remotes(), &config.reactor.cores);
+        let (claims, listening) = (BTreeMap::new(), Vec::new());
+        let mut server = Server { config, volumes, reactors, door: None, disks, claims, listening, signals };
         server.open_door()?;
+        if let Err(why) = server.disks.start(&server.config, &server.volumes) {
+            server.disks.close();
+            return Err(why);
+        }
         Ok(server)
     }
 
@@ -168,6 +175,9 @@ impl Server {
                 writeln!(out, "nvme connect -t tcp -a {} -s {} -n {}", bound.ip(), bound.port(), subsystem.nqn)?;
             }
         }
+        for path in self.disks.paths(&self.config) {
+            writeln!(out, "{path}")?;
+        }
         writeln!(out, "reactor: ready")?;
         out.flush()
     }
@@ -198,7 +208,7 @@ impl Server {
             }
         }
         drop(watch);
-        shutdown::run(self.door, &self.volumes, self.reactors)
+        shutdown::run(self.door, self.disks, &self.volumes, self.reactors)
     }
 
     fn reload(&mut self, path: &Path, machine: &Machine) {
@@ -248,10 +258,10 @@ impl Server {
             Change::BdevGrown { name, to, .. } => {
                 self.volumes.grow(name, *to).map_err(|e| e.to_string())?;
                 let id = self.volumes.get(name).ok_or("it is not open")?.common().id();
-                match &mut self.door {
-                    Some(door) => door.resized(id).map_err(|e| e.to_string()),
-                    None => Ok(()),
+                if let Some(door) = &mut self.door {
+                    door.resized(id).map_err(|e| e.to_string())?;
                 }
+                self.disks.resized(name)
             }
             Change::BdevRemoved { name } => self.volumes.remove(name).map_err(|e| e.to_string()),
             Change::ListenerRemoved { address } => {
@@ -289,6 +299,11 @@ impl Server {
                 let added = self.door()?.add_namespace(nqn, export).map_err(|e| e.to_string());
                 added.inspect_err(|_| drop(self.claims.remove(&(nqn.clone(), *nsid))))
             }
+            Change::UblkAdded { bdev } => {
+                let ublk = new.ublk_of(bdev).ok_or("it is not configured")?;
+                self.disks.add(ublk, &self.volumes)
+            }
+            Change::UblkRemoved { bdev } => self.disks.remove(bdev),
             Change::HostsChanged { nqn, hosts: access } => {
                 self.door()?.set_hosts(nqn, hosts(access)).map_err(|e| e.to_string())
             }

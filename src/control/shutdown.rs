@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::serve::{FAILED, pause};
+use super::ublk::LocalDisks;
 use super::volumes::{Volumes, volume_name};
 use crate::bdev::Handle;
 use crate::nvme::target::tcp::Door;
@@ -23,8 +24,9 @@ const LOOK: Duration = Duration::from_millis(2);
 const ANSWER: Duration = Duration::from_millis(100);
 
 /// Drains and stops; the exit code of the process.
-pub fn run(door: Option<Door>, volumes: &Volumes, reactors: Reactors) -> ExitCode {
+pub fn run(door: Option<Door>, disks: LocalDisks, volumes: &Volumes, reactors: Reactors) -> ExitCode {
     let start = monotonic_ns();
+    let clean = disks.close();
     if let Some(door) = &door {
         door.drain();
         while door.connections() > 0 && monotonic_ns() - start < DRAIN_NS {
@@ -58,7 +60,7 @@ pub fn run(door: Option<Door>, volumes: &Volumes, reactors: Reactors) -> ExitCod
         tracing::error!("{leaked} DMA buffers did not come home: this is a bug");
         return ExitCode::from(FAILED);
     }
-    ExitCode::SUCCESS
+    if clean { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
 /// Which volumes have I/O in flight, and which reactors do not say.

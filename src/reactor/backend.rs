@@ -94,6 +94,16 @@ impl Backend {
         each!(self, b => b.register_chunk(chunk), closed => ());
     }
 
+    /// Places for data of requests in the table of registered buffers, at most so many.
+    pub(super) fn take_places(&mut self, count: usize) -> Vec<u16> {
+        each!(self, b => b.take_places(count), closed => Vec::new())
+    }
+
+    /// Gives such places back.
+    pub(super) fn give_places(&mut self, places: Vec<u16>) {
+        each!(self, b => b.give_places(places), closed => ());
+    }
+
     /// What makes this backend slower than it could be.
     pub(super) fn take_notes(&mut self) -> Vec<String> {
         each!(self, b => b.take_notes(), closed => Vec::new())

@@ -21,6 +21,7 @@ use hugepages::{Buf, Region};
 
 use super::task::TaskId;
 use crate::limits::{IOS_PER_REACTOR, SEGMENTS_MAX, STACK_DEPTH_MAX};
+use crate::sys::ublk::RequestData;
 
 /// What is asked of a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -129,6 +130,9 @@ pub enum Segment {
         /// Bytes.
         len: u32,
     },
+    /// Data of a request of the kernel's, which has no address here: copied by calls, or given back to the kernel as it is.
+    /// Only for devices that take it: see the traits of a device.
+    Request(RequestData),
 }
 
 impl Segment {
@@ -137,6 +141,7 @@ impl Segment {
         match self {
             Segment::Buf(buf) => buf.len(),
             Segment::Region { len, .. } => *len as usize,
+            Segment::Request(data) => data.len(),
         }
     }
 

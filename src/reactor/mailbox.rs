@@ -16,6 +16,7 @@ use super::Reactor;
 use super::io::{IoOp, IoStatus, Segment, Segments};
 use crate::limits::{CONTROL_INBOX_LEN, MAILBOX_LEN, SEGMENTS_MAX};
 use crate::sys::socket::{Doorbell, Eventfd};
+use crate::sys::ublk::RequestData;
 
 /// A request that runs on another reactor.
 pub type Call = Box<dyn FnOnce(&Rc<Reactor>) + Send>;
@@ -34,6 +35,8 @@ pub enum RemoteSegment {
         /// Bytes.
         len: u32,
     },
+    /// Data of a request of the kernel's, which any thread may copy.
+    Request(RequestData),
 }
 
 impl From<Segment> for RemoteSegment {
@@ -41,6 +44,7 @@ impl From<Segment> for RemoteSegment {
         match segment {
             Segment::Buf(buf) => RemoteSegment::Buf(buf.into_remote()),
             Segment::Region { region, offset, len } => RemoteSegment::Region { region, offset, len },
+            Segment::Request(data) => RemoteSegment::Request(data.unregistered()),
         }
     }
 }
@@ -51,6 +55,7 @@ impl RemoteSegment {
         match self {
             RemoteSegment::Buf(buf) => Segment::Buf(pool.import(buf)),
             RemoteSegment::Region { region, offset, len } => Segment::Region { region, offset, len },
+            RemoteSegment::Request(data) => Segment::Request(data),
         }
     }
 }

@@ -496,6 +496,17 @@ impl Reactor {
         self.backend.borrow_mut().remove_file(file);
     }
 
+    /// Places where the kernel may register the data of requests for this reactor's ring, at most `count`: fewer, or none, if others
+    /// have them or the ring has no table.
+    pub fn take_places(&self, count: usize) -> Vec<u16> {
+        self.backend.borrow_mut().take_places(count)
+    }
+
+    /// Gives such places back once nothing is registered there any more.
+    pub fn give_places(&self, places: Vec<u16>) {
+        self.backend.borrow_mut().give_places(places);
+    }
+
     /// Registers a receiver of completions; its number goes into [`Owner`].
     pub fn add_sink(&self, name: &'static str, sink: Rc<dyn Sink>) -> u32 {
         let mut sinks = self.sinks.borrow_mut();

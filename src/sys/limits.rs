@@ -16,6 +16,10 @@ pub const RING_COMPLETIONS: u32 = 32_768;
 /// Chunks of DMA memory a ring can have registered.
 pub const RING_BUFFERS: u32 = 1024;
 
+/// Requests of ublk queues whose data a ring can have registered at the same time; behind the chunks in the same table, which the
+/// kernel limits to 16,384.
+pub const RING_REQUESTS: u32 = 16_384 - RING_BUFFERS;
+
 /// Files and sockets a ring can have registered.
 pub const RING_FILES: u32 = 16_384;
 

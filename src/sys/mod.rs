@@ -13,4 +13,6 @@ pub mod predecessor;
 pub mod socket;
 pub mod tsc;
 pub mod tx;
+pub mod ublk;
+pub mod ublk_control;
 pub mod uring;

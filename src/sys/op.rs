@@ -8,6 +8,7 @@ use hugepages::Buf;
 
 use super::descriptor::Descriptor;
 use super::tx::TxBatch;
+use super::ublk::RequestData;
 
 /// A file or socket in a backend's table: index and generation, so that a handle kept past its removal is caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,6 +89,26 @@ pub enum Op {
         /// Durable before the completion (RWF_DSYNC).
         durable: bool,
     },
+    /// Read `data.len()` bytes at `offset` into pages of a request of the kernel's. The data is registered with this ring.
+    ReadRequest {
+        /// A file or block device.
+        file: FileId,
+        /// Bytes from the start.
+        offset: u64,
+        /// Filled from the front; the result tells how far.
+        data: RequestData,
+    },
+    /// Write all of `data` at `offset`, from pages of a request of the kernel's. The data is registered with this ring.
+    WriteRequest {
+        /// A file or block device.
+        file: FileId,
+        /// Bytes from the start.
+        offset: u64,
+        /// The bytes.
+        data: RequestData,
+        /// Durable before the completion (RWF_DSYNC).
+        durable: bool,
+    },
     /// Make everything written and acknowledged before durable (fdatasync).
     Sync {
         /// A file or block device.
@@ -116,8 +137,45 @@ pub enum Op {
         /// Which.
         target: OpToken,
     },
+    /// A command about one tag of a queue of a ublk device. Completes with the next request of the tag, see [`UblkStep`].
+    Ublk {
+        /// A character device of a ublk device.
+        file: FileId,
+        /// The command.
+        command: UblkCommand,
+    },
     /// Completes when another thread rings this reactor's doorbell.
     Doorbell,
+}
+
+/// A command about one tag of a queue of a ublk device (ublk_cmd.h, `struct ublksrv_io_cmd`).
+#[derive(Debug)]
+pub struct UblkCommand {
+    /// What to do.
+    pub step: UblkStep,
+    /// The queue.
+    pub queue: u16,
+    /// The tag.
+    pub tag: u16,
+    /// For a commit: bytes, 0, or a negative errno.
+    pub result: i32,
+    /// For a fetch or a commit: where the data of the next request is to be registered in the ring's table of buffers. Where that
+    /// fails, the request's descriptor says so.
+    pub place: Option<u16>,
+    /// In a mode in which the kernel copies: what it copies from at a commit, or to. A commit gives none back.
+    pub buf: Option<Buf>,
+}
+
+/// What a ublk command does. Each one completes once the kernel has a request for the tag, which its descriptor then tells: with 0,
+/// or with 1 for a write whose data is to be asked for; or with a negative errno, ENODEV when the device stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UblkStep {
+    /// The first command of each tag.
+    Fetch,
+    /// Ends the request of the tag with a result and fetches the next.
+    Commit,
+    /// Has the data of a write copied to the buffer. Completes with 0 when it is there, and gives the buffer back.
+    GetData,
 }
 
 /// What an operation owned, handed back.
@@ -127,6 +185,8 @@ pub enum Payload {
     None,
     /// The buffer of a receive, read or write.
     Buf(Buf),
+    /// The data of a read or write of a request's.
+    Request(RequestData),
     /// The batch of a send, advanced by what was sent.
     Batch(Box<TxBatch>),
     /// An accepted connection.

@@ -7,6 +7,14 @@ use super::limits::{TX_IOV_MAX, ZERO_AREA_LEN};
 /// Zeros to send for volumes that keep nothing: never written, so the kernel keeps mapping its one zero page.
 static ZEROES: [u8; ZERO_AREA_LEN] = [0; ZERO_AREA_LEN];
 
+/// Zeros of the shared area.
+///
+/// # Panics
+/// Beyond [`ZERO_AREA_LEN`].
+pub fn zeroes(len: usize) -> &'static [u8] {
+    &ZEROES[..len]
+}
+
 #[derive(Debug)]
 enum Part {
     /// A range of `heads`.

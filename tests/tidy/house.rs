@@ -6,16 +6,19 @@ use super::code::{Product, Token, only};
 
 /// Who may use whom. A file belongs to the longest prefix of its module path; each row names only rows above it, so nothing
 /// can lead back. `hugepages` and `io_uring` are crates.
-pub const HOUSE: [(&str, &[&str]); 16] = [
+pub const HOUSE: [(&str, &[&str]); 18] = [
     ("util", &[]),
     ("sys::limits", &[]),
     ("limits", &["sys::limits", "hugepages"]),
+    // What the kernel says to a ublk server: the rings of `sys` carry it.
+    ("ublk::wire", &["util"]),
     // The unsafe boundary, and the only one that knows io_uring.
-    ("sys", &["sys::limits", "hugepages", "io_uring"]),
+    ("sys", &["sys::limits", "ublk::wire", "hugepages", "io_uring"]),
     ("reactor", &["sys", "sys::limits", "limits", "hugepages"]),
     ("net", &["reactor", "sys", "sys::limits", "hugepages"]),
     // The core of the block layer: no leaf, no layer, no door.
     ("bdev", &["reactor", "sys", "limits", "hugepages"]),
+    ("ublk", &["ublk::wire", "bdev", "reactor", "sys", "limits", "hugepages"]),
     // Wire types, framing and engine: bytes in, plain data out. No buffer, no reactor.
     ("nvme::spec", &["util"]),
     ("nvme::tcp", &["nvme::spec", "util"]),
@@ -37,6 +40,7 @@ pub const HOUSE: [(&str, &[&str]); 16] = [
             "bdev::layer",
             "nvme::host",
             "nvme::target::tcp",
+            "ublk",
             "reactor",
             "sys",
             "limits",

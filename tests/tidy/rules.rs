@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 use super::code::{File, Product, mentions, only, tokens};
 
 /// The only files with unsafe code; each says why at its head.
-pub const UNSAFE: [&str; 15] = [
+pub const UNSAFE: [&str; 17] = [
     "hugepages/src/arena.rs",
     "hugepages/src/arena/chunk.rs",
     "hugepages/src/arena/mapping.rs",
@@ -18,6 +18,8 @@ pub const UNSAFE: [&str; 15] = [
     "src/sys/file.rs",
     "src/sys/socket.rs",
     "src/sys/tsc.rs",
+    "src/sys/ublk.rs",
+    "src/sys/ublk_control.rs",
     "src/sys/uring/mod.rs",
     "src/sys/uring/rx.rs",
     "tests/no_alloc.rs",
@@ -49,13 +51,14 @@ pub const CHANCE: [&str; 20] = [
 ];
 
 /// Who may name a source of time or chance, and why.
-pub const CHANCE_ALLOWED: [(&str, &[&str], &str); 6] = [
+pub const CHANCE_ALLOWED: [(&str, &[&str], &str); 7] = [
     ("src/sys/predecessor.rs", &["monotonic_ns"], "bounds the wait of a control thread"),
     ("src/sys/tsc.rs", &["clock_gettime", "_rdtsc", "monotonic_ns"], "the clock itself"),
     ("src/reactor/clock.rs", &["urandom", "seed_from_kernel"], "the one seed of a real reactor"),
     ("src/reactor/start.rs", &["Tsc::calibrate", "seed_from_kernel"], "gives real reactors their clock and seed"),
     ("src/bdev/conformance/mod.rs", &["seed_from_kernel"], "the seed of a run, which a failure prints"),
     ("src/sys/uring/mod.rs", &["monotonic_ns"], "bounds the wait for the kernel when a ring is dropped"),
+    ("src/ublk/disk.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
 ];
 
 /// What makes a thread wait for another.
@@ -75,13 +78,14 @@ pub const BLOCKING: [&str; 12] = [
 ];
 
 /// Who may block, and why. `src/control/` and `src/main.rs` run on control threads alone.
-pub const BLOCKING_ALLOWED: [(&str, &[&str], &str); 6] = [
+pub const BLOCKING_ALLOWED: [(&str, &[&str], &str); 7] = [
     ("src/sys/predecessor.rs", &["park_timeout"], "a control thread waits for the kernel"),
     ("hugepages/src/arena.rs", &["Mutex"], "growth, on control threads"),
     ("hugepages/src/region.rs", &["Mutex"], "growth, on control threads"),
     ("src/bdev/conformance/mod.rs", &["recv_timeout"], "the suite's caller waits for its reactors"),
     ("src/bdev/registry.rs", &["Mutex", "recv_timeout"], "control threads alone see the registry"),
     ("src/reactor/mailbox.rs", &["recv_timeout"], "how control threads wait for a reactor's answer"),
+    ("src/ublk/disk.rs", &["park_timeout", "recv_timeout"], "a control thread waits for the kernel and for its queues"),
 ];
 
 /// Words of unfinished work. In pieces, because this file is looked at too.

@@ -143,7 +143,7 @@ impl Rig {
             });
             at += len;
         }
-        scatter::scatter(&mut io.data, 0, data);
+        scatter::scatter(&mut io.data, 0, data).expect("no request of the kernel's");
         Ok(io)
     }
 
@@ -154,7 +154,7 @@ impl Rig {
         let io = self.handle.execute(io).await;
         let after = lens(&io);
         let mut data = vec![0; after.iter().sum()];
-        scatter::gather(&io.data, 0, &mut data);
+        scatter::gather(&io.data, 0, &mut data).expect("no request of the kernel's");
         let done = Done { status: io.status, info: io.info, data };
         self.handle.reactor().retire_io(io);
         ensure!(before == after, "{asked} was given segments of {before:?} bytes and returned {after:?}");

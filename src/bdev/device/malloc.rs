@@ -7,7 +7,6 @@
 //! A read or compare that races a write of the same block on another reactor may see parts of both, as the contract of the
 //! block layer allows; writes that race a compare and write wait for it (see [`crate::bdev::exclusion`]).
 
-use std::convert::Infallible;
 use std::rc::{Rc, Weak};
 use std::task::Poll;
 
@@ -16,9 +15,9 @@ use hugepages::{Region, RegionOptions};
 use crate::bdev::exclusion::{Gate, Range, Resume};
 use crate::bdev::scatter::{self, BOUNCE};
 use crate::bdev::steps::{Outstanding, WorkQueue};
-use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
+use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 use crate::reactor::Reactor;
-use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
+use crate::reactor::io::{Io, IoCell, IoOp, IoStatus, Segment};
 
 /// Largest unmap or write zeroes done in one step: giving back that much populated memory takes 40 to 110 us of the reactor
 /// (100 to 250 at worst), filling it with zeros 80 to 95; giving back what holds no memory 1 us.
@@ -78,7 +77,8 @@ impl Malloc {
             read_only: false,
             volatile_cache: false,
             keeps_nothing: false,
-            needs_bytes: true,
+            ephemeral: true,
+            unaddressed: Unaddressed::Copies,
             concurrent: true,
             limits: DeviceLimits { zeroes_max: ZEROES_MAX, unmap_granularity: 4096, ..DeviceLimits::default() },
         };
@@ -197,12 +197,19 @@ impl Inner {
 
     #[inline]
     fn read(&self, io: &mut Io) {
-        let mut at = io.offset as usize;
-        for segment in io.data.iter_mut() {
+        let IoCell { status, data, offset, .. } = &mut **io;
+        let mut at = *offset as usize;
+        for segment in data.iter_mut() {
             match segment {
                 Segment::Buf(buf) => self.region.read(at, buf),
                 Segment::Region { region, offset, len } => {
                     copy(&self.region, at, region, *offset as usize, *len as usize);
+                }
+                Segment::Request(request) => {
+                    if request.give_from(0, &self.region, at, request.len()).is_err() {
+                        *status = IoStatus::Gone;
+                        return;
+                    }
                 }
             }
             at += segment.len();
@@ -222,17 +229,24 @@ impl Inner {
 
     /// Stores the last `len` bytes of the data, which begin at `from` of it.
     #[inline]
-    fn store(&self, io: &Io, from: usize) {
+    fn store(&self, io: &mut Io, from: usize) {
         let at = io.offset as usize;
-        let Ok(()) = scatter::each::<Infallible>(&io.data, from, io.len as usize, |segment, piece| {
+        let stored = scatter::each(&io.data, from, io.len as usize, |segment, piece| {
             match segment {
                 Segment::Buf(buf) => self.region.write(at + piece.at, &buf[piece.start..piece.start + piece.len]),
                 Segment::Region { region, offset, .. } => {
                     copy(region, *offset as usize + piece.start, &self.region, at + piece.at, piece.len);
                 }
+                Segment::Request(request) => {
+                    let stored = request.take_to(piece.start, &self.region, at + piece.at, piece.len);
+                    return stored.map_err(|_| IoStatus::Gone);
+                }
             }
             Ok(())
         });
+        if let Err(status) = stored {
+            io.status = status;
+        }
     }
 
     /// Compares the first `len` bytes of the data with the range.
@@ -244,6 +258,7 @@ impl Inner {
                 Segment::Region { region, offset, .. } => {
                     differs(&self.region, at + piece.at, region, *offset as usize + piece.start, piece.len)
                 }
+                Segment::Request(request) => unreachable!("a comparison with {request:?}"),
             }
             .map_err(|index| piece.at + index)
         });

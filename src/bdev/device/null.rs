@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::task::Poll;
 
-use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
+use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 use crate::reactor::Reactor;
 use crate::reactor::io::Io;
 
@@ -54,7 +54,8 @@ impl Null {
             read_only: false,
             volatile_cache: false,
             keeps_nothing: true,
-            needs_bytes: false,
+            ephemeral: false,
+            unaddressed: Unaddressed::Copies,
             concurrent: true,
             limits: DeviceLimits::default(),
         };

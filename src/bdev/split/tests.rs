@@ -88,7 +88,7 @@ fn data_in_odd_pieces_is_whole_again_and_in_place() {
             .iter()
             .map(|segment| match segment {
                 Segment::Buf(buf) => (buf.address(), buf.len(), buf.capacity()),
-                Segment::Region { .. } => unreachable!("buffers went in"),
+                Segment::Region { .. } | Segment::Request(_) => unreachable!("buffers went in"),
             })
             .collect()
     };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use super::model::{BdevConfig, Config, Driver, HostAccess, Namespace, NvmfConfig, Subsystem};
+use super::model::{BdevConfig, Config, Driver, HostAccess, Namespace, NvmfConfig, Subsystem, UblkConfig};
 use super::reader::all_of;
 use super::value::{format_core_list, format_size};
 
@@ -92,6 +92,16 @@ pub enum Change {
         /// Its name.
         name: String,
     },
+    /// Make the local block device of this volume.
+    UblkAdded {
+        /// The volume, which has one `[[ublk]]` in the new configuration.
+        bdev: String,
+    },
+    /// Take the local block device of this volume away.
+    UblkRemoved {
+        /// The volume.
+        bdev: String,
+    },
 }
 
 impl fmt::Display for Change {
@@ -115,6 +125,8 @@ impl fmt::Display for Change {
             Self::HostsChanged { nqn, hosts } => write!(f, "\"{nqn}\" now admits {hosts}"),
             Self::ListenerAdded { address } => write!(f, "{address} listens"),
             Self::BdevRemoved { name } => write!(f, "bdev \"{name}\" is removed"),
+            Self::UblkAdded { bdev } => write!(f, "the ublk device of bdev \"{bdev}\" is added"),
+            Self::UblkRemoved { bdev } => write!(f, "the ublk device of bdev \"{bdev}\" is removed"),
         }
     }
 }
@@ -137,6 +149,8 @@ impl Change {
                 running.bdevs.extend(old.bdev(name).cloned());
                 running.bdevs = bases_first(std::mem::take(&mut running.bdevs));
             }
+            Self::UblkAdded { bdev } => running.ublk.retain(|ublk| ublk.bdev != *bdev),
+            Self::UblkRemoved { bdev } => running.ublk.extend(old.ublk_of(bdev).cloned()),
             Self::ListenerRemoved { address } => {
                 let kept = old.listeners().iter().find(|listener| listener.address == *address).cloned();
                 let mut nvmf = nvmf(running);
@@ -194,6 +208,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
             .map(|(nqn, namespace)| Change::NamespaceRemoved { nqn: nqn.to_owned(), nsid: namespace.nsid })
             .collect(),
         hosts_changed(old, &running).collect(),
+        ublk_only_in(old, &running).map(|ublk| Change::UblkRemoved { bdev: ublk.bdev.clone() }).collect(),
         bdevs_only_in(old, &running).rev().map(|bdev| Change::BdevRemoved { name: bdev.name.clone() }).collect(),
         bdevs_only_in(&running, old).map(|bdev| Change::BdevAdded { name: bdev.name.clone() }).collect(),
         grown(old, &running).collect(),
@@ -209,12 +224,17 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
             })
             .collect(),
         listeners_only_in(&running, old).map(|address| Change::ListenerAdded { address }).collect::<Vec<_>>(),
+        ublk_only_in(&running, old).map(|ublk| Change::UblkAdded { bdev: ublk.bdev.clone() }).collect(),
     ];
     Diff { changes: steps.into_iter().flatten().collect(), running }
 }
 
 fn bdevs_only_in<'a>(a: &'a Config, b: &'a Config) -> impl DoubleEndedIterator<Item = &'a BdevConfig> {
     a.bdevs.iter().filter(|bdev| b.bdev(&bdev.name).is_none())
+}
+
+fn ublk_only_in<'a>(a: &'a Config, b: &'a Config) -> impl Iterator<Item = &'a UblkConfig> {
+    a.ublk.iter().filter(|ublk| b.ublk_of(&ublk.bdev).is_none())
 }
 
 fn grown<'a>(old: &'a Config, new: &'a Config) -> impl Iterator<Item = Change> + 'a {
@@ -275,7 +295,8 @@ fn settle(old: &Config, new: &Config) -> (Config, Vec<Change>) {
     keep_bases(old, new, &mut bdevs, &mut refuse);
     leave_out_clashes(old, new, &mut bdevs, &mut refuse);
     let bdevs = bases_first(bdevs);
-    let mut running = Config { reactor: old.reactor.clone(), memory: old.memory.clone(), bdevs, ..new.clone() };
+    let ublk = settle_ublk(old, new, &bdevs, &mut refuse);
+    let mut running = Config { reactor: old.reactor.clone(), memory: old.memory.clone(), bdevs, ublk, ..new.clone() };
     if let Some(nvmf) = &mut running.nvmf {
         let open = |namespace: &Namespace| running.bdevs.iter().any(|bdev| bdev.name == namespace.bdev);
         nvmf.subsystems.iter_mut().for_each(|subsystem| subsystem.namespaces.retain(open));
@@ -405,4 +426,54 @@ fn bases_first(mut waiting: Vec<BdevConfig>) -> Vec<BdevConfig> {
         done.push(bdev);
     }
     done
+}
+
+/// Local block devices of volumes that are open: those in service as before, and new ones.
+fn settle_ublk(old: &Config, new: &Config, bdevs: &[BdevConfig], refuse: Refuse<'_>) -> Vec<UblkConfig> {
+    let mut settled = Vec::with_capacity(new.ublk.len());
+    // That a volume is not added has been told.
+    let open = |ublk: &&UblkConfig| bdevs.iter().any(|bdev| bdev.name == ublk.bdev);
+    for wanted in new.ublk.iter().filter(open) {
+        let (at, name) = (new.at(wanted.place), &wanted.bdev);
+        if let Some(before) = old.ublk_of(name) {
+            let changed = ublk_keys_changed(before, wanted, old, new);
+            if !changed.is_empty() {
+                let keys = all_of(&changed);
+                let what =
+                    format!("the ublk device of bdev \"{name}\" stays as it is until a restart: {keys} cannot change");
+                refuse(at, what);
+            }
+            settled.push(UblkConfig { place: wanted.place, ..before.clone() });
+            continue;
+        }
+        // A new device may want the number of one that was to give it up and did not.
+        let stays = |other: &&UblkConfig| other.id == wanted.id && new.ublk_of(&other.bdev).is_some();
+        match wanted.id.and_then(|id| Some((id, old.ublk.iter().find(stays)?))) {
+            Some((id, other)) => {
+                let keeps = format!("that of bdev \"{}\" keeps id {id}", other.bdev);
+                refuse(at, format!("the ublk device of bdev \"{name}\" is not added: {keeps}"));
+            }
+            None => settled.push(wanted.clone()),
+        }
+    }
+    settled
+}
+
+/// Keys whose values differ.
+fn ublk_keys_changed(before: &UblkConfig, wanted: &UblkConfig, old: &Config, new: &Config) -> Vec<&'static str> {
+    // One queue for each core is most often the default, which other cores change: it is the cores that are refused.
+    let each = |ublk: &UblkConfig, config: &Config| usize::from(ublk.queues) == config.reactor.cores.len();
+    let queues = before.queues != wanted.queues && !(each(before, old) && each(wanted, new));
+    [
+        (before.id != wanted.id, "id"),
+        (queues, "queues"),
+        (before.depth != wanted.depth, "depth"),
+        (before.mode != wanted.mode, "mode"),
+        (before.recover != wanted.recover, "recover"),
+        (before.required != wanted.required, "required"),
+        (before.read_only != wanted.read_only, "read_only"),
+    ]
+    .into_iter()
+    .filter_map(|(differs, key)| differs.then_some(key))
+    .collect()
 }

@@ -19,6 +19,7 @@ mod parse;
 mod probe;
 mod reader;
 mod source;
+mod ublk;
 mod value;
 
 use std::path::Path;
@@ -28,7 +29,8 @@ pub use self::diff::{Change, Diff, diff};
 pub use self::machine::Machine;
 pub use self::model::{
     BdevConfig, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus,
-    Listener, MemoryConfig, Namespace, NullComplete, NvmfConfig, ReactorConfig, Subsystem, Trigger,
+    Listener, MemoryConfig, Namespace, NullComplete, NvmfConfig, ReactorConfig, Subsystem, Trigger, UblkConfig,
+    UblkMode,
 };
 pub use self::parse::{Parsed, parse};
 pub use self::source::{Diagnostic, Place, Source, Style};

@@ -25,6 +25,8 @@ pub struct Config {
     pub bdevs: Vec<BdevConfig>,
     /// `[nvmf]`; `None` exports nothing over NVMe/TCP.
     pub nvmf: Option<NvmfConfig>,
+    /// Every `[[ublk]]` in the order of the file, at most one for each of `bdevs`.
+    pub ublk: Vec<UblkConfig>,
 }
 
 impl Config {
@@ -46,6 +48,11 @@ impl Config {
     /// NVMe subsystems, none without `[nvmf]`.
     pub fn subsystems(&self) -> &[Subsystem] {
         self.nvmf.as_ref().map_or(&[], |nvmf| nvmf.subsystems.as_slice())
+    }
+
+    /// The local block device of the volume called `bdev`.
+    pub fn ublk_of(&self, bdev: &str) -> Option<&UblkConfig> {
+        self.ublk.iter().find(|ublk| ublk.bdev == bdev)
     }
 }
 
@@ -313,4 +320,40 @@ pub struct Namespace {
     pub read_only: bool,
     /// Its entry in `namespaces`.
     pub place: Place,
+}
+
+/// One `[[ublk]]`: a volume as the local block device `/dev/ublkbN`.
+#[derive(Clone, Debug)]
+pub struct UblkConfig {
+    /// Name of a volume of [`Config::bdevs`], unique: the device is `/dev/disk/by-id/reactor-NAME` too.
+    pub bdev: String,
+    /// N of `/dev/ublkbN`, 0 to 1,048,575, unique; `None`: the kernel picks a free one.
+    pub id: Option<u32>,
+    /// Queues, 1 to 64. Default: one for each of the cores of the same file.
+    pub queues: u16,
+    /// Commands in flight on each queue, 1 to 4096.
+    pub depth: u16,
+    /// How data travels.
+    pub mode: UblkMode,
+    /// The device survives its server and goes on with the next; `false`: it ends with its server.
+    pub recover: bool,
+    /// Without ublk in the kernel, or the right to it, nothing starts; `false`: that is said, and the rest goes on.
+    pub required: bool,
+    /// Write protected.
+    pub read_only: bool,
+    /// The `[[ublk]]` line.
+    pub place: Place,
+}
+
+/// How the data of a local block device travels between the kernel and this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UblkMode {
+    /// `auto`: the best that the kernel and the volume can do.
+    Auto,
+    /// `zero-copy`: the kernel's pages are used where they are.
+    ZeroCopy,
+    /// `user-copy`: this process reads and writes them through the device's file.
+    UserCopy,
+    /// `copy`: the kernel copies to and from buffers of this process.
+    Copy,
 }

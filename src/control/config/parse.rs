@@ -1,4 +1,4 @@
-//! The file as a whole, and its small tables. `bdev` and `nvmf` read theirs.
+//! The file as a whole, and its small tables. `bdev`, `nvmf` and `ublk` read theirs.
 
 use toml::de::DeTable;
 
@@ -8,6 +8,7 @@ use super::model::{Config, Hugepages, Idle, MemoryConfig, ReactorConfig};
 use super::nvmf;
 use super::reader::{Key, Messages, Table, Value};
 use super::source::{Diagnostic, Source, Span};
+use super::ublk;
 use super::value::{CORE_MAX, format_core_list, format_size, parse_core_list};
 use crate::limits::{ARENA_AT_START, REACTORS_MAX};
 
@@ -26,14 +27,15 @@ const REACTOR: Key = Key::new("reactor", "write reactor = { cores = [0] }");
 const MEMORY: Key = Key::new("memory", "write memory = { size = \"256MiB\" }");
 const BDEV: Key = Key::new("bdev", "write [[bdev]] in double brackets, once for each");
 const NVMF: Key = Key::new("nvmf", "write nvmf = { listen = [\"127.0.0.1:4420\"] }");
+const UBLK: Key = Key::new("ublk", "write [[ublk]] in double brackets, once for each");
 const CORES: Key = Key::new("cores", "write cores = [0] or cores = \"0-3\"");
 const IDLE: Key = Key::new("idle", "write idle = \"adaptive\"");
 const SIZE: Key = Key::new("size", "write size = \"256MiB\"");
 const HUGEPAGES: Key = Key::new("hugepages", "write hugepages = \"prefer\"");
 
 /// Tables of the format whose part is not compiled in, and what that part is.
-const NOT_IN_THIS_BUILD: [(&str, &str); 3] =
-    [("control", "the control socket and metrics"), ("iscsi", "the iSCSI door"), ("ublk", "the ublk door")];
+const NOT_IN_THIS_BUILD: [(&str, &str); 2] =
+    [("control", "the control socket and metrics"), ("iscsi", "the iSCSI door")];
 
 /// Default of `memory.size`.
 const MEMORY_SIZE: u64 = 256 << 20;
@@ -57,14 +59,18 @@ pub fn parse(source: &Source, machine: &Machine) -> Result<Parsed, Vec<Diagnosti
     let memory = read_memory(&top);
     let bdevs = bdev::read(source, &top, BDEV);
     let nvmf = nvmf::read(source, &top, NVMF, &bdevs, &warnings);
+    // Without cores there is an error already, and any number will do.
+    let reactors = reactor.as_ref().map_or(1, |reactor| reactor.cores.len());
+    let ublk = ublk::read(source, &top, UBLK, &bdevs, reactors);
     let errors = messages.into_sorted();
-    match (reactor, memory, bdevs.resolved, nvmf) {
-        (Some(reactor), Some(memory), Some(resolved), Some(nvmf)) if errors.is_empty() => {
-            if nvmf.is_none() {
-                warnings.warning(&(0..0), "no volume is exported", "add an [nvmf] table with a subsystem");
+    match (reactor, memory, bdevs.resolved, nvmf, ublk) {
+        (Some(reactor), Some(memory), Some(resolved), Some(nvmf), Some(ublk)) if errors.is_empty() => {
+            if nvmf.is_none() && ublk.is_empty() {
+                let help = "add an [nvmf] table with a subsystem, or a [[ublk]] table";
+                warnings.warning(&(0..0), "no volume is exported", help);
             }
             let (bdevs, spans) = resolved.into_iter().unzip();
-            let config = Config { file: source.name().to_owned(), reactor, memory, bdevs, nvmf };
+            let config = Config { file: source.name().to_owned(), reactor, memory, bdevs, nvmf, ublk };
             Ok(Parsed { config, warnings: warnings.into_sorted(), spans })
         }
         _ => Err(errors),
@@ -110,7 +116,7 @@ fn duplicate_help(source: &Source, span: &Span, name: &str) -> String {
     if before.ends_with('[')
         && !before.ends_with("[[")
         && after.starts_with(']')
-        && matches!(name, "bdev" | "subsystem")
+        && matches!(name, "bdev" | "subsystem" | "ublk")
     {
         format!("write [[{name}]] in double brackets, each time")
     } else {
@@ -120,11 +126,12 @@ fn duplicate_help(source: &Source, span: &Span, name: &str) -> String {
 
 /// Refuses unknown tables, and those whose effect this build does not have.
 fn only_known_tables(top: &Table<'_>) {
-    let known = [REACTOR, MEMORY, BDEV, NVMF];
+    let known = [REACTOR, MEMORY, BDEV, NVMF, UBLK];
     top.only_besides(&known, &NOT_IN_THIS_BUILD.map(|(name, _)| name));
     for (name, part) in NOT_IN_THIS_BUILD {
         if let Some(span) = top.key_span(name) {
-            let help = "remove the table; this build exports over NVMe/TCP, by [nvmf]";
+            let help =
+                "remove the table; this build exports over NVMe/TCP, by [nvmf], and on this machine, by [[ublk]]";
             top.messages.error(span, format!("{name} is not available in this build, which lacks {part}"), help);
         }
     }

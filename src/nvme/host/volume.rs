@@ -180,7 +180,7 @@ impl Volume {
     /// Carries out one I/O. What is larger than [`Geometry::limits`] says is [`IoStatus::Unsupported`]: the block layer splits.
     /// A read may come without data: it is given one buffer of the pool when its data arrives, so that memory is held for no longer
     /// than there is something in it. Data to be sent that is not in buffers, and that of a compare and write, is copied once more; all other data stays in
-    /// place.
+    /// place. Data of a request of the kernel's has no address: it is not for a host.
     pub async fn execute(&self, mut io: Io) -> Io {
         let reactor = self.queue.reactor();
         let sends = matches!(io.op, IoOp::Write | IoOp::Compare);
@@ -230,6 +230,7 @@ fn gather(io: &mut Io, data: &Segments, mut buf: Buf) {
         match segment {
             Segment::Buf(from) => into.copy_from_slice(from),
             Segment::Region { region, offset, .. } => region.read(*offset as usize, into),
+            Segment::Request(data) => unreachable!("{data:?} has no address, and a host needs one"),
         }
         at += segment.len();
     }

@@ -126,7 +126,10 @@ fn file_of(op: &Op) -> Option<FileId> {
         | Op::Write { file, .. }
         | Op::Sync { file }
         | Op::Allocate { file, .. }
-        | Op::Shutdown { file, .. } => Some(*file),
+        | Op::Shutdown { file, .. }
+        | Op::Ublk { file, .. }
+        | Op::ReadRequest { file, .. }
+        | Op::WriteRequest { file, .. } => Some(*file),
         Op::Cancel { .. } | Op::Doorbell => None,
     }
 }
@@ -144,6 +147,9 @@ fn name_of(op: &Op) -> &'static str {
         Op::Allocate { .. } => "allocate",
         Op::Shutdown { .. } => "shutdown",
         Op::Cancel { .. } => "cancel",
+        Op::ReadRequest { .. } => "read to a request",
+        Op::WriteRequest { .. } => "write from a request",
+        Op::Ublk { .. } => "ublk",
         Op::Doorbell => "doorbell",
     }
 }
@@ -161,6 +167,7 @@ impl State {
         let own = match flight.op {
             Op::RecvInto { buf, .. } | Op::Read { buf, .. } | Op::Write { buf, .. } => Payload::Buf(buf),
             Op::Send { batch, .. } => Payload::Batch(batch),
+            Op::ReadRequest { data, .. } | Op::WriteRequest { data, .. } => Payload::Request(data),
             Op::Doorbell => {
                 ring.doorbell = None;
                 Payload::None
@@ -211,6 +218,10 @@ impl State {
                     end.senders.push_back(at);
                     self.send(number);
                 }
+            }
+            // No kernel of a simulated world has requests.
+            Op::Ublk { .. } | Op::ReadRequest { .. } | Op::WriteRequest { .. } => {
+                self.finish(at, -libc::EOPNOTSUPP, None)
             }
             Op::Shutdown { sending_only, .. } => {
                 let sending_only = *sending_only;
@@ -428,6 +439,12 @@ impl SimRing {
 
     /// Nothing to register.
     pub(crate) fn register_chunk(&mut self, _: &ChunkInfo) {}
+
+    pub(crate) fn take_places(&mut self, _: usize) -> Vec<u16> {
+        Vec::new()
+    }
+
+    pub(crate) fn give_places(&mut self, _: Vec<u16>) {}
 
     /// Nothing makes it slow.
     pub(crate) fn take_notes(&mut self) -> Vec<String> {

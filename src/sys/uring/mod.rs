@@ -9,6 +9,7 @@ mod files;
 mod rx;
 mod setup;
 mod table;
+mod ublk;
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -20,7 +21,7 @@ use hugepages::{ChunkInfo, Pool};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
 use super::affinity;
-use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_WORKERS, RX_BUFFER_LEN};
+use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_REQUESTS, RING_WORKERS, RX_BUFFER_LEN};
 use super::op::{Completion, FileId, Op, OpToken, Owner, Payload};
 use super::socket::{self, Doorbell};
 use direct::Direct;
@@ -64,6 +65,10 @@ pub struct Uring {
     registered_chunks: Vec<bool>,
     fixed_buffers: bool,
     answered: Vec<OpToken>,
+    /// Free places of the table of buffers for data of requests.
+    places: Vec<u16>,
+    /// Commits of ublk requests that are queued with their data.
+    given: Vec<OpToken>,
     direct: Direct,
     /// Something is queued that must not wait for another turn.
     urgent: bool,
@@ -81,7 +86,7 @@ impl Uring {
     pub fn new(pool: &Pool, doorbell: &Doorbell) -> Result<Uring, SetupError> {
         let (ring, mut notes) = setup::ring()?;
         let fixed_files = ring.submitter().register_files_sparse(RING_FILES).is_ok();
-        let fixed_buffers = match ring.submitter().register_buffers_sparse(RING_BUFFERS) {
+        let fixed_buffers = match ring.submitter().register_buffers_sparse(RING_BUFFERS + RING_REQUESTS) {
             Ok(()) => true,
             Err(error) => {
                 notes.push(format!("no table of registered buffers ({error}): plain reads and writes are used"));
@@ -104,6 +109,8 @@ impl Uring {
             registered_chunks: Vec::new(),
             fixed_buffers,
             answered: Vec::new(),
+            places: if fixed_buffers { request_places() } else { Vec::new() },
+            given: Vec::new(),
             direct: Direct::default(),
             urgent: false,
             waited: 0,
@@ -283,6 +290,10 @@ impl Uring {
                 };
                 (token, entry.flags(flags))
             }
+            Op::ReadRequest { file, offset, data } => return self.transfer(owner, file, offset, data, None),
+            Op::WriteRequest { file, offset, data, durable } => {
+                return self.transfer(owner, file, offset, data, Some(durable));
+            }
             Op::Sync { file } => {
                 let Some((fd, flags)) = self.files.target(file) else {
                     return self.refuse(owner, Refusable::Nothing);
@@ -324,6 +335,13 @@ impl Uring {
             Op::Cancel { target } => {
                 let (token, _) = self.table.insert(owner, Held::Nothing);
                 (token, opcode::AsyncCancel::new(target.0).build())
+            }
+            Op::Ublk { file, command } => {
+                let Some((fd, flags)) = self.files.target(file) else {
+                    return self.refuse(owner, command.buf.map_or(Refusable::Nothing, Refusable::Buf));
+                };
+                let (token, entry) = self.ublk(owner, fd, command);
+                (token, entry.flags(flags))
             }
             Op::Doorbell => {
                 let fd = types::Fd(self.doorbell.as_raw_fd());
@@ -389,6 +407,7 @@ impl Uring {
             let code = error.raw_os_error();
             assert!(matches!(code, Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)), "io_uring_enter failed: {error}");
         }
+        self.release_given();
     }
 
     /// Refills the receive ring with what the pool has, submits what is queued and lets the kernel post completions; no call
@@ -430,6 +449,7 @@ impl Uring {
                 "io_uring_enter failed: {error}"
             );
         }
+        self.release_given();
     }
 
     /// Whether completions are ready to be reaped without a call.
@@ -463,13 +483,14 @@ impl Uring {
         self.stats.completed += 1;
         let mut result = result;
         let payload = match held {
-            Held::Nothing | Held::Address(_) => Payload::None,
+            Held::Nothing | Held::Address(_) | Held::Ublk(None) => Payload::None,
             Held::Doorbell(counter) => {
                 self.rung = Some(counter);
                 Payload::None
             }
-            Held::Buf(buf) | Held::Filling(buf, _) => Payload::Buf(buf),
+            Held::Buf(buf) | Held::Filling(buf, _) | Held::Ublk(Some(buf)) => Payload::Buf(buf),
             Held::Batch(batch) => Payload::Batch(batch),
+            Held::Request(data) => Payload::Request(data),
             Held::Picked(_) => match cqueue::buffer_select(flags) {
                 Some(id) => self.rx.take(id, result.max(0) as usize).map_or(Payload::None, Payload::Buf),
                 None => Payload::None,
@@ -483,11 +504,17 @@ impl Uring {
                     Refusable::Nothing => Payload::None,
                     Refusable::Buf(buf) => Payload::Buf(buf),
                     Refusable::Batch(batch) => Payload::Batch(batch),
+                    Refusable::Request(data) => Payload::Request(data),
                 }
             }
         };
         out.push(Completion { owner, result, payload });
     }
+}
+
+/// All places for data of requests, the first ones last.
+fn request_places() -> Vec<u16> {
+    (RING_BUFFERS..RING_BUFFERS + RING_REQUESTS).rev().map(|place| place as u16).collect()
 }
 
 /// A receive that picks a buffer of the ring when bytes arrive.
@@ -509,7 +536,7 @@ impl Drop for Uring {
         self.hand_over_all();
         let mut out = Vec::new();
         let deadline = super::tsc::monotonic_ns() + 2_000_000_000;
-        while self.table.len() > 0 && super::tsc::monotonic_ns() < deadline {
+        while self.table.is_working() && super::tsc::monotonic_ns() < deadline {
             let all = types::CancelBuilder::any();
             // NotFound only says that nothing could be cancelled any more: the completions are on their way.
             let _ = self.ring.submitter().register_sync_cancel(Some(types::Timespec::new().nsec(10_000_000)), all);
@@ -517,7 +544,7 @@ impl Drop for Uring {
             self.reap(&mut out);
             out.clear();
         }
-        let clean = self.table.len() == 0;
+        let clean = !self.table.is_working();
         // SAFETY: each field is dropped once, here, and not used again. The ring goes first.
         unsafe { ManuallyDrop::drop(&mut self.ring) };
         if clean {

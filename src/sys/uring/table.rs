@@ -7,6 +7,7 @@ use zerocopy::IntoBytes;
 
 use crate::sys::op::{OpToken, Owner};
 use crate::sys::tx::TxBatch;
+use crate::sys::ublk::RequestData;
 
 /// What an operation owns while the kernel works on it.
 #[derive(Debug)]
@@ -22,6 +23,10 @@ pub(super) enum Held {
     Accept,
     /// A connect: the address.
     Address(Box<[u8; 28]>),
+    /// Data of a request that another operation fills or takes.
+    Request(RequestData),
+    /// A ublk command, and what the kernel copies to or from as long as it is there.
+    Ublk(Option<Buf>),
     /// A read of the doorbell's counter.
     Doorbell(Box<u64>),
     /// Never reached the ring: completes at the next reap, with this result.
@@ -34,6 +39,7 @@ pub(super) enum Refusable {
     Nothing,
     Buf(Buf),
     Batch(Box<TxBatch>),
+    Request(RequestData),
 }
 
 #[derive(Debug)]
@@ -48,7 +54,6 @@ struct Entry {
 pub(super) struct Table {
     entries: Vec<Entry>,
     free: Vec<u32>,
-    used: usize,
 }
 
 impl Table {
@@ -61,7 +66,6 @@ impl Table {
         let entry = &mut self.entries[slot as usize];
         entry.generation = entry.generation.wrapping_add(1);
         entry.owner = owner;
-        self.used += 1;
         let token = OpToken(u64::from(entry.generation) << 32 | u64::from(slot));
         (token, entry.held.insert(held))
     }
@@ -75,7 +79,6 @@ impl Table {
         }
         let held = entry.held.take()?;
         self.free.push(slot);
-        self.used -= 1;
         Some((entry.owner, held))
     }
 
@@ -85,8 +88,10 @@ impl Table {
         if entry.generation == (token.0 >> 32) as u32 { entry.held.as_mut() } else { None }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.used
+    /// Whether there is an operation that ends when it is cancelled, or owns something. A ublk command that waits for a request
+    /// is none: it ends with the device or the ring.
+    pub(super) fn is_working(&self) -> bool {
+        self.entries.iter().any(|entry| entry.held.as_ref().is_some_and(|held| !matches!(held, Held::Ublk(None))))
     }
 }
 

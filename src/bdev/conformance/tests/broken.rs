@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 
 use super::SIZE;
-use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, scatter};
+use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed, scatter};
 use crate::reactor::io::{Io, IoList, IoOp, IoStatus};
 use crate::reactor::{Activity, Poller, Reactor};
 
@@ -65,7 +65,8 @@ impl Ram {
             read_only: false,
             volatile_cache: false,
             keeps_nothing: false,
-            needs_bytes: true,
+            ephemeral: true,
+            unaddressed: Unaddressed::Refuses,
             concurrent: true,
             limits: DeviceLimits::default(),
         };
@@ -149,7 +150,7 @@ impl Poller for Late {
 /// Stores `len` bytes of the data, from `from` of it on.
 fn store(bytes: &mut [u8], io: &Io, from: usize) {
     let at = io.offset as usize;
-    scatter::gather(&io.data, from, &mut bytes[at..at + io.len as usize]);
+    scatter::gather(&io.data, from, &mut bytes[at..at + io.len as usize]).unwrap();
 }
 
 struct RamChannel {
@@ -214,7 +215,7 @@ impl RamChannel {
                 if fault(Fault::ReadsDropLastBlock) && end - start > BLOCK {
                     end -= BLOCK;
                 }
-                scatter::scatter(&mut io.data, 0, &bytes[start..end]);
+                scatter::scatter(&mut io.data, 0, &bytes[start..end]).unwrap();
             }
             IoOp::Write => {
                 if fault(Fault::WritesDropLastBlock) && end - start > BLOCK {
@@ -225,13 +226,13 @@ impl RamChannel {
                 }
                 if fault(Fault::LargeWritesTear) && end - start > 64 << 10 {
                     start += 64 << 10;
-                    scatter::gather(&io.data, 0, &mut bytes[start..end]);
+                    scatter::gather(&io.data, 0, &mut bytes[start..end]).unwrap();
                     return false;
                 }
                 if fault(Fault::ForgetsFua) && io.fua || fault(Fault::RandomlyLost) && lost(io) {
                     return false;
                 }
-                scatter::gather(&io.data, 0, &mut bytes[start..end]);
+                scatter::gather(&io.data, 0, &mut bytes[start..end]).unwrap();
                 if fault(Fault::WritesSpill) && end < bytes.len() {
                     bytes[end] ^= 1;
                 }
@@ -247,7 +248,7 @@ impl RamChannel {
             }
             IoOp::Compare | IoOp::CompareAndWrite => {
                 let mut expected = vec![0; end - start];
-                scatter::gather(&io.data, 0, &mut expected);
+                scatter::gather(&io.data, 0, &mut expected).unwrap();
                 let differs = bytes[start..end].iter().zip(&expected).position(|(a, b)| a != b);
                 if let Some(at) = differs.filter(|_| !fault(Fault::CompareIsBlind)) {
                     io.status = IoStatus::Miscompare;

@@ -240,7 +240,9 @@ impl Inner {
         let (memory, unit) = (self.geometry.memory as usize - 1, self.geometry.unit as usize - 1);
         match segment {
             Segment::Buf(buf) => buf.address() & memory == 0 && buf.len() & unit == 0 && !buf.is_empty(),
-            _ => false,
+            // Where the pages lie is the kernel's to know: it was told what addresses must be multiples of.
+            Segment::Request(data) => data.is_registered() && data.len() & unit == 0 && !data.is_empty(),
+            Segment::Region { .. } => false,
         }
     }
 
@@ -260,10 +262,23 @@ impl Inner {
                 Some(segment) => Some(segment),
                 None => self.reactor.with_parked(token, |cell| cell.data.take(number)).flatten(),
             };
-            let Some(Segment::Buf(buf)) = segment else { unreachable!("looked, and the I/O is parked here") };
-            let (at, len) = (offset, buf.len() as u64);
-            self.submit(self.op_on(buf, at, write), token, number as u8);
-            offset += len;
+            let at = offset;
+            let op = match segment {
+                Some(Segment::Buf(buf)) => {
+                    offset += buf.len() as u64;
+                    self.op_on(buf, at, write)
+                }
+                Some(Segment::Request(data)) => {
+                    offset += data.len() as u64;
+                    let file = self.file;
+                    match write {
+                        Some(durable) => Op::WriteRequest { file, offset: at, data, durable },
+                        None => Op::ReadRequest { file, offset: at, data },
+                    }
+                }
+                _ => unreachable!("looked, and the I/O is parked here"),
+            };
+            self.submit(op, token, number as u8);
         }
     }
 
@@ -280,8 +295,10 @@ impl Inner {
             return self.plain.push(io);
         };
         let write = (io.op == IoOp::Write).then_some(io.fua);
-        if write.is_some() {
-            scatter::gather(&io.data, 0, &mut bounce);
+        if write.is_some()
+            && let Err(status) = scatter::gather(&io.data, 0, &mut bounce)
+        {
+            return self.end(io.with_status(status));
         }
         Scratch { left: 1, ..Scratch::of(&io) }.store(&mut io);
         let offset = io.offset;
@@ -354,9 +371,16 @@ impl Sink for Inner {
                     scratch.short |= completion.result >= 0 && completion.result as usize != buf.len();
                     if number != WHOLE {
                         cell.data.put_back(usize::from(number), Segment::Buf(buf));
-                    } else if cell.op == IoOp::Read && completion.result as usize == buf.len() {
-                        scatter::scatter(&mut cell.data, 0, &buf);
+                    } else if cell.op == IoOp::Read
+                        && completion.result as usize == buf.len()
+                        && let Err(status) = scatter::scatter(&mut cell.data, 0, &buf)
+                    {
+                        cell.status = status;
                     }
+                }
+                Payload::Request(data) => {
+                    scratch.short |= completion.result >= 0 && completion.result as usize != data.len();
+                    cell.data.put_back(usize::from(number), Segment::Request(data));
                 }
                 _ => debug_assert_eq!(cell.op, IoOp::Flush),
             }

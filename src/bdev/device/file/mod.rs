@@ -31,7 +31,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
+use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 use crate::reactor::Reactor;
 use crate::sys::descriptor::Descriptor;
 use channel::FileChannel;
@@ -130,6 +130,9 @@ impl File {
         debug_assert!(geometry.unit as usize <= BOUNCE_LEN);
         let allocation = geometry.allocation.max(geometry.zeroes);
         let physical = options.physical_block_size.max(geometry.unit).max(geometry.physical);
+        // Smaller blocks than those of direct I/O go through a bounce buffer.
+        let whole = geometry.unit <= options.block_size;
+        let unaddressed = if whole { Unaddressed::Passes } else { Unaddressed::Copies };
         let traits = Traits {
             name: options.name,
             driver: "file",
@@ -140,7 +143,8 @@ impl File {
             read_only: false,
             volatile_cache: true,
             keeps_nothing: false,
-            needs_bytes: true,
+            ephemeral: false,
+            unaddressed,
             concurrent: true,
             limits: DeviceLimits {
                 zeroes_max: ZEROES_MAX,

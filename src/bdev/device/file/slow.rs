@@ -130,7 +130,9 @@ impl Inner {
             }
             let (from, to) = (piece.start.max(span.start), piece.end.min(span.end));
             let bytes = &buf[(from - piece.start) as usize..(to - piece.start) as usize];
-            scatter::scatter(&mut io.data, (from - span.start) as usize, bytes);
+            if let Err(status) = scatter::scatter(&mut io.data, (from - span.start) as usize, bytes) {
+                return (buf, Err(status));
+            }
         }
         (buf, Ok(()))
     }
@@ -168,7 +170,7 @@ impl Inner {
         span: &Span<u64>,
         durable: bool,
         mut buf: Buf,
-        mut fill: impl FnMut(u64, &mut [u8]),
+        mut fill: impl FnMut(u64, &mut [u8]) -> Result<(), IoStatus>,
     ) -> Step {
         for piece in self.pieces(span) {
             buf.set_len((piece.end - piece.start) as usize);
@@ -181,7 +183,9 @@ impl Inner {
                 }
             }
             let bytes = &mut buf[(from - piece.start) as usize..(to - piece.start) as usize];
-            fill(from - span.start, bytes);
+            if let Err(status) = fill(from - span.start, bytes) {
+                return (buf, Err(status));
+            }
             let (back, written) = self.all(piece.start, buf, Some(durable)).await;
             buf = back;
             if written.is_err() {
@@ -221,7 +225,11 @@ impl Inner {
         if span.is_empty() {
             return (buf, Ok(()));
         }
-        self.overwrite(span, fua, buf, |_, bytes| bytes.fill(0)).await
+        let zero = |_, bytes: &mut [u8]| {
+            bytes.fill(0);
+            Ok(())
+        };
+        self.overwrite(span, fua, buf, zero).await
     }
 
     /// Has the kernel zero a span: unmap by punching a hole, write zeroes by zeroing a range that stays allocated; each the

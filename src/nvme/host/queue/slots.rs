@@ -588,6 +588,7 @@ impl Slots {
             match target {
                 Segment::Buf(buf) => buf[position..position + take].copy_from_slice(now),
                 Segment::Region { region, offset, .. } => region.write(*offset as usize + position, now),
+                Segment::Request(data) => unreachable!("{data:?} has no address, and a host needs one"),
             }
             bytes = rest;
             let full = position + take == target.len();

@@ -1,0 +1,141 @@
+//! `[[ublk]]` in service: local block devices of volumes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::config::{Config, UblkConfig, UblkMode};
+use super::volumes::Volumes;
+use crate::bdev::registry::Claim;
+use crate::reactor::mailbox::Remote;
+use crate::ublk::{Door, Left, Mode, Options, Place};
+
+/// Where udev finds the names of our devices.
+const STATE: &str = "/run/reactor/ublk";
+
+/// The devices of a server, and the door to them while there is one.
+pub struct LocalDisks {
+    places: Vec<Place>,
+    /// Names this server to the next one that reads the same configuration.
+    instance: String,
+    door: Option<Door>,
+    claims: BTreeMap<String, Claim>,
+}
+
+impl LocalDisks {
+    /// None yet. `file` is the configuration, `cores` those of the reactors.
+    pub fn new(file: &Path, remotes: &[Remote], cores: &[usize]) -> LocalDisks {
+        let place = |(remote, core): (&Remote, &usize)| Place { remote: remote.clone(), core: *core };
+        let places = remotes.iter().zip(cores).map(place).collect();
+        let instance = file.canonicalize().unwrap_or_else(|_| file.to_path_buf()).display().to_string();
+        LocalDisks { places, instance, door: None, claims: BTreeMap::new() }
+    }
+
+    /// Brings up all devices of a configuration, and clears away what servers before this one have left of others. Without ublk, or
+    /// the right to it, that is said in one line.
+    ///
+    /// # Errors
+    /// The place of the device that does not come up, and why; or that one is required and there is no ublk.
+    pub fn start(&mut self, config: &Config, volumes: &Volumes) -> Result<(), String> {
+        let Some(first) = config.ublk.first() else { return Ok(()) };
+        if let Err(why) = self.door() {
+            let required = config.ublk.iter().find(|ublk| ublk.required);
+            return match required {
+                Some(ublk) => {
+                    Err(format!("{}: the device of bdev \"{}\" is required: {why}", config.at(ublk.place), ublk.bdev))
+                }
+                None => {
+                    tracing::warn!("{}: no local block devices: {why}", config.at(first.place));
+                    Ok(())
+                }
+            };
+        }
+        let names: Vec<&str> = config.ublk.iter().map(|ublk| ublk.bdev.as_str()).collect();
+        self.door()?.sweep(&names);
+        config
+            .ublk
+            .iter()
+            .try_for_each(|ublk| self.add(ublk, volumes).map_err(|why| format!("{}: {why}", config.at(ublk.place))))
+    }
+
+    fn door(&mut self) -> Result<&mut Door, String> {
+        if self.door.is_none() {
+            let opened = Door::open(self.places.clone(), &self.instance, PathBuf::from(STATE));
+            self.door = Some(opened.map_err(|error| error.to_string())?);
+        }
+        self.door.as_mut().ok_or_else(|| "there is no ublk door".to_owned())
+    }
+
+    /// Brings up one device.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn add(&mut self, ublk: &UblkConfig, volumes: &Volumes) -> Result<(), String> {
+        let name = &ublk.bdev;
+        let claim = volumes.claim(name, "its local block device").map_err(|error| error.to_string())?;
+        let options = Options {
+            name: name.clone(),
+            device: claim.device().clone(),
+            id: ublk.id,
+            queues: ublk.queues,
+            depth: ublk.depth,
+            mode: match ublk.mode {
+                UblkMode::Auto => Mode::Auto,
+                UblkMode::ZeroCopy => Mode::ZeroCopy,
+                UblkMode::UserCopy => Mode::UserCopy,
+                UblkMode::Copy => Mode::Copy,
+            },
+            recover: ublk.recover,
+            read_only: ublk.read_only,
+            mark: 0,
+        };
+        self.door()?.add(options).map_err(|error| error.to_string())?;
+        self.claims.insert(name.clone(), claim);
+        Ok(())
+    }
+
+    /// Takes a device away.
+    ///
+    /// # Errors
+    /// If somebody uses it, or what the kernel says.
+    pub fn remove(&mut self, name: &str) -> Result<(), String> {
+        self.door()?.remove(name).map_err(|error| error.to_string())?;
+        self.claims.remove(name);
+        Ok(())
+    }
+
+    /// The volume has grown.
+    ///
+    /// # Errors
+    /// If the kernel cannot tell so to users of the device.
+    pub fn resized(&mut self, name: &str) -> Result<(), String> {
+        match &mut self.door {
+            Some(door) => door.resized(name).map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// The path of each device that is up, in the order of the configuration.
+    pub fn paths(&self, config: &Config) -> Vec<String> {
+        let id = |ublk: &UblkConfig| self.door.as_ref()?.id(&ublk.bdev);
+        config.ublk.iter().filter_map(id).map(|id| format!("/dev/ublkb{id}")).collect()
+    }
+
+    /// Ends the service of all devices, on a control thread while the reactors still turn. Returns whether all went as it should.
+    pub fn close(mut self) -> bool {
+        let mut clean = true;
+        for (name, id, end) in self.door.take().map(|mut door| door.close(false)).unwrap_or_default() {
+            match end {
+                Ok(Left::Nothing) => {}
+                Ok(Left::Waiting(users)) => tracing::info!(
+                    "/dev/ublkb{id} (volume \"{name}\") is in use: {}: it stays, and waits for the next start",
+                    users.join(", ")
+                ),
+                Err(error) => {
+                    tracing::error!("/dev/ublkb{id}: {error}");
+                    clean = false;
+                }
+            }
+        }
+        clean
+    }
+}

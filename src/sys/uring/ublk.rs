@@ -1,0 +1,88 @@
+//! Commands about the tags of ublk queues.
+
+use io_uring::{opcode, squeue, types};
+use zerocopy::IntoBytes;
+
+use super::Uring;
+use super::table::Held;
+use super::table::Refusable;
+use crate::sys::op::{FileId, OpToken, Owner, UblkCommand, UblkStep};
+use crate::sys::ublk::RequestData;
+use crate::ublk::wire::{self, AutoBufReg, IoCmd};
+
+impl Uring {
+    /// The submission entry of a command; what it owns goes to the table.
+    #[inline]
+    pub(super) fn ublk(&mut self, owner: Owner, fd: types::Fd, command: UblkCommand) -> (OpToken, squeue::Entry) {
+        let UblkCommand { step, queue, tag, result, place, mut buf } = command;
+        let code = match step {
+            UblkStep::Fetch => wire::U_IO_FETCH_REQ,
+            UblkStep::Commit => wire::U_IO_COMMIT_AND_FETCH_REQ,
+            UblkStep::GetData => wire::U_IO_NEED_GET_DATA,
+        };
+        // The buffer stays where it is when its handle moves.
+        let addr = buf.as_mut().map_or(0, |buf| buf.as_mut_ptr().expose_provenance() as u64);
+        let gives = step == UblkStep::Commit && buf.is_some();
+        let (token, _) = self.table.insert(owner, Held::Ublk(buf));
+        if gives {
+            self.given.push(token);
+        }
+        let io = IoCmd { q_id: queue, tag, result, addr };
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(io.as_bytes());
+        let register = |index| AutoBufReg { index, flags: wire::AUTO_BUF_REG_FALLBACK, ..AutoBufReg::default() };
+        let addr = place.map(|index| register(index).to_sqe_addr());
+        (token, opcode::UringCmd16::new(fd, code).cmd(bytes).addr(addr).build())
+    }
+
+    /// Has the kernel move bytes between a file and a request's pages.
+    pub(super) fn transfer(
+        &mut self,
+        owner: Owner,
+        file: FileId,
+        offset: u64,
+        data: RequestData,
+        write: Option<bool>,
+    ) -> OpToken {
+        let (Some((fd, flags)), Some((index, first))) = (self.files.target(file), data.registered()) else {
+            return self.refuse(owner, Refusable::Request(data));
+        };
+        let len = data.len() as u32;
+        let (token, _) = self.table.insert(owner, Held::Request(data));
+        // What is registered has no address: its first byte counts as 0.
+        let at = std::ptr::without_provenance_mut(first as usize);
+        let entry = match write {
+            None => opcode::ReadFixed::new(fd, at, len, index).offset(offset).build(),
+            Some(durable) => {
+                let rw_flags = if durable { super::RWF_DSYNC } else { 0 };
+                opcode::WriteFixed::new(fd, at, len, index).offset(offset).rw_flags(rw_flags).build()
+            }
+        };
+        self.push(&entry.flags(flags).user_data(token.0));
+        token
+    }
+
+    /// Places of the table of buffers for the data of requests, at most `count` of them.
+    pub fn take_places(&mut self, count: usize) -> Vec<u16> {
+        let kept = self.places.len().saturating_sub(count);
+        self.places.split_off(kept)
+    }
+
+    /// Gives places back, at which nothing is registered any more.
+    pub fn give_places(&mut self, mut places: Vec<u16>) {
+        self.places.append(&mut places);
+    }
+
+    /// Lets go of the data of commits that the kernel has taken: it copies while it takes them, and not later.
+    #[inline]
+    pub(super) fn release_given(&mut self) {
+        if self.given.is_empty() || !self.ring.submission().is_empty() {
+            return;
+        }
+        while let Some(token) = self.given.pop() {
+            if let Some(Held::Ublk(buf)) = self.table.held(token) {
+                *buf = None;
+            }
+        }
+    }
+}

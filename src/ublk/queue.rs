@@ -1,0 +1,160 @@
+//! A queue of a device on the reactor that serves it: one task for each of its tags.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+
+use super::slot;
+use crate::bdev::{BlockDevice, Handle};
+use crate::reactor::Reactor;
+use crate::sys::op::{FileId, Op, UblkCommand, UblkStep};
+use crate::sys::ublk::{Descriptors, RequestData, Requests};
+
+/// How the bytes of requests travel.
+///
+/// | | copies of a read, of a write: RAM | a file | a layer that looks at bytes |
+/// |---|---|---|---|
+/// | `InPlace` | | none | |
+/// | `ByServer` | 1 | 1 | 1, and what is below |
+/// | `ByKernel` | 2 | 1 | 1, and what is below |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Travel {
+    /// The kernel registers the pages of a request with the ring, and the volume's I/O goes to them. What cannot go there is copied
+    /// as in user copy.
+    InPlace,
+    /// This server copies between requests and where the bytes are kept, by calls on the character device.
+    ByServer,
+    /// The kernel copies to and from buffers of this server: at the commit of a read, and when the data of a write is asked for.
+    ByKernel,
+}
+
+/// What a queue is made from.
+#[derive(Clone)]
+pub(super) struct QueueOptions {
+    /// The volume.
+    pub device: Arc<dyn BlockDevice>,
+    /// The character device.
+    pub requests: Requests,
+    /// Its number.
+    pub number: u16,
+    /// Its tags.
+    pub depth: u16,
+    /// How data travels.
+    pub travel: Travel,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Requests that come from now on are left to the next server.
+    pub leaving: Arc<AtomicBool>,
+    /// Gets what goes wrong; disconnected when all queues have ended.
+    pub faults: mpsc::Sender<String>,
+}
+
+/// See the module's head.
+pub(super) struct Queue {
+    pub reactor: Rc<Reactor>,
+    pub handle: Handle,
+    pub travel: Travel,
+    pub read_only: bool,
+    /// Where the data of requests is registered with the ring, by tag; tags beyond have no place.
+    places: Vec<u16>,
+    leaving: Arc<AtomicBool>,
+    descriptors: Descriptors,
+    requests: Requests,
+    number: u16,
+    file: FileId,
+    failed: Cell<bool>,
+    // Dropped last: whoever waits for the end of all queues then finds the device closed here.
+    faults: mpsc::Sender<String>,
+}
+
+impl Queue {
+    /// Opens a queue on this reactor and starts the tasks of its tags, which fetch their first requests.
+    ///
+    /// # Errors
+    /// What the volume or the kernel says.
+    pub fn open(reactor: &Rc<Reactor>, options: QueueOptions) -> Result<(), String> {
+        let QueueOptions { device, requests, number, depth, travel, read_only, leaving, faults } = options;
+        let refused = |what: &str, error: io::Error| format!("queue {number}: {what}: {error}");
+        let handle = Handle::open(reactor, &device).map_err(|error| error.to_string())?;
+        let descriptors = Descriptors::map(&requests, number, depth)
+            .map_err(|error| refused("its descriptors cannot be mapped", error))?;
+        let descriptor = requests.descriptor().map_err(|error| refused("another descriptor of its device", error))?;
+        let file = reactor.add_file(descriptor);
+        let failed = Cell::new(false);
+        let places = if travel == Travel::InPlace { reactor.take_places(usize::from(depth)) } else { Vec::new() };
+        if travel == Travel::InPlace && places.len() < usize::from(depth) {
+            tracing::info!(
+                "{} of {depth} tags have a place in the ring's table of buffers: the others copy",
+                places.len()
+            );
+        }
+        let reactor = reactor.clone();
+        let queue = Rc::new(Queue {
+            reactor: reactor.clone(),
+            handle,
+            travel,
+            read_only,
+            places,
+            leaving,
+            descriptors,
+            requests,
+            number,
+            file,
+            failed,
+            faults,
+        });
+        for tag in 0..depth {
+            let queue = queue.clone();
+            reactor.spawn("ublk slot", async move { slot::run(queue, tag).await });
+        }
+        Ok(())
+    }
+
+    /// A command about a tag, as an operation of the reactor.
+    #[inline]
+    pub fn command(&self, step: UblkStep, tag: u16, result: i32, buf: Option<hugepages::Buf>) -> Op {
+        // Where there is none, registering fails at a place beyond the table, and the request says so.
+        let place = (self.travel == Travel::InPlace).then(|| self.place(tag).unwrap_or(u16::MAX));
+        Op::Ublk { file: self.file, command: UblkCommand { step, queue: self.number, tag, result, place, buf } }
+    }
+
+    /// The request that the kernel handed over for a tag.
+    #[inline]
+    pub fn request(&self, tag: u16) -> super::wire::IoDesc {
+        self.descriptors.get(tag)
+    }
+
+    /// Whether requests are left to the next server: they stay with the kernel, which asks it for them again.
+    #[inline]
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Where the data of a tag's requests is registered.
+    #[inline]
+    pub fn place(&self, tag: u16) -> Option<u16> {
+        self.places.get(usize::from(tag)).copied()
+    }
+
+    /// Its data.
+    pub fn data(&self, tag: u16) -> RequestData {
+        self.requests.data(self.number, tag, 0, None)
+    }
+
+    /// The kernel, or this reactor, does not let a tag go on: told once for each queue.
+    pub fn fails(&self, tag: u16, why: &str) {
+        if !self.failed.replace(true) {
+            // Nobody listens any more once the device is closed.
+            let _ = self.faults.send(format!("queue {}, tag {tag}: {why}", self.number));
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.reactor.remove_file(self.file);
+        self.reactor.give_places(std::mem::take(&mut self.places));
+    }
+}
