@@ -1,5 +1,5 @@
 //! Nothing is allocated per I/O once everything has seen its depth: every device, every layer, and through the NVMe/TCP target and
-//! host over loopback, all in this process. Nothing is left behind by a thousand hosts that came and went.
+//! host over loopback, and through queues of the ublk door, all in this process. Nothing is left behind by a thousand hosts that came and went.
 #![expect(unsafe_code, reason = "a counting allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -21,6 +21,7 @@ use reactor::nvme::target::tcp::{Door, Export};
 use reactor::reactor::io::{Io, IoOp, IoStatus};
 use reactor::reactor::start::{Reactors, solo};
 use reactor::reactor::{Idle, Reactor};
+use reactor::ublk;
 
 /// Counts what all threads of this process allocate.
 struct Counting;
@@ -430,6 +431,48 @@ fn target_and_host_allocate_nothing_per_io() {
         over_loopback("file", 2, file(folder.path(), false), Way { queues: 2, ..way });
     }
     over_loopback("inject over malloc", 2, inject(ram()), DIGESTS);
+}
+
+/// Turns a reactor until a queue has answered so many requests of a volume.
+fn answer(reactor: &Reactor, handle: &Handle, count: u64) {
+    let goal = handle.stats().total().ios + count;
+    while handle.stats().total().ios < goal {
+        reactor.turn();
+    }
+}
+
+#[test]
+fn ublk_queues_allocate_nothing_per_io() {
+    let _alone = Alone::wait();
+    let folder = folder();
+    let devices = [
+        ("null", null(CompleteIn::Poll)),
+        ("RAM", ram()),
+        ("file", file(folder.path(), false)),
+        ("layer", inject(ram())),
+    ];
+    for (name, device) in devices {
+        for op in [ublk::wire::IoOp::READ, ublk::wire::IoOp::WRITE, ublk::wire::IoOp::FLUSH] {
+            let reactor = solo(32 * MIB).unwrap();
+            let load = ublk::stand_in::Load { depth: 16, op, len: 4096 };
+            let queue = ublk::stand_in::StandIn::open(&reactor, &device, load).unwrap();
+            let handle = Handle::open(&reactor, &device).unwrap();
+            answer(&reactor, &handle, 2000);
+            let clean = (0..WINDOWS).filter(|_| {
+                let before = ALLOCATIONS.load(Ordering::Relaxed);
+                answer(&reactor, &handle, 200);
+                ALLOCATIONS.load(Ordering::Relaxed) == before
+            });
+            let clean = clean.count();
+            assert!(clean >= CLEAN, "{name}, {op:?}: {clean} of {WINDOWS} looks saw no allocation");
+            queue.stop();
+            while !queue.has_ended().unwrap() {
+                reactor.turn();
+            }
+            drop(handle);
+            assert_eq!(reactor.shut_down(), 0, "{name}, {op:?}: buffers are home");
+        }
+    }
 }
 
 /// The bytes that are outstanding once they have not changed for longer than a connection that ended is waited for.

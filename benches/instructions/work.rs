@@ -15,12 +15,14 @@ use reactor::nvme::host::{Controller, Identity, Options, Queue, Volume};
 use reactor::nvme::target::tcp::{Door, Export};
 use reactor::reactor::mailbox::{Reach, Remote};
 use reactor::reactor::{Reactor, start};
+use reactor::ublk::stand_in::{Load, StandIn};
+use reactor::ublk::wire::IoOp;
 
 use crate::devices::{layer, null, ram};
 
 /// All pieces of work. Those with RAM have small blocks: a copy counts as an instruction for every byte, and large
 /// ones would hide all else.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 15] = [
     "null, next poll",
     "null, in submit",
     "null, in submit, 1 layer",
@@ -33,6 +35,9 @@ pub const NAMES: [&str; 12] = [
     "NVMe/TCP null 4k write, host",
     "NVMe/TCP RAM 512 read, host",
     "NVMe/TCP RAM 512 write, host",
+    "ublk RAM 4k read",
+    "ublk RAM 4k write",
+    "ublk flush",
 ];
 
 const NQN: &str = "nqn.2026-11.io.reactor:instructions";
@@ -51,6 +56,14 @@ fn counted_turn(reactor: &Reactor) {
 
 /// Does the work of that name; the number of I/Os while turns were counted.
 pub fn run(name: &str) -> u64 {
+    if let Some(what) = name.strip_prefix("ublk ") {
+        let op = match what.rsplit(' ').next() {
+            Some("read") => IoOp::READ,
+            Some("write") => IoOp::WRITE,
+            _ => IoOp::FLUSH,
+        };
+        return local(ram(16 << 20), Load { depth: DEPTH as u16, op, len: 4096 });
+    }
     let Some((what, side)) = name.strip_prefix("NVMe/TCP ").and_then(|rest| rest.split_once(", ")) else {
         let (device, block) = match name {
             "null, next poll" => (null(CompleteIn::Poll), 4096),
@@ -86,6 +99,29 @@ fn alone(device: Arc<dyn BlockDevice>, job: Job) -> u64 {
     stop.set(true);
     let outcome = until(&ended, turn);
     assert_eq!(outcome.errors, 0);
+    reactor.shut_down();
+    ios
+}
+
+/// A queue of the ublk door, with a stand-in for the kernel: the copies are the kernel's, and do not count.
+fn local(device: Arc<dyn BlockDevice>, load: Load) -> u64 {
+    let reactor = start::solo(MEMORY).expect("a reactor");
+    let handle = Handle::open(&reactor, &device).expect("an open device");
+    let queue = StandIn::open(&reactor, &device, load).expect("a stand-in");
+    let done = || handle.stats().total().ios;
+    while done() < WARM {
+        reactor.turn();
+    }
+    let before = done();
+    while done() < before + COUNTED {
+        counted_turn(&reactor);
+    }
+    let ios = done() - before;
+    queue.stop();
+    while !queue.has_ended().expect("no fault") {
+        reactor.turn();
+    }
+    drop(handle);
     reactor.shut_down();
     ios
 }

@@ -8,7 +8,7 @@ use hugepages::ChunkInfo;
 
 use super::sim::SimRing;
 use crate::sys::descriptor::Descriptor;
-use crate::sys::op::{Completion, FileId, Op, OpToken, Owner};
+use crate::sys::op::{Completion, FileId, Op, OpToken, Owner, UblkCommand};
 use crate::sys::uring::{RingStats, Uring};
 
 /// Who carries out the operations of a reactor.
@@ -35,6 +35,16 @@ impl Backend {
     /// Starts an operation; its completion goes to `owner`.
     pub(super) fn submit(&mut self, op: Op, owner: Owner) -> OpToken {
         each!(self, b => b.submit(op, owner), closed => panic!("an operation after the reactor's end"))
+    }
+
+    /// As [`Backend::submit`] for a command about a ublk tag, which is small: nothing of it is moved about.
+    #[inline]
+    pub(super) fn command(&mut self, file: FileId, command: UblkCommand, owner: Owner) {
+        if let Backend::Uring(ring) = self {
+            ring.command(file, command, owner);
+        } else {
+            self.submit(Op::Ublk { file, command }, owner);
+        }
     }
 
     /// Collects completions, at most a batch.

@@ -163,7 +163,7 @@ impl Segments {
     ///
     /// # Panics
     /// If all places are taken: doors gather at most [`SEGMENTS_MAX`].
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, segment: Segment) {
         self.pieces[usize::from(self.count)] = Some(segment);
         self.count += 1;

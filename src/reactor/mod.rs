@@ -28,7 +28,7 @@ use hugepages::{Chunk, ChunkInfo, Pool};
 
 use crate::limits::{READY_BUDGET, SLEEP_NS_MAX, SPIN_NS, TASKS_PER_TURN};
 use crate::sys::descriptor::Descriptor;
-use crate::sys::op::{Completion, FileId, Op, OpToken, Owner};
+use crate::sys::op::{Completion, FileId, Op, OpToken, Owner, UblkCommand};
 use backend::Backend;
 use clock::{Clock, Entropy, TimeSource};
 use futures::OpWaits;
@@ -467,6 +467,12 @@ impl Reactor {
     #[inline]
     pub fn submit_op(&self, op: Op, owner: Owner) -> OpToken {
         self.backend.borrow_mut().submit(op, owner)
+    }
+
+    /// Starts a command about a ublk tag.
+    #[inline]
+    pub fn submit_command(&self, file: FileId, command: UblkCommand, owner: Owner) {
+        self.backend.borrow_mut().command(file, command, owner);
     }
 
     /// Takes a descriptor into the backend's table.

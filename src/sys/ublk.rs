@@ -28,7 +28,7 @@ impl Descriptors {
     pub fn map(device: &Requests, queue: u16, depth: u16) -> io::Result<Descriptors> {
         let len = wire::descriptors_len(depth);
         let offset = libc::off_t::try_from(wire::descriptors_offset(queue)).map_err(io::Error::other)?;
-        let fd = device.0.as_raw_fd();
+        let fd = device.memory.as_raw_fd();
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe {
             libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED | libc::MAP_POPULATE, fd, offset)
@@ -62,12 +62,22 @@ impl Drop for Descriptors {
 
 /// An open character device, /dev/ublkcN: what reaches the data of requests. Clones are the same open file.
 #[derive(Clone, Debug)]
-pub struct Requests(Arc<File>);
+pub struct Requests {
+    memory: Arc<File>,
+    /// What takes commands, if another file does.
+    commands: Option<Arc<File>>,
+}
 
 impl Requests {
     /// Of an open character device.
     pub fn new(device: OwnedFd) -> Requests {
-        Requests(Arc::new(device.into()))
+        Requests { memory: Arc::new(device.into()), commands: None }
+    }
+
+    /// Of two files that stand in for one: descriptors and data in `memory`, at the places that they have in a device, and
+    /// `commands` for the ring.
+    pub fn stand_in(memory: File, commands: File) -> Requests {
+        Requests { memory: Arc::new(memory), commands: Some(Arc::new(commands)) }
     }
 
     /// Another descriptor of the same open file, for a ring.
@@ -75,15 +85,26 @@ impl Requests {
     /// # Errors
     /// What dup(2) says.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
-        Ok(self.0.try_clone()?.into())
+        Ok(self.commands.as_ref().unwrap_or(&self.memory).try_clone()?.into())
     }
 
-    /// The data of the request that `tag` of `queue` has in hand, `len` bytes.
+    /// A way to the data of requests. It is counted, so a tag keeps one for all its requests.
+    pub fn way(&self) -> Way {
+        Way(self.memory.clone())
+    }
+}
+
+/// A way to the data of the requests of a device.
+#[derive(Clone, Debug)]
+pub struct Way(Arc<File>);
+
+impl Way {
+    /// The data of the request that `tag` of `queue` has in hand, `len` bytes. [`RequestData::into_way`] is the way back.
     ///
     /// `place` is where the kernel has registered it in the table of buffers of this reactor's ring.
-    #[inline]
-    pub fn data(&self, queue: u16, tag: u16, len: u32, place: Option<u16>) -> RequestData {
-        RequestData { device: self.0.clone(), position: wire::io_buf_position(queue, tag), len, place }
+    #[inline(always)]
+    pub fn to(self, queue: u16, tag: u16, len: u32, place: Option<u16>) -> RequestData {
+        RequestData { device: self.0, position: wire::io_buf_position(queue, tag), len, place }
     }
 }
 
@@ -111,11 +132,10 @@ impl RequestData {
         self.len == 0
     }
 
-    /// Becomes all the data of the tag's next request.
+    /// The way that it was reached by.
     #[inline]
-    pub fn renew(&mut self, len: u32, place: Option<u16>) {
-        self.position &= !u64::from(wire::IO_BUF_MAX - 1);
-        (self.len, self.place) = (len, place);
+    pub fn into_way(self) -> Way {
+        Way(self.device)
     }
 
     /// Whether the ring of its reactor reaches it, so that it can go to the kernel as it is.

@@ -17,6 +17,7 @@ mod params;
 mod queue;
 mod recovery;
 mod slot;
+pub mod stand_in;
 pub mod wire;
 
 pub use disk::{Disk, Mode, Options, Place};

@@ -1,16 +1,21 @@
 //! A queue of a device on the reactor that serves it: one task for each of its tags.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
+use std::task::Poll;
+
+use hugepages::Buf;
 
 use super::slot;
+use super::wire::{self, IoDesc};
 use crate::bdev::{BlockDevice, Handle};
-use crate::reactor::Reactor;
-use crate::sys::op::{FileId, Op, UblkCommand, UblkStep};
-use crate::sys::ublk::{Descriptors, RequestData, Requests};
+use crate::reactor::{Reactor, Sink, TaskId};
+use crate::sys::op::{Completion, FileId, Owner, Payload, UblkCommand, UblkStep};
+use crate::sys::ublk::{Descriptors, RequestData, Requests, Way};
 
 /// How the bytes of requests travel.
 ///
@@ -51,6 +56,16 @@ pub(super) struct QueueOptions {
     pub faults: mpsc::Sender<String>,
 }
 
+/// What a tag's task waits for.
+#[derive(Default)]
+struct Tag {
+    task: Cell<TaskId>,
+    /// How its command ended, until the task looks.
+    ended: Cell<Option<i32>>,
+    /// The buffer that came back with it.
+    buf: Cell<Option<Buf>>,
+}
+
 /// See the module's head.
 pub(super) struct Queue {
     pub reactor: Rc<Reactor>,
@@ -59,6 +74,10 @@ pub(super) struct Queue {
     pub read_only: bool,
     /// Where the data of requests is registered with the ring, by tag; tags beyond have no place.
     places: Vec<u16>,
+    tags: Vec<Tag>,
+    /// Tags whose tasks have not ended.
+    alive: Cell<u16>,
+    sink: Cell<u32>,
     leaving: Arc<AtomicBool>,
     descriptors: Descriptors,
     requests: Requests,
@@ -97,6 +116,9 @@ impl Queue {
             travel,
             read_only,
             places,
+            tags: (0..depth).map(|_| Tag::default()).collect(),
+            alive: Cell::new(depth),
+            sink: Cell::new(0),
             leaving,
             descriptors,
             requests,
@@ -105,24 +127,50 @@ impl Queue {
             failed,
             faults,
         });
+        queue.sink.set(reactor.add_sink("ublk queue", queue.clone()));
         for tag in 0..depth {
-            let queue = queue.clone();
-            reactor.spawn("ublk slot", async move { slot::run(queue, tag).await });
+            let slot = queue.clone();
+            let task = reactor.spawn("ublk slot", async move {
+                slot::run(&slot, tag).await;
+                slot.tag_ended();
+            });
+            queue.tags[usize::from(tag)].task.set(task);
         }
         Ok(())
     }
 
-    /// A command about a tag, as an operation of the reactor.
+    fn tag_ended(&self) {
+        self.alive.set(self.alive.get() - 1);
+        if self.alive.get() == 0 {
+            // Nothing is in flight: the reactor lets go of the queue.
+            self.reactor.remove_sink(self.sink.get());
+        }
+    }
+
+    /// Starts a command about a tag; its end comes by [`Queue::ended`].
     #[inline]
-    pub fn command(&self, step: UblkStep, tag: u16, result: i32, buf: Option<hugepages::Buf>) -> Op {
+    pub fn start(&self, step: UblkStep, tag: u16, result: i32, buf: Option<Buf>) {
         // Where there is none, registering fails at a place beyond the table, and the request says so.
         let place = (self.travel == Travel::InPlace).then(|| self.place(tag).unwrap_or(u16::MAX));
-        Op::Ublk { file: self.file, command: UblkCommand { step, queue: self.number, tag, result, place, buf } }
+        let command = UblkCommand { step, queue: self.number, tag, result, place, buf };
+        self.reactor.submit_command(self.file, command, Owner { sink: self.sink.get(), tag: u64::from(tag) });
+    }
+
+    /// Waits for the end of a tag's command, for its task. What it says: see [`UblkStep`].
+    #[inline]
+    pub fn ended(&self, tag: u16) -> impl Future<Output = i32> + '_ {
+        let tag = &self.tags[usize::from(tag)];
+        std::future::poll_fn(move |_| tag.ended.take().map_or(Poll::Pending, Poll::Ready))
+    }
+
+    /// The buffer that came back with it.
+    pub fn take_buf(&self, tag: u16) -> Option<Buf> {
+        self.tags[usize::from(tag)].buf.take()
     }
 
     /// The request that the kernel handed over for a tag.
     #[inline]
-    pub fn request(&self, tag: u16) -> super::wire::IoDesc {
+    pub fn request(&self, tag: u16) -> IoDesc {
         self.descriptors.get(tag)
     }
 
@@ -138,9 +186,16 @@ impl Queue {
         self.places.get(usize::from(tag)).copied()
     }
 
-    /// Its data.
-    pub fn data(&self, tag: u16) -> RequestData {
-        self.requests.data(self.number, tag, 0, None)
+    /// A way to the data of requests.
+    pub fn way(&self) -> Way {
+        self.requests.way()
+    }
+
+    /// The data of a tag's request.
+    #[inline(always)]
+    pub fn data(&self, way: Way, tag: u16, request: &IoDesc, len: usize) -> RequestData {
+        let place = if request.op_flags & wire::IO_F_NEED_REG_BUF == 0 { self.place(tag) } else { None };
+        way.to(self.number, tag, len as u32, place)
     }
 
     /// The kernel, or this reactor, does not let a tag go on: told once for each queue.
@@ -149,6 +204,18 @@ impl Queue {
             // Nobody listens any more once the device is closed.
             let _ = self.faults.send(format!("queue {}, tag {tag}: {why}", self.number));
         }
+    }
+}
+
+impl Sink for Queue {
+    #[inline]
+    fn completed(&self, tag: u64, completion: Completion) {
+        let tag = &self.tags[tag as usize];
+        tag.ended.set(Some(completion.result));
+        if let Payload::Buf(buf) = completion.payload {
+            tag.buf.set(Some(buf));
+        }
+        self.reactor.wake(tag.task.get());
     }
 }
 

@@ -1,16 +1,14 @@
 //! A tag of a queue: the life of one request, read from top to bottom in [`execute`].
 
-use std::rc::Rc;
-
 use hugepages::Buf;
 
 use super::queue::{Queue, Travel};
 use super::wire::{self, IoDesc, IoOp as RequestOp};
 use crate::bdev::Unaddressed;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
-use crate::sys::op::{Payload, UblkStep};
+use crate::sys::op::UblkStep;
 use crate::sys::tx::zeroes;
-use crate::sys::ublk::RequestData;
+use crate::sys::ublk::Way;
 
 /// The unit of all positions and lengths in requests, whatever the device's blocks.
 const SECTOR: u64 = 512;
@@ -23,57 +21,30 @@ struct Outcome {
     buf: Option<Buf>,
 }
 
-/// The handle on the data of a tag's requests: one for all of them, since a new one would be counted by an atomic.
-struct Pages<'a> {
-    queue: &'a Queue,
-    tag: u16,
-    data: Option<RequestData>,
-}
-
-impl Pages<'_> {
-    fn get(&mut self) -> &mut RequestData {
-        self.data.get_or_insert_with(|| self.queue.data(self.tag))
-    }
-
-    fn renew(&mut self, len: u32, place: Option<u16>) {
-        self.get().renew(len, place);
-    }
-
-    fn take(&mut self) -> RequestData {
-        self.get();
-        self.data.take().expect("just got")
-    }
-
-    fn put_back(&mut self, data: RequestData) {
-        self.data = Some(data);
-    }
-}
-
 /// The body of a tag's task: request after request until the device stops.
-pub(super) async fn run(queue: Rc<Queue>, tag: u16) {
-    let reactor = queue.reactor.clone();
+pub(super) async fn run(queue: &Queue, tag: u16) {
+    let reactor = &queue.reactor;
     let Some(mut io) = reactor.create_io() else {
         return queue.fails(tag, "all I/Os of the reactor are taken");
     };
-    let mut pages = Pages { queue: &queue, tag, data: None };
-    let mut command = queue.command(UblkStep::Fetch, tag, 0, None);
+    // One way for all requests: a new one would be counted by an atomic.
+    let mut way = queue.way();
+    queue.start(UblkStep::Fetch, tag, 0, None);
     loop {
-        let mut completion = reactor.op(command).await;
+        let mut said = queue.ended(tag).await;
         let mut data = None;
-        while completion.result == wire::IO_RES_NEED_GET_DATA {
+        while said == wire::IO_RES_NEED_GET_DATA {
             let buf = match data.take() {
                 Some(buf) => buf,
                 None => reactor.buffer(len_of(&queue.request(tag))).await,
             };
-            completion = reactor.op(queue.command(UblkStep::GetData, tag, 0, Some(buf))).await;
-            if let Payload::Buf(buf) = completion.payload {
-                data = Some(buf);
-                completion.payload = Payload::None;
-            }
+            queue.start(UblkStep::GetData, tag, 0, Some(buf));
+            said = queue.ended(tag).await;
+            data = queue.take_buf(tag);
         }
-        if completion.result != wire::IO_RES_OK {
-            if completion.result != wire::IO_RES_ABORT {
-                let error = std::io::Error::from_raw_os_error(-completion.result);
+        if said != wire::IO_RES_OK {
+            if said != wire::IO_RES_ABORT {
+                let error = std::io::Error::from_raw_os_error(-said);
                 queue.fails(tag, &format!("the kernel refuses a command: {error}"));
             }
             break;
@@ -82,9 +53,9 @@ pub(super) async fn run(queue: Rc<Queue>, tag: u16) {
             break;
         }
         let request = queue.request(tag);
-        let (back, outcome) = execute(&queue, tag, &request, data, &mut pages, io).await;
-        io = back;
-        command = queue.command(UblkStep::Commit, tag, outcome.result, outcome.buf);
+        let outcome;
+        (io, way, outcome) = execute(queue, tag, &request, data, way, io).await;
+        queue.start(UblkStep::Commit, tag, outcome.result, outcome.buf);
     }
     reactor.retire_io(io);
 }
@@ -100,9 +71,9 @@ async fn execute(
     tag: u16,
     request: &IoDesc,
     data: Option<Buf>,
-    pages: &mut Pages<'_>,
+    way: Way,
     mut io: Io,
-) -> (Io, Outcome) {
+) -> (Io, Way, Outcome) {
     let traits = queue.handle.common().traits();
     let fua = request.op_flags & wire::IO_F_FUA != 0;
     let op = match request.op() {
@@ -117,7 +88,7 @@ async fn execute(
             IoOp::Unmap
         }
         RequestOp::WRITE_ZEROES => IoOp::WriteZeroes,
-        _ => return (io, Outcome { result: -libc::EOPNOTSUPP, buf: None }),
+        _ => return (io, way, Outcome { result: -libc::EOPNOTSUPP, buf: None }),
     };
     let len = if op.has_range() { len_of(request) } else { 0 };
     let offset = if op.has_range() { request.start_sector.saturating_mul(SECTOR) } else { 0 };
@@ -128,11 +99,11 @@ async fn execute(
     let moves = matches!(op, IoOp::Read | IoOp::Write);
     let in_place = queue.travel != Travel::ByKernel && traits.unaddressed != Unaddressed::Refuses;
     let mut ready = if queue.read_only && op.writes() { Err(IoStatus::ReadOnly) } else { Ok(()) };
+    let mut way = Some(way);
     if moves {
-        let registered = request.op_flags & wire::IO_F_NEED_REG_BUF == 0;
-        pages.renew(len as u32, queue.place(tag).filter(|_| registered));
+        let pages = queue.data(way.take().expect("just put there"), tag, request, len);
         if in_place {
-            io.data.push(Segment::Request(pages.take()));
+            io.data.push(Segment::Request(pages));
         } else {
             let mut buf = match data {
                 Some(buf) => buf,
@@ -141,9 +112,10 @@ async fn execute(
             // The kernel may have copied less than all: then the request is the shorter one.
             buf.truncate(len);
             if op == IoOp::Write && queue.travel != Travel::ByKernel && ready.is_ok() {
-                ready = pages.get().take(0, &mut buf).map_err(|_| IoStatus::Gone);
+                ready = pages.take(0, &mut buf).map_err(|_| IoStatus::Gone);
             }
             io.data.push_buf(buf);
+            way = Some(pages.into_way());
         }
     }
 
@@ -159,21 +131,25 @@ async fn execute(
             if brings && traits.keeps_nothing && data.give(0, zeroes(len)).is_err() {
                 outcome.result = -libc::EIO;
             }
-            pages.put_back(data);
+            way = Some(data.into_way());
         }
         Some(Segment::Buf(mut buf)) if op == IoOp::Read => {
             if brings && traits.keeps_nothing {
                 buf.fill(0);
             }
-            match queue.travel {
-                Travel::ByKernel => outcome.buf = Some(buf),
-                _ if brings && pages.get().give(0, &buf).is_err() => outcome.result = -libc::EIO,
-                _ => {}
+            if queue.travel == Travel::ByKernel {
+                outcome.buf = Some(buf);
+            } else if brings {
+                let pages = queue.data(way.take().unwrap_or_else(|| queue.way()), tag, request, len);
+                if pages.give(0, &buf).is_err() {
+                    outcome.result = -libc::EIO;
+                }
+                way = Some(pages.into_way());
             }
         }
         _ => {}
     }
-    (io, outcome)
+    (io, way.unwrap_or_else(|| queue.way()), outcome)
 }
 
 /// The status of the block layer as the errno that the kernel turns into its own, once, here.

@@ -486,6 +486,7 @@ pub async fn execute(
         match segment {
             Segment::Buf(buf) => back.extend_from_slice(buf),
             Segment::Region { .. } => unreachable!("only buffers were given"),
+            Segment::Request(_) => unreachable!("no kernel asks here"),
         }
     }
     reactor.retire_io(io);

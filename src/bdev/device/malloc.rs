@@ -231,6 +231,15 @@ impl Inner {
     #[inline]
     fn store(&self, io: &mut Io, from: usize) {
         let at = io.offset as usize;
+        // As nearly all come.
+        if from == 0
+            && let Some(Segment::Request(request)) = io.data.sole()
+        {
+            if request.take_to(0, &self.region, at, request.len()).is_err() {
+                io.status = IoStatus::Gone;
+            }
+            return;
+        }
         let stored = scatter::each(&io.data, from, io.len as usize, |segment, piece| {
             match segment {
                 Segment::Buf(buf) => self.region.write(at + piece.at, &buf[piece.start..piece.start + piece.len]),

@@ -336,13 +336,7 @@ impl Uring {
                 let (token, _) = self.table.insert(owner, Held::Nothing);
                 (token, opcode::AsyncCancel::new(target.0).build())
             }
-            Op::Ublk { file, command } => {
-                let Some((fd, flags)) = self.files.target(file) else {
-                    return self.refuse(owner, command.buf.map_or(Refusable::Nothing, Refusable::Buf));
-                };
-                let (token, entry) = self.ublk(owner, fd, command);
-                (token, entry.flags(flags))
-            }
+            Op::Ublk { file, command } => return self.start_command(file, command, owner),
             Op::Doorbell => {
                 let fd = types::Fd(self.doorbell.as_raw_fd());
                 let (token, held) = self.table.insert(owner, Held::Doorbell(self.rung.take().unwrap_or_default()));

@@ -1,7 +1,6 @@
 //! Commands about the tags of ublk queues.
 
-use io_uring::{opcode, squeue, types};
-use zerocopy::IntoBytes;
+use io_uring::opcode;
 
 use super::Uring;
 use super::table::Held;
@@ -11,10 +10,20 @@ use crate::sys::ublk::RequestData;
 use crate::ublk::wire::{self, AutoBufReg, IoCmd};
 
 impl Uring {
-    /// The submission entry of a command; what it owns goes to the table.
+    /// As [`Uring::submit`] of [`crate::sys::op::Op::Ublk`], without moving an operation about.
     #[inline]
-    pub(super) fn ublk(&mut self, owner: Owner, fd: types::Fd, command: UblkCommand) -> (OpToken, squeue::Entry) {
+    pub fn command(&mut self, file: FileId, command: UblkCommand, owner: Owner) {
+        self.stats.submitted += 1;
+        self.urgent = true;
+        self.start_command(file, command, owner);
+    }
+
+    #[inline]
+    pub(super) fn start_command(&mut self, file: FileId, command: UblkCommand, owner: Owner) -> OpToken {
         let UblkCommand { step, queue, tag, result, place, mut buf } = command;
+        let Some((fd, flags)) = self.files.target(file) else {
+            return self.refuse(owner, buf.map_or(Refusable::Nothing, Refusable::Buf));
+        };
         let code = match step {
             UblkStep::Fetch => wire::U_IO_FETCH_REQ,
             UblkStep::Commit => wire::U_IO_COMMIT_AND_FETCH_REQ,
@@ -27,12 +36,12 @@ impl Uring {
         if gives {
             self.given.push(token);
         }
-        let io = IoCmd { q_id: queue, tag, result, addr };
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(io.as_bytes());
+        let bytes = zerocopy::transmute!(IoCmd { q_id: queue, tag, result, addr });
         let register = |index| AutoBufReg { index, flags: wire::AUTO_BUF_REG_FALLBACK, ..AutoBufReg::default() };
-        let addr = place.map(|index| register(index).to_sqe_addr());
-        (token, opcode::UringCmd16::new(fd, code).cmd(bytes).addr(addr).build())
+        let place = place.map(|index| register(index).to_sqe_addr());
+        let entry = opcode::UringCmd16::new(fd, code).cmd(bytes).addr(place).build();
+        self.push(&entry.flags(flags).user_data(token.0));
+        token
     }
 
     /// Has the kernel move bytes between a file and a request's pages.
