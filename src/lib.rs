@@ -1,4 +1,5 @@
-//! `reactor`, a polled-mode storage data plane in user space: volumes from RAM and files, stacked with layers, served over NVMe/TCP.
+//! `reactor`, a polled-mode storage data plane in user space: volumes from RAM and files, stacked with layers, served over
+//! NVMe/TCP and as local block devices.
 //!
 //! # The pipeline
 //! ```text
@@ -48,8 +49,9 @@
 //! ```text
 //!   hugepages <- sys <- reactor <- bdev <-----+-- bdev::layer
 //!                          ^        ^         +-- bdev::device
-//!                          +- net <-+---------+-- nvme::host            <- control <- main
+//!                          +- net <-+---------+-- nvme::host            <- control <- main, serve
 //!   util <- nvme::spec <- nvme::tcp <---------+-- nvme::target::tcp
+//!                                   +---------+-- ublk
 //!                   ^---- nvme::target (engine) <-----^
 //! ```
 
@@ -59,6 +61,7 @@ pub mod limits;
 pub mod net;
 pub mod nvme;
 pub mod reactor;
+pub mod serve;
 pub mod sys;
 pub mod ublk;
 pub mod util;

@@ -7,7 +7,7 @@ use super::config::{Config, UblkConfig, UblkMode};
 use super::volumes::Volumes;
 use crate::bdev::registry::Claim;
 use crate::reactor::mailbox::Remote;
-use crate::ublk::{Door, Left, Mode, Options, Place};
+use crate::ublk::{Door, Left, Mode, Options, Place, control};
 
 /// Where udev finds the names of our devices.
 const STATE: &str = "/run/reactor/ublk";
@@ -36,7 +36,15 @@ impl LocalDisks {
     /// # Errors
     /// The place of the device that does not come up, and why; or that one is required and there is no ublk.
     pub fn start(&mut self, config: &Config, volumes: &Volumes) -> Result<(), String> {
-        let Some(first) = config.ublk.first() else { return Ok(()) };
+        let Some(first) = config.ublk.first() else {
+            // Those of a configuration that had some; without ublk there are none.
+            if control::devices().is_ok_and(|devices| !devices.is_empty())
+                && let Ok(door) = self.door()
+            {
+                door.sweep(&[]);
+            }
+            return Ok(());
+        };
         if let Err(why) = self.door() {
             let required = config.ublk.iter().find(|ublk| ublk.required);
             return match required {

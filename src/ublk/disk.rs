@@ -10,13 +10,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
 use super::control::{Control, TryStop};
 use super::door::DoorError;
 use super::params;
-use super::queue::{Queue, QueueOptions, Travel};
+use super::queue::{self, Queue, QueueOptions, Travel};
 use super::recovery;
 use super::wire::{DevInfo, Features};
 use crate::bdev::{BlockDevice, Unaddressed};
@@ -31,10 +31,14 @@ const QUEUES_END_NS: u64 = 5_000_000_000;
 const SERVER_DIES_NS: u64 = 10_000_000_000;
 /// What zero copy takes, beside user copy for what cannot go that way.
 const ZERO_COPY: Features = Features(Features::SUPPORT_ZERO_COPY.0 | Features::AUTO_BUF_REG.0);
-/// How often that is looked at.
+/// How long udev may look into a disk that somebody wants to stop, in nanoseconds.
+const UDEV_LOOKS_NS: u64 = 2_000_000_000;
+/// How often such things are looked at.
 const LOOK: Duration = Duration::from_millis(10);
-/// What requests in flight have to end before a device is left to the next server.
-const QUIESCE: Duration = Duration::from_secs(5);
+/// What requests in flight have to end before a device is left to the next server, in nanoseconds.
+const LEAVE_NS: u64 = 5_000_000_000;
+/// How long the kernel looks for a tag that waits, each time that it is asked to quiesce a device.
+const QUIESCE: Duration = Duration::from_millis(100);
 
 /// How the data of requests is to travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -102,6 +106,8 @@ pub struct Disk {
     requests: Option<Requests>,
     leaving: Arc<AtomicBool>,
     faults: Option<Receiver<String>>,
+    /// The reactors, once there are queues.
+    places: Vec<Place>,
 }
 
 impl Disk {
@@ -121,8 +127,15 @@ impl Disk {
             ..DevInfo::default()
         };
         let info = control.add(&wanted)?;
-        let mut disk =
-            Disk { options, info, stage: Stage::Created, requests: None, leaving: Arc::default(), faults: None };
+        let mut disk = Disk {
+            options,
+            info,
+            stage: Stage::Created,
+            requests: None,
+            leaving: Arc::default(),
+            faults: None,
+            places: Vec::new(),
+        };
         let params = params::of(disk.options.device.common(), disk.options.read_only);
         if let Err(error) = control.set_params(info.dev_id, &params) {
             // The first error is the one to tell.
@@ -137,8 +150,15 @@ impl Disk {
     /// # Errors
     /// What the kernel says; the device is as it was.
     pub fn recover(control: &mut Control, options: Options, info: DevInfo) -> Result<Disk, DoorError> {
-        let disk =
-            Disk { options, info, stage: Stage::Recovering, requests: None, leaving: Arc::default(), faults: None };
+        let disk = Disk {
+            options,
+            info,
+            stage: Stage::Recovering,
+            requests: None,
+            leaving: Arc::default(),
+            faults: None,
+            places: Vec::new(),
+        };
         let end = monotonic_ns() + SERVER_DIES_NS;
         loop {
             match control.start_recovery(info.dev_id) {
@@ -190,6 +210,7 @@ impl Disk {
         let (faults, told) = mpsc::channel();
         self.requests = Some(requests.clone());
         self.faults = Some(told);
+        self.places = places.to_vec();
         let mut load = vec![0; places.len()];
         for number in 0..self.info.nr_hw_queues {
             let cores = control.queue_affinity(id, number)?;
@@ -197,6 +218,7 @@ impl Disk {
             load[at] += 1;
             let options = QueueOptions {
                 device: self.options.device.clone(),
+                device_number: id,
                 requests: requests.clone(),
                 number,
                 depth: self.info.queue_depth,
@@ -257,7 +279,17 @@ impl Disk {
     /// As [`Disk::stop`].
     pub fn is_free(&mut self, control: &mut Control) -> Result<bool, DoorError> {
         if control.features().has(Features::SAFE_STOP_DEV) {
-            return self.try_stop(control);
+            let end = monotonic_ns() + UDEV_LOOKS_NS;
+            loop {
+                // The kernel counts udev, which looks into the disk for a moment.
+                if self.try_stop(control)? {
+                    return Ok(true);
+                }
+                if monotonic_ns() > end || recovery::is_claimed(self.id()) || !recovery::holders(self.id()).is_empty() {
+                    return Ok(false);
+                }
+                std::thread::park_timeout(LOOK);
+            }
         }
         Ok(matches!(self.stage, Stage::Stopped | Stage::Closed)
             || !recovery::is_claimed(self.id()) && recovery::holders(self.id()).is_empty())
@@ -272,12 +304,33 @@ impl Disk {
         if self.stage != Stage::Started {
             return Ok(());
         }
-        if self.info.flags.has(Features::QUIESCE) {
-            control.quiesce(self.id(), QUIESCE)?;
-            return self.end_queues();
-        }
+        // What comes from now on is not begun. A commit after the kernel has quiesced the device would wait for ever, so what was
+        // begun ends before.
         self.leaving.store(true, Ordering::Relaxed);
-        Ok(())
+        let end = monotonic_ns() + LEAVE_NS;
+        while self.working()? > 0 {
+            if monotonic_ns() > end {
+                return Err(
+                    self.refused(format!("requests in flight have not ended within {} s", LEAVE_NS / 1_000_000_000))
+                );
+            }
+            std::thread::park_timeout(LOOK);
+        }
+        // The turn that ended the last one has handed its commit over.
+        self.working()?;
+        if !self.info.flags.has(Features::QUIESCE) {
+            return Ok(());
+        }
+        loop {
+            match control.quiesce(self.id(), QUIESCE) {
+                // No tag waits in the kernel: all have got requests that they leave, and have ended.
+                Err(error) if error.errno() == Some(libc::EBUSY) && !self.has_ended() && monotonic_ns() < end => {}
+                Err(error) if error.errno() == Some(libc::EBUSY) && self.has_ended() => break,
+                Err(error) => return Err(error.into()),
+                Ok(()) => break,
+            }
+        }
+        self.end_queues()
     }
 
     /// Takes the disk away; who has it open gets errors from now on.
@@ -308,6 +361,18 @@ impl Disk {
         }
         self.end_queues()?;
         Ok(true)
+    }
+
+    /// Requests that reactors have in hand.
+    fn working(&self) -> Result<usize, DoorError> {
+        let id = self.id();
+        let ask = |place: &Place| place.remote.ask(move |reactor| queue::working(reactor, id)).ok_or(DoorError::Ended);
+        self.places.iter().map(ask).sum()
+    }
+
+    /// Whether all queues have ended.
+    fn has_ended(&self) -> bool {
+        self.faults.as_ref().is_none_or(|faults| matches!(faults.try_recv(), Err(TryRecvError::Disconnected)))
     }
 
     fn end_queues(&mut self) -> Result<(), DoorError> {

@@ -1,9 +1,9 @@
 //! A queue of a device on the reactor that serves it: one task for each of its tags.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::Poll;
@@ -35,11 +35,36 @@ pub(super) enum Travel {
     ByKernel,
 }
 
+/// The queues of a reactor, by the numbers of their devices.
+#[derive(Default)]
+struct Queues(RefCell<Vec<(u32, Weak<Queue>)>>);
+
+impl Queues {
+    fn of(reactor: &Reactor) -> Rc<Queues> {
+        reactor.service().unwrap_or_else(|| {
+            let queues = Rc::<Queues>::default();
+            reactor.set_service(queues.clone());
+            queues
+        })
+    }
+}
+
+/// Requests of a device that this reactor has in hand.
+pub(super) fn working(reactor: &Reactor, device: u32) -> usize {
+    let queues = Queues::of(reactor);
+    let mut queues = queues.0.borrow_mut();
+    queues.retain(|(_, queue)| queue.strong_count() > 0);
+    let of_device = queues.iter().filter(|(number, _)| *number == device);
+    of_device.filter_map(|(_, queue)| queue.upgrade()).map(|queue| usize::from(queue.working.get())).sum()
+}
+
 /// What a queue is made from.
 #[derive(Clone)]
 pub(super) struct QueueOptions {
     /// The volume.
     pub device: Arc<dyn BlockDevice>,
+    /// The number of the ublk device.
+    pub device_number: u32,
     /// The character device.
     pub requests: Requests,
     /// Its number.
@@ -77,6 +102,8 @@ pub(super) struct Queue {
     tags: Vec<Tag>,
     /// Tags whose tasks have not ended.
     alive: Cell<u16>,
+    /// Tags with a request in hand.
+    working: Cell<u16>,
     sink: Cell<u32>,
     leaving: Arc<AtomicBool>,
     descriptors: Descriptors,
@@ -94,7 +121,8 @@ impl Queue {
     /// # Errors
     /// What the volume or the kernel says.
     pub fn open(reactor: &Rc<Reactor>, options: QueueOptions) -> Result<(), String> {
-        let QueueOptions { device, requests, number, depth, travel, read_only, leaving, faults } = options;
+        let QueueOptions { device, device_number, requests, number, depth, travel, read_only, leaving, faults } =
+            options;
         let refused = |what: &str, error: io::Error| format!("queue {number}: {what}: {error}");
         let handle = Handle::open(reactor, &device).map_err(|error| error.to_string())?;
         let descriptors = Descriptors::map(&requests, number, depth)
@@ -118,6 +146,7 @@ impl Queue {
             places,
             tags: (0..depth).map(|_| Tag::default()).collect(),
             alive: Cell::new(depth),
+            working: Cell::new(0),
             sink: Cell::new(0),
             leaving,
             descriptors,
@@ -128,6 +157,7 @@ impl Queue {
             faults,
         });
         queue.sink.set(reactor.add_sink("ublk queue", queue.clone()));
+        Queues::of(&reactor).0.borrow_mut().push((device_number, Rc::downgrade(&queue)));
         for tag in 0..depth {
             let slot = queue.clone();
             let task = reactor.spawn("ublk slot", async move {
@@ -174,6 +204,13 @@ impl Queue {
         self.descriptors.get(tag)
     }
 
+    /// A tag has a request in hand, until the result is dropped.
+    #[inline]
+    pub fn work(&self) -> Working<'_> {
+        self.working.set(self.working.get() + 1);
+        Working(self)
+    }
+
     /// Whether requests are left to the next server: they stay with the kernel, which asks it for them again.
     #[inline]
     pub fn is_leaving(&self) -> bool {
@@ -204,6 +241,16 @@ impl Queue {
             // Nobody listens any more once the device is closed.
             let _ = self.faults.send(format!("queue {}, tag {tag}: {why}", self.number));
         }
+    }
+}
+
+/// A request in hand.
+pub(super) struct Working<'a>(&'a Queue);
+
+impl Drop for Working<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.working.set(self.0.working.get() - 1);
     }
 }
 

@@ -84,7 +84,11 @@ impl StateDirectory {
     }
 }
 
-/// Who has /dev/ublkbN in use: mounts, swap, devices that stand on it, processes. Empty if nobody is seen.
+/// Names of udev's processes.
+const UDEV: [&str; 3] = ["udev-worker", "systemd-udevd", "udevd"];
+
+/// Who has /dev/ublkbN in use: mounts, swap, devices that stand on it, processes. Empty if nobody is seen. udev, which looks into each
+/// disk that comes or changes, is no user: it never needs what it reads.
 pub fn holders(id: u32) -> Vec<String> {
     let disk = PathBuf::from(format!("/sys/block/ublkb{id}"));
     let mut numbers = BTreeSet::new();
@@ -124,7 +128,10 @@ pub fn holders(id: u32) -> Vec<String> {
             .any(|link| device_number(&link).is_some_and(|number| numbers.contains(&number)))
         {
             let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.insert(format!("process {name} ({})", command.trim()));
+            let command = command.trim().trim_matches(['(', ')']);
+            if !UDEV.contains(&command) {
+                found.insert(format!("process {name} ({command})"));
+            }
         }
     }
     found.into_iter().collect()

@@ -52,10 +52,12 @@ pub(super) async fn run(queue: &Queue, tag: u16) {
         if queue.is_leaving() {
             break;
         }
+        let working = queue.work();
         let request = queue.request(tag);
         let outcome;
         (io, way, outcome) = execute(queue, tag, &request, data, way, io).await;
         queue.start(UblkStep::Commit, tag, outcome.result, outcome.buf);
+        drop(working);
     }
     reactor.retire_io(io);
 }

@@ -51,6 +51,7 @@ impl StandIn {
         let leaving = Arc::<AtomicBool>::default();
         let options = QueueOptions {
             device: device.clone(),
+            device_number: 0,
             requests: Requests::stand_in(made.0, made.1),
             number: 0,
             depth: load.depth,

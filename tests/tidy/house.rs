@@ -6,7 +6,7 @@ use super::code::{Product, Token, only};
 
 /// Who may use whom. A file belongs to the longest prefix of its module path; each row names only rows above it, so nothing
 /// can lead back. `hugepages` and `io_uring` are crates.
-pub const HOUSE: [(&str, &[&str]); 18] = [
+pub const HOUSE: [(&str, &[&str]); 19] = [
     ("util", &[]),
     ("sys::limits", &[]),
     ("limits", &["sys::limits", "hugepages"]),
@@ -31,6 +31,8 @@ pub const HOUSE: [(&str, &[&str]); 18] = [
     ("bdev::device", &["bdev", "reactor", "sys", "hugepages"]),
     // A layer names no leaf.
     ("bdev::layer", &["bdev", "reactor", "limits"]),
+    // The library's entry: no configuration.
+    ("serve", &["bdev", "bdev::device", "nvme::target::tcp", "ublk", "reactor", "sys", "limits", "hugepages"]),
     // Nobody below names it.
     (
         "control",

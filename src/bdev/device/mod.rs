@@ -1,5 +1,6 @@
 //! Leaves: devices that end a stack.
 
+pub mod custom;
 pub mod file;
 pub mod malloc;
 pub mod null;

@@ -470,6 +470,11 @@ impl Uring {
     }
 
     fn finish(&mut self, token: OpToken, result: i32, flags: u32, out: &mut Vec<Completion>) {
+        if let Some(owner) = table::owner_of(token) {
+            self.stats.completed += 1;
+            out.push(Completion { owner, result, payload: Payload::None });
+            return;
+        }
         let Some((owner, held)) = self.table.remove(token) else {
             self.stats.stale += 1;
             return;

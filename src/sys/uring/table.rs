@@ -25,7 +25,7 @@ pub(super) enum Held {
     Address(Box<[u8; 28]>),
     /// Data of a request that another operation fills or takes.
     Request(RequestData),
-    /// A ublk command, and what the kernel copies to or from as long as it is there.
+    /// A ublk command, and what the kernel copies to or from; a commit lets go of it before it ends.
     Ublk(Option<Buf>),
     /// A read of the doorbell's counter.
     Doorbell(Box<u64>),
@@ -49,6 +49,25 @@ struct Entry {
     held: Option<Held>,
 }
 
+/// Generations leave the highest bit of a token free: see [`bare`].
+const GENERATIONS: u32 = u32::MAX >> 1;
+const BARE: u64 = 1 << 63;
+
+/// The token of an operation that owns nothing and never is cancelled, nor outlives its sink: it needs no entry, since it says
+/// itself whose it is. Tags are below 2^32.
+#[inline]
+pub(super) fn bare(owner: Owner) -> OpToken {
+    debug_assert!(owner.sink < 1 << 31 && owner.tag < 1 << 32);
+    OpToken(BARE | u64::from(owner.sink) << 32 | owner.tag)
+}
+
+/// Whose operation it is, if its token says so.
+#[inline]
+pub(super) fn owner_of(token: OpToken) -> Option<Owner> {
+    let owner = Owner { sink: (token.0 >> 32) as u32 & GENERATIONS, tag: token.0 & 0xFFFF_FFFF };
+    (token.0 & BARE != 0).then_some(owner)
+}
+
 /// A slab of entries; a token is slot and generation, so a stale completion finds nothing.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -64,7 +83,7 @@ impl Table {
             self.entries.len() as u32 - 1
         });
         let entry = &mut self.entries[slot as usize];
-        entry.generation = entry.generation.wrapping_add(1);
+        entry.generation = entry.generation.wrapping_add(1) & GENERATIONS;
         entry.owner = owner;
         let token = OpToken(u64::from(entry.generation) << 32 | u64::from(slot));
         (token, entry.held.insert(held))

@@ -2,9 +2,9 @@
 
 use io_uring::opcode;
 
-use super::Uring;
 use super::table::Held;
 use super::table::Refusable;
+use super::{Uring, table};
 use crate::sys::op::{FileId, OpToken, Owner, UblkCommand, UblkStep};
 use crate::sys::ublk::RequestData;
 use crate::ublk::wire::{self, AutoBufReg, IoCmd};
@@ -20,7 +20,7 @@ impl Uring {
 
     #[inline]
     pub(super) fn start_command(&mut self, file: FileId, command: UblkCommand, owner: Owner) -> OpToken {
-        let UblkCommand { step, queue, tag, result, place, mut buf } = command;
+        let UblkCommand { step, queue, tag, result, place, buf } = command;
         let Some((fd, flags)) = self.files.target(file) else {
             return self.refuse(owner, buf.map_or(Refusable::Nothing, Refusable::Buf));
         };
@@ -29,13 +29,19 @@ impl Uring {
             UblkStep::Commit => wire::U_IO_COMMIT_AND_FETCH_REQ,
             UblkStep::GetData => wire::U_IO_NEED_GET_DATA,
         };
-        // The buffer stays where it is when its handle moves.
-        let addr = buf.as_mut().map_or(0, |buf| buf.as_mut_ptr().expose_provenance() as u64);
-        let gives = step == UblkStep::Commit && buf.is_some();
-        let (token, _) = self.table.insert(owner, Held::Ublk(buf));
-        if gives {
-            self.given.push(token);
-        }
+        let mut addr = 0;
+        let token = match buf {
+            None => table::bare(owner),
+            Some(mut buf) => {
+                // It stays where it is when its handle moves.
+                addr = buf.as_mut_ptr().expose_provenance() as u64;
+                let (token, _) = self.table.insert(owner, Held::Ublk(Some(buf)));
+                if step == UblkStep::Commit {
+                    self.given.push(token);
+                }
+                token
+            }
+        };
         let bytes = zerocopy::transmute!(IoCmd { q_id: queue, tag, result, addr });
         let register = |index| AutoBufReg { index, flags: wire::AUTO_BUF_REG_FALLBACK, ..AutoBufReg::default() };
         let place = place.map(|index| register(index).to_sqe_addr());
