@@ -1,4 +1,4 @@
-"""Runs the groups of tests: scripts/test [--list] [GROUP...].
+"""Runs the groups of tests: scripts/test [--list] [--full] [GROUP...].
 
 Installs what is missing where it may, runs the groups named (all without a name), prints one line a test and ends with
 `N passed, N failed`. A group that cannot run, and code that does not compile, are failures. Logs: target/test-logs.
@@ -22,6 +22,8 @@ LOGS = TARGET / "test-logs"
 sys.path.insert(0, str(ROOT / "qemu"))
 
 STEP_TIMEOUT_S = 900
+# How much longer a guest may take with --full.
+FULL_FACTOR = 8
 TAIL_LINES = 40
 SAID_LINES = 10
 
@@ -245,7 +247,13 @@ def guest_nvmf(report, prepared):
     in_guests(report, prepared, "guest-nvmf", "nvmf", ROOT / "tests/guest/nvmf.py")
 
 
-def in_guests(report, prepared, group, shape, script):
+def guest_ublk(report, prepared):
+    """Volumes as local disks, in guests with the newest and the 6.12 kernel; all cases if named; --full: all combinations"""
+    arguments = ["--full"] if prepared["full"] else [] if prepared["named"] else ["--quick"]
+    in_guests(report, prepared, "guest-ublk", "ublk", ROOT / "tests/guest/ublk.py", arguments)
+
+
+def in_guests(report, prepared, group, shape, script, arguments=()):
     """Runs a script in a guest of each kernel, both at once."""
     from rig.image import KERNELS
     from rig.machine import Machine, guest_payload
@@ -277,7 +285,9 @@ def in_guests(report, prepared, group, shape, script):
         try:
             machine = Machine(kernel, shape)
             report.note(f"{name}: Linux {machine.kernel.version} under {machine.accelerator()}")
-            code = machine.run(guest_payload(script, [TARGET / "release/reactor"]), log, echo=line)
+            payload = guest_payload(script, [TARGET / "release/reactor"], arguments)
+            timeout_s = machine.shape["timeout"] * (FULL_FACTOR if arguments else 1)
+            code = machine.run(payload, log, timeout_s, echo=line)
             if (code != 0 and not failed) or not count:
                 report.fail(name, f"exit {code} after {count} cases", log)
         except (RigError, OSError) as error:
@@ -296,7 +306,9 @@ GROUPS = {
     "native": native,
     "speed": speed,
     "guest-nvmf": guest_nvmf,
+    "guest-ublk": guest_ublk,
 }
+GUEST_GROUPS = {"guest-nvmf", "guest-ublk"}
 
 
 # What the groups need
@@ -338,9 +350,9 @@ def build_images():
 def prepare(groups, pool):
     """Starts what later groups need while the first ones run."""
     prepared = {}
-    if {"native", "guest-nvmf"} & set(groups):
+    if {"native", *GUEST_GROUPS} & set(groups):
         prepared["release"] = pool.submit(build_release)
-    if "guest-nvmf" in groups:
+    if GUEST_GROUPS & set(groups):
         prepared["images"] = pool.submit(build_images)
     return prepared
 
@@ -366,6 +378,7 @@ def main():
         epilog="groups:\n" + "\n".join(f"  {name:12} {group.__doc__}" for name, group in GROUPS.items()),
     )
     parser.add_argument("--list", action="store_true", help="name the groups")
+    parser.add_argument("--full", action="store_true", help="whole matrices where a group has them: hours, not minutes")
     parser.add_argument("group", nargs="*", metavar="GROUP", help="default: all")
     options = parser.parse_args()
     if options.list:
@@ -384,7 +397,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with concurrent.futures.ThreadPoolExecutor() as pool:
         try:
-            prepared = prepare(groups, pool)
+            prepared = {"full": options.full, "named": bool(options.group), **prepare(groups, pool)}
             for name in groups:
                 report.group(name)
                 started = time.monotonic()

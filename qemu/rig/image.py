@@ -23,12 +23,15 @@ STORE = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")).
 TOOLS = [
     "bash",
     "busybox-static",
+    "dmsetup",
     "e2fsprogs",
+    "fdisk",
     "fio",
     "kmod",
     "mount",
     "nvme-cli",
     "python3",
+    "udev",
     "util-linux",
     "xfsprogs",
 ]

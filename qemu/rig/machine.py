@@ -13,13 +13,15 @@ import time
 import tomllib
 
 from . import cpio
-from .image import QEMU, Images, program
+from .image import QEMU, REPOSITORY, Images, program
 from .packages import RigError
 
 MARKER = re.compile(rb"^rig: exit (\d+)\r?$", re.MULTILINE)
 TRIAL_TIMEOUT_S = 20
 # QEMU's TCG with several threads now and then fails an assertion of its own while the firmware or the kernel sets up devices.
 BOOTS_MAX = 3
+# name in /test -> directory of the repository whose files every payload has
+CARRIED = {"fio": REPOSITORY / "scripts/fio", "udev": REPOSITORY / "scripts/udev"}
 
 
 def shapes():
@@ -193,9 +195,14 @@ def _tail(path, lines=30):
 
 
 def guest_payload(script, binaries=(), arguments=()):
-    """The payload that runs a test script: its directory as /test/guest, the programs it tests in /test/bin."""
+    """The payload that runs a test script: its directory as /test/guest, the programs it tests in /test/bin.
+
+    The directories of `CARRIED` go along under their own names.
+    """
     script = pathlib.Path(script).resolve()
-    entries = {f"guest/{path.name}": path for path in sorted(script.parent.iterdir()) if path.is_file()}
+    entries = {}
+    for name, directory in (("guest", script.parent), *CARRIED.items()):
+        entries.update({f"{name}/{path.name}": path for path in sorted(directory.iterdir()) if path.is_file()})
     for binary in binaries:
         entries.update(_with_closure(pathlib.Path(binary)))
     words = shlex.join([f"guest/{script.name}", *arguments])

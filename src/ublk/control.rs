@@ -24,6 +24,10 @@ const START: Duration = Duration::from_secs(30);
 /// waits for removals of others.
 const STOP: Duration = Duration::from_secs(30);
 
+/// Of the start of a recovery. Kernels before Linux 6.16 learn that a server has died from a command that waits; where all tags had
+/// requests there was none, and they find out by the time-out of a request, after 30 s.
+const RECOVERY: Duration = Duration::from_secs(75);
+
 /// Cores that an affinity mask has room for: as many as a kernel can be built for.
 const CORES_MAX: usize = 8192;
 
@@ -51,7 +55,7 @@ const DELETE: Command = Command { name: "DEL_DEV", op: wire::U_CMD_DEL_DEV, limi
 const RESIZE: Command = Command { name: "UPDATE_SIZE", op: wire::U_CMD_UPDATE_SIZE, limit: PLAIN };
 const QUIESCE: Command = Command { name: "QUIESCE_DEV", op: wire::U_CMD_QUIESCE_DEV, limit: PLAIN };
 const START_RECOVERY: Command =
-    Command { name: "START_USER_RECOVERY", op: wire::U_CMD_START_USER_RECOVERY, limit: PLAIN };
+    Command { name: "START_USER_RECOVERY", op: wire::U_CMD_START_USER_RECOVERY, limit: RECOVERY };
 const END_RECOVERY: Command = Command { name: "END_USER_RECOVERY", op: wire::U_CMD_END_USER_RECOVERY, limit: START };
 
 /// Why there is no ublk for this process: one line that names what is missing and what to do.

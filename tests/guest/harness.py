@@ -34,14 +34,16 @@ def check(condition, message):
         raise Failure(message)
 
 
-def run(*command, timeout_s=COMMAND_TIMEOUT_S, succeed=True):
+def run(*command, timeout_s=COMMAND_TIMEOUT_S, succeed=True, environment=None):
     """Runs a command to its end and returns its `Done`; fails the case if it exits with an error and `succeed`.
 
     A command that does not end is killed and left alone: one that waits for a lost device cannot even be killed.
     """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         words = [str(word) for word in command]
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+        process = subprocess.Popen(
+            words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+        )
         try:
             process.wait(timeout_s)
         except BaseException as error:
@@ -117,14 +119,14 @@ class Suite:
                 failed += 1
                 continue
             started = time.monotonic()
-            since = _kernel_lines()
+            since = kernel_lines()
             why = self._one(name, function)
             if why is None:
                 print(f"# {name}: {time.monotonic() - started:.1f} s", flush=True)
                 continue
             print(f"FAIL {name}: {why}", flush=True)
             failed += 1
-            note("kernel:\n" + "\n".join(_kernel_lines()[len(since) :][-KERNEL_LINES_SHOWN:]))
+            note("kernel:\n" + "\n".join(kernel_lines()[len(since) :][-KERNEL_LINES_SHOWN:]))
             try:
                 with _limit(CASE_TIMEOUT_S):
                     recovered = self.recover()
@@ -176,7 +178,8 @@ def _limit(seconds):
         signal.alarm(0)
 
 
-def _kernel_lines():
+def kernel_lines():
+    """What the kernel has logged."""
     size = 1 << 18
     descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     lines = []

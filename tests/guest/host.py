@@ -1,11 +1,10 @@
 """The kernel's NVMe/TCP host as nvme-cli and sysfs show it."""
 
 import json
-import mmap
-import os
 import pathlib
 import re
 
+from disk import Disk
 from harness import Failure, check, run, wait_until
 
 SERVICE = "4420"
@@ -104,51 +103,8 @@ def find_block(nqn, nsid):
     return None
 
 
-class Block:
+class Block(Disk):
     """A namespace's block device."""
 
     def __init__(self, nqn, nsid):
-        self.name = wait_until(f"namespace {nsid} of {nqn}", lambda: find_block(nqn, nsid))
-        self.path = f"/dev/{self.name}"
-        wait_until(self.path, lambda: os.path.exists(self.path) and self.size() > 0)
-
-    def attribute(self, name):
-        return (pathlib.Path("/sys/block") / self.name / name).read_text().strip()
-
-    def set_attribute(self, name, value):
-        (pathlib.Path("/sys/block") / self.name / name).write_text(str(value))
-
-    def size(self):
-        """Bytes."""
-        return int(self.attribute("size")) * 512
-
-    def read(self, offset, length):
-        """Reads past the page cache."""
-        buffer = mmap.mmap(-1, length)
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
-        try:
-            got = os.preadv(descriptor, [buffer], offset)
-        finally:
-            os.close(descriptor)
-        check(got == length, f"read {got} of {length} bytes at {offset}")
-        return bytes(buffer)
-
-    def write(self, offset, data):
-        """Writes past the page cache."""
-        buffer = mmap.mmap(-1, len(data))
-        # Whole pages of 2 MiB keep the segments of a large write few, so the kernel need not split it.
-        buffer.madvise(mmap.MADV_HUGEPAGE)
-        buffer[:] = data
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_DIRECT)
-        try:
-            wrote = os.pwritev(descriptor, [buffer], offset)
-        finally:
-            os.close(descriptor)
-        check(wrote == len(data), f"wrote {wrote} of {len(data)} bytes at {offset}")
-
-    def expect(self, offset, data, what):
-        """Fails the case unless the bytes at `offset` are `data`, naming the first that differs."""
-        got = self.read(offset, len(data))
-        if got != data:
-            at = next(index for index, (one, two) in enumerate(zip(got, data)) if one != two)
-            raise Failure(f"{what}: byte {offset + at} is {got[at]:#04x}, expected {data[at]:#04x}")
+        super().__init__(wait_until(f"namespace {nsid} of {nqn}", lambda: find_block(nqn, nsid)))

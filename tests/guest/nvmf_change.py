@@ -1,14 +1,12 @@
 """Changes while hosts are connected: growth, namespaces, discovery; then death and rebirth of the target."""
 
-import os
 import pathlib
 import re
 import socket
-import struct
 import threading
 import time
-import zlib
 
+from disk import MIB, pattern
 from harness import check, note, run, wait_until
 from host import (
     DISCOVERY_NQN,
@@ -32,10 +30,9 @@ from nvmf_world import (
     WORLD,
     fio,
     only_reactor,
-    pattern,
     suite,
 )
-from target import MIB
+from records import RECORD, REGION, Writer, record
 
 
 @suite.case
@@ -118,40 +115,7 @@ def persistent_discovery_controller_gets_the_change():
 
 # Death and rebirth
 
-RECORD = 4096
 WRITERS = 4
-REGION = 16 * MIB
-
-
-class Writer(threading.Thread):
-    """Writes numbered records, each followed by fsync, into a region of its own; `acknowledged` of them are safe."""
-
-    def __init__(self, path, index, stop):
-        super().__init__(daemon=True)
-        self.path = path
-        self.index = index
-        self.stopping = stop
-        self.acknowledged = 0
-        self.error = None
-
-    def run(self):
-        try:
-            descriptor = os.open(self.path, os.O_RDWR)
-            while not self.stopping.is_set() and self.acknowledged < REGION // RECORD:
-                number = self.acknowledged
-                os.pwrite(descriptor, record(self.index, number), self.index * REGION + number * RECORD)
-                os.fsync(descriptor)
-                self.acknowledged = number + 1
-            os.close(descriptor)
-        except OSError as error:
-            self.error = error
-
-
-def record(writer, number):
-    head = struct.pack("<II", writer, number)
-    body = head + pattern(RECORD - 12, writer << 32 | number)[8:]
-    body = body.ljust(RECORD - 4, b"\0")
-    return body + struct.pack("<I", zlib.crc32(body))
 
 
 @suite.case

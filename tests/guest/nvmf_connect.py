@@ -4,10 +4,10 @@ import re
 import shlex
 import time
 
+from disk import MIB, pattern
 from harness import Failure, check, run, wait_until
 from host import SERVICE, Block, connect, controllers, disconnect_all, discover, identity, nvme, nvme_json
-from nvmf_world import ALICE, FOURK, GROW, GUARD, MAIN, PREFIX, PRIVATE, WORLD, fio, only_reactor, pattern, suite
-from target import MIB
+from nvmf_world import ALICE, FOURK, GROW, GUARD, MAIN, PREFIX, PRIVATE, WORLD, fio, only_reactor, suite
 
 
 @suite.case

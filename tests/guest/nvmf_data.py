@@ -4,10 +4,10 @@ import os
 import pathlib
 import threading
 
+from disk import MIB, MOUNT, SCRATCH, check_copy, make_file_system, mount, pattern, unmount_and_look
 from harness import Failure, check, run, wait_until
 from host import Block, connect, disconnect_all, nvme, nvme_json
-from nvmf_world import FOURK, GROW, GUARD, GUARDED, MAIN, MOUNT, SCRATCH, TREE, WORLD, fio, only_reactor, pattern, suite
-from target import MIB
+from nvmf_world import FOURK, GROW, GUARD, GUARDED, MAIN, WORLD, fio, only_reactor, suite
 
 
 @suite.variants(
@@ -67,37 +67,20 @@ def one_mebibyte_is_one_command():
 def file_system(nqn, nsid, kind):
     connect(nqn, "-i", 2)
     block = Block(nqn, nsid)
-    make_file_system = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}[kind]
-    look = {"ext4": ["e2fsck", "-f", "-n"], "xfs": ["xfs_repair", "-n"]}[kind]
-    run(*make_file_system, block.path)
-    MOUNT.mkdir(exist_ok=True)
-    run("mount", "-t", kind, block.path, MOUNT)
-    run("cp", "-a", TREE, MOUNT / "tree")
-    (MOUNT / "large").write_bytes(pattern(8 * MIB, 60))
-    run("umount", MOUNT)
-    run(*look, block.path)
+    make_file_system(block.path, kind)
+    unmount_and_look(block.path, kind)
     # A new connection: nothing of the old one's caches is left.
     disconnect_all()
     connect(nqn, "-i", 2)
     block = Block(nqn, nsid)
-    run("mount", "-t", kind, block.path, MOUNT)
+    mount(block.path, kind)
     check_copy("after a new connection")
     run("fstrim", MOUNT)
     # Read from the disk again, not from the page cache.
     run("umount", MOUNT)
-    run("mount", "-t", kind, block.path, MOUNT)
+    mount(block.path, kind)
     check_copy("after fstrim")
-    run("umount", MOUNT)
-    run(*look, block.path)
-
-
-def check_copy(when):
-    """Fails the case unless every file of `TREE`, and the large one, is on the volume byte for byte."""
-    files = [path.relative_to(TREE) for path in sorted(TREE.rglob("*")) if path.is_file() and not path.is_symlink()]
-    check(files, f"no file in {TREE}")
-    for name in files:
-        check((MOUNT / "tree" / name).read_bytes() == (TREE / name).read_bytes(), f"{name} differs {when}")
-    check((MOUNT / "large").read_bytes() == pattern(8 * MIB, 60), f"the large file differs {when}")
+    unmount_and_look(block.path, kind)
 
 
 @suite.variants(

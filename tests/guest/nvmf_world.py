@@ -1,22 +1,18 @@
 """What the NVMe/TCP cases share: the target, what it serves, and the suite."""
 
-import hashlib
 import pathlib
 import sys
-import sysconfig
 
+from disk import MIB, MOUNT, SCRATCH
 from harness import Suite, Unsupported, run, wait_until
 from host import SERVICE, controllers, disconnect_all, host_nqn, nvme
-from target import MIB, Config, make
+from target import Config, make
 
 PREFIX = "nqn.2026-11.io.reactor:"
 MAIN, FOURK, GROW, PRIVATE, GUARD, LATE = (
     PREFIX + name for name in ("main", "fourk", "grow", "private", "guard", "late")
 )
 ALICE = "a11ce000-0000-4000-8000-000000000001"
-SCRATCH = pathlib.Path("/scratch")
-MOUNT = pathlib.Path("/mnt/volume")
-TREE = pathlib.Path(sysconfig.get_path("stdlib")) / "encodings"
 GUARDED = b"written before the target started".ljust(4096, b".")
 STOP_LIMIT_S = 2
 # An emulated processor is slower than the machine that the limit was set for.
@@ -96,12 +92,6 @@ suite = Suite(WORLD.before, WORLD.after, WORLD.recover)
 def only_reactor(what):
     if WORLD.self_check:
         raise Unsupported(f"nvmet has no {what}")
-
-
-def pattern(length, seed=0):
-    """Bytes that differ everywhere and between seeds."""
-    block = hashlib.shake_128(seed.to_bytes(8, "little")).digest(1 << 16)
-    return (block * (length // len(block) + 1))[:length]
 
 
 def fio(block, engine, pattern_name, sizes, jobs=1, size_mib=8, depth=16):

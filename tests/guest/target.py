@@ -12,18 +12,20 @@ import uuid
 
 from harness import Failure, Unsupported, check, note, run, wait_until
 
-MIB = 1 << 20
-READY_TIMEOUT_S = 30
+# Linux 6.12 takes 30 s to notice that a ublk server has died with all its tags in hand.
+READY_TIMEOUT_S = 90
 LOG_LINES_SHOWN = 12
 
 
 class Config:
     """What a target serves, in the shape of reactor's configuration file."""
 
-    def __init__(self, listen, bdevs, subsystems):
-        self.listen = listen
+    def __init__(self, bdevs, listen=(), subsystems=(), ublk=(), **reactor):
         self.bdevs = bdevs
-        self.subsystems = subsystems
+        self.listen = list(listen)
+        self.subsystems = list(subsystems)
+        self.ublk = list(ublk)
+        self.reactor = {"cores": [0, 1], **reactor}
 
     def copy(self):
         return copy.deepcopy(self)
@@ -35,13 +37,20 @@ class Config:
         return next(subsystem for subsystem in self.subsystems if subsystem["nqn"] == nqn)
 
     def toml(self):
-        lines = ["[reactor]", "cores = [0, 1]", "", "[memory]", 'size = "128MiB"', ""]
+        lines = [*_table("[reactor]", self.reactor), *_table("[memory]", {"size": "128MiB"})]
         for bdev in self.bdevs:
-            lines += ["[[bdev]]", *(f"{key} = {_toml(value)}" for key, value in bdev.items()), ""]
-        lines += ["[nvmf]", f"listen = {_toml(self.listen)}"]
+            lines += _table("[[bdev]]", bdev)
+        if self.listen:
+            lines += _table("[nvmf]", {"listen": self.listen})
         for subsystem in self.subsystems:
-            lines += ["", "[[nvmf.subsystem]]", *(f"{key} = {_toml(value)}" for key, value in subsystem.items())]
-        return "\n".join(lines) + "\n"
+            lines += _table("[[nvmf.subsystem]]", subsystem)
+        for ublk in self.ublk:
+            lines += _table("[[ublk]]", ublk)
+        return "\n".join(lines)
+
+
+def _table(head, keys):
+    return [head, *(f"{key} = {_toml(value)}" for key, value in keys.items()), ""]
 
 
 def _toml(value):
@@ -68,6 +77,15 @@ class Reactor:
 
     def start(self, config):
         """Starts it and returns when it has printed `reactor: ready`."""
+        self.launch(config)
+        end = time.monotonic() + READY_TIMEOUT_S
+        while not self.ready.wait(0.05):
+            code = self.process.poll()
+            check(code is None, f"reactor ended with {code} before it was ready{self._said()}")
+            check(time.monotonic() < end, f"reactor was not ready within {READY_TIMEOUT_S} s{self._said()}")
+
+    def launch(self, config):
+        """Starts it and returns at once."""
         self.config_file.write_text(config.toml())
         self.printed = []
         self.ready = threading.Event()
@@ -81,11 +99,6 @@ class Reactor:
                 text=True,
             )
         threading.Thread(target=self._collect, args=(self.process, self.printed, self.ready), daemon=True).start()
-        end = time.monotonic() + READY_TIMEOUT_S
-        while not self.ready.wait(0.05):
-            code = self.process.poll()
-            check(code is None, f"reactor ended with {code} before it was ready{self._said()}")
-            check(time.monotonic() < end, f"reactor was not ready within {READY_TIMEOUT_S} s{self._said()}")
 
     @staticmethod
     def _collect(process, printed, ready):
@@ -123,17 +136,19 @@ class Reactor:
         """The `nvme connect` commands that it printed."""
         return [line for line in self.printed if line.startswith("nvme connect ")]
 
-    def show(self):
-        note("reactor:\n" + "\n".join(self._tail()))
-
-    def _said(self):
-        return ": " + " | ".join(self._tail()[-3:])
-
-    def _tail(self):
-        """The last lines since the last start."""
+    def logged(self):
+        """The lines of its log since the last start."""
+        if not self.log.exists():
+            return []
         with open(self.log, "rb") as file:
             file.seek(self.log_start)
-            return file.read().decode(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+            return file.read().decode(errors="replace").splitlines()
+
+    def show(self):
+        note("reactor:\n" + "\n".join(self.logged()[-LOG_LINES_SHOWN:]))
+
+    def _said(self):
+        return ": " + " | ".join(self.logged()[-3:])
 
 
 class Nvmet:
@@ -262,9 +277,12 @@ def _write(path, text):
 
 def make(self_check, directory):
     """The target under test, its files in `directory`."""
-    if self_check:
-        return Nvmet(directory)
-    binary = pathlib.Path("/test/bin/reactor")
-    if not shutil.which(binary):
-        raise Failure(f"{binary} is not there: run the guest with --binary")
-    return Reactor(binary, directory)
+    return Nvmet(directory) if self_check else Reactor(binary(), directory)
+
+
+def binary():
+    """The program under test."""
+    path = pathlib.Path("/test/bin/reactor")
+    if not shutil.which(path):
+        raise Failure(f"{path} is not there: run the guest with --binary")
+    return path

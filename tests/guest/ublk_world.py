@@ -1,0 +1,268 @@
+"""What the ublk cases share: reactor, the devices that it serves, load on them, and the suite."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import ublk_kernel
+from disk import MIB, MOUNT, SCRATCH, Disk
+from harness import Failure, Suite, Unsupported, check, kernel_lines, run, wait_until
+from target import Config, Reactor, binary
+
+STATE = pathlib.Path("/run/reactor/ublk")
+RULES = pathlib.Path("/etc/udev/rules.d")
+BY_ID = pathlib.Path("/dev/disk/by-id")
+FULL = "--full" in sys.argv[1:]
+SEED = next((int(word.split("=")[1]) for word in sys.argv[1:] if word.startswith("--seed=")), 1)
+CPUS = sorted(os.sched_getaffinity(0))
+STOP_LIMIT_S = 10
+FIO_TIMEOUT_S = 120
+
+# What a kernel says when something in it has gone wrong.
+KERNEL_DEFECT = re.compile(r"BUG:|WARNING:|Oops|blocked for more than|general protection|refcount_t|KASAN|lockup")
+
+
+def malloc(name, size_mib=16, **more):
+    return {"name": name, "driver": "malloc", "size": size_mib * MIB, **more}
+
+
+def file(name, size_mib=16, **more):
+    """A volume in a file of the scratch disk. What a case before this one has left there goes with `fresh`."""
+    return {"name": name, "driver": "file", "path": str(SCRATCH / f"{name}.img"), "size": size_mib * MIB, **more}
+
+
+def inject(name, base, *rules):
+    return {"name": name, "driver": "inject", "base": base, "rules": list(rules)}
+
+
+def ublk(bdev, **more):
+    return {"bdev": bdev, **more}
+
+
+class World:
+    """reactor and what it now serves."""
+
+    def __init__(self):
+        self.directory = pathlib.Path("/tmp/target")
+        self.directory.mkdir()
+        self.binary = binary()
+        self.target = Reactor(self.binary, self.directory)
+        self.others = []
+        self.config = None
+        self.kernel_said = 0
+        self.features = ublk_kernel.features()
+
+    def serve(self, bdevs, exports, **reactor):
+        """Starts reactor with volumes of which nothing is there yet; returns their disks in the order of `exports`."""
+        for bdev in bdevs:
+            if bdev["driver"] == "file" and bdev["path"].startswith(f"{SCRATCH}/"):
+                pathlib.Path(bdev["path"]).unlink(missing_ok=True)
+        self.config = Config(bdevs, ublk=exports, **reactor)
+        return self.start()
+
+    def start(self):
+        """Starts reactor with the configuration as it is; returns the disks."""
+        self.target.start(self.config)
+        return self.disks()
+
+    def disks(self):
+        """The disks that reactor has named, in the order of the configuration."""
+        paths = [line for line in self.target.printed if line.startswith("/dev/ublkb")]
+        return [Disk(path.removeprefix("/dev/")) for path in paths]
+
+    def reload(self):
+        self.target.reload(self.config)
+
+    def stop(self):
+        """Ends reactor as an administrator does, at a time when nobody looks at its disks."""
+        # udev looks at a disk that was written to, and so has it open.
+        run("udevadm", "settle", "--timeout=60")
+        code, seconds = self.target.stop(STOP_LIMIT_S)
+        check(code == 0, f"SIGTERM: exit {code}: {' | '.join(self.target.logged()[-3:])}")
+        return seconds
+
+    def second(self, name):
+        """Another reactor with a configuration file of its own, ended with the case."""
+        directory = self.directory / name
+        directory.mkdir(exist_ok=True)
+        other = Reactor(self.binary, directory)
+        self.others.append(other)
+        return other
+
+    def logged(self, words):
+        """The lines of reactor's log, since its last start, with all of `words`."""
+        return [line for line in self.target.logged() if all(word in line for word in words)]
+
+    def wait_for_log(self, *words, timeout_s=20):
+        return wait_until(f"log line with {' and '.join(words)}", lambda: self.logged(words), timeout_s)
+
+    def before(self):
+        self.kernel_said = len(kernel_lines())
+        left = ublk_kernel.devices()
+        check(not left, f"devices before the case: {left}")
+
+    def after(self):
+        """Every case ends with reactor's end, and nothing is left of it."""
+        Load.end_all()
+        if MOUNT.is_mount():
+            run("umount", MOUNT)
+        # udev looks at a disk that was written to, and so has it open.
+        run("udevadm", "settle", "--timeout=60")
+        for reactor in [*self.others, self.target]:
+            if reactor.alive():
+                code, _ = reactor.stop(STOP_LIMIT_S)
+                check(code == 0, f"SIGTERM after the case: exit {code}: {' | '.join(reactor.logged()[-3:])}")
+        self.others.clear()
+        check_nothing_left()
+        bad = [line for line in kernel_lines()[self.kernel_said :] if KERNEL_DEFECT.search(line)]
+        check(not bad, f"the kernel says: {' | '.join(bad[:3])}")
+
+    def recover(self):
+        """Ends whatever a failed case left; says whether the next can run."""
+        self.target.show()
+        Load.end_all()
+        run("umount", "-l", MOUNT, succeed=False)
+        for reactor in [*self.others, self.target]:
+            if reactor.alive():
+                reactor.kill()
+        self.others.clear()
+        # The kernel lets go of a server that was killed, then its devices can be taken away.
+        wait_until("devices taken away", lambda: (ublk_kernel.remove_all(), not ublk_kernel.devices())[1], timeout_s=60)
+        shutil.rmtree(STATE, ignore_errors=True)
+        for path in pathlib.Path("/dev").glob("ublkb*"):
+            if path.is_file():
+                # A program made a file by the name of a disk that had gone.
+                path.unlink()
+        run("dmsetup", "remove_all", "--force", succeed=False)
+        run("losetup", "-D", succeed=False)
+        return True
+
+
+def check_nothing_left():
+    """Fails the case if a device, a node, a state file or a name of one is still there."""
+    seen = [f"ublkc{number}" for number in ublk_kernel.devices()]
+    # devtmpfs follows the device, udev follows both.
+    run("udevadm", "settle", "--timeout=60")
+    seen += [path.name for path in sorted(pathlib.Path("/dev").glob("ublk[bc]*"))]
+    seen += [f"state file {path.name}" for path in (sorted(STATE.iterdir()) if STATE.is_dir() else [])]
+    seen += [f"name {path.name}" for path in (BY_ID.glob("reactor-*") if BY_ID.is_dir() else [])]
+    check(not seen, f"left behind: {', '.join(seen)}")
+
+
+def needs(feature, what):
+    """Skips the case on a kernel whose ublk has not the feature."""
+    if not WORLD.features & feature:
+        raise Unsupported(f"ublk of Linux {os.uname().release} has no {what}")
+
+
+def fio_words(disk, job="verify", **names):
+    """The command line and the environment of a job file of scripts/fio."""
+    names = {"ENGINE": "io_uring", "SIZES": "4k-256k", "SIZE": "4m", "DEPTH": 16, "JOBS": 1, **names}
+    environment = {**os.environ, "DEVICE": disk.path, **{name: str(value) for name, value in names.items()}}
+    return ["fio", "--output-format=terse", f"/test/fio/{job}.fio"], environment
+
+
+def fio(disk, cpu=None, **names):
+    """Writes with checksums, reads back and compares; on one processor if `cpu` is given."""
+    words, environment = fio_words(disk, **names)
+    if cpu is not None:
+        words = ["taskset", "-c", str(cpu), *words]
+    run(*words, timeout_s=FIO_TIMEOUT_S, environment=environment)
+
+
+class Load:
+    """fio verify on a disk over and over, until it is told to end."""
+
+    running = set()
+
+    def __init__(self, disk, **names):
+        words, environment = fio_words(disk, **names)
+        script = 'while [ ! -e "$END" ]; do "$@" || exit 1; echo; done'
+        self.end_file = WORLD.directory / f"end-{disk.name}"
+        self.end_file.unlink(missing_ok=True)
+        self.output = WORLD.directory / f"load-{disk.name}"
+        with open(self.output, "wb") as output:
+            self.process = subprocess.Popen(
+                ["sh", "-c", script, "load", *words],
+                env={**environment, "END": str(self.end_file)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.disk = disk
+        # Between two rounds, too, the disk is in use.
+        self.descriptor = os.open(disk.path, os.O_RDONLY)
+        Load.running.add(self)
+        wait_until("load", lambda: self.check_goes_on() or self.writes() > 50, timeout_s=60)
+
+    def writes(self):
+        """Writes that the disk has completed."""
+        return int(self.disk.attribute("stat").split()[4])
+
+    def check_goes_on(self):
+        code = self.process.poll()
+        check(code is None, f"fio failed: {self.said()}")
+
+    def wait_for_more(self, count=50, timeout_s=60):
+        """Waits until more writes are completed: I/O goes on."""
+        goal = self.writes() + count
+        wait_until(f"{count} more writes", lambda: self.check_goes_on() or self.writes() >= goal, timeout_s)
+
+    def end(self, timeout_s=FIO_TIMEOUT_S):
+        """Lets the round end and says how many there were; fails the case if one found an error."""
+        self.end_file.touch()
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"fio did not end within {timeout_s} s: I/O hangs") from None
+        Load.running.discard(self)
+        os.close(self.descriptor)
+        check(code == 0, f"fio failed: {self.said()}")
+        return self.output.read_text(errors="replace").count("\n\n") or 1
+
+    def said(self):
+        return " ".join(self.output.read_text(errors="replace").split())[-400:]
+
+    @classmethod
+    def end_all(cls):
+        for load in list(cls.running):
+            if load.process.poll() is None:
+                os.killpg(load.process.pid, signal.SIGKILL)
+            os.close(load.descriptor)
+        cls.running.clear()
+
+
+def descriptors(pid):
+    """What the open descriptors of a process are, sorted."""
+    found = []
+    for path in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(os.readlink(path))
+        except FileNotFoundError:
+            continue
+    return sorted(found)
+
+
+def cpu_seconds(pid):
+    """Processor time that a process has used."""
+    words = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def start_udev():
+    """Starts udevd with the rule under test, and waits until it has seen every device of the guest."""
+    run("mount", "-t", "tmpfs", "tmpfs", RULES)
+    shutil.copy("/test/udev/60-reactor-ublk.rules", RULES)
+    # A daemon that leaves its start: what it says goes to the kernel's log.
+    run("/usr/lib/systemd/systemd-udevd", "--daemon")
+    run("udevadm", "trigger", "--action=add")
+    run("udevadm", "settle", "--timeout=120", timeout_s=150)
+
+
+WORLD = World()
+suite = Suite(WORLD.before, WORLD.after, WORLD.recover)
