@@ -261,7 +261,11 @@ impl Server {
                 if let Some(door) = &mut self.door {
                     door.resized(id).map_err(|e| e.to_string())?;
                 }
-                self.disks.resized(name)
+                // The volume has grown; that its local disk does not know is no reason to say it has not.
+                if let Err(why) = self.disks.resized(name) {
+                    tracing::warn!("reload: {why}");
+                }
+                Ok(())
             }
             Change::BdevRemoved { name } => self.volumes.remove(name).map_err(|e| e.to_string()),
             Change::ListenerRemoved { address } => {

@@ -1,5 +1,5 @@
-//! The end: answers in flight are sent, connections close by FIN, acknowledged writes are made durable, all within two
-//! seconds.
+//! The end: local disks are taken away or left to the next server; then answers in flight are sent, connections close by FIN,
+//! acknowledged writes are made durable, all within two seconds.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -25,8 +25,9 @@ const ANSWER: Duration = Duration::from_millis(100);
 
 /// Drains and stops; the exit code of the process.
 pub fn run(door: Option<Door>, disks: LocalDisks, volumes: &Volumes, reactors: Reactors) -> ExitCode {
-    let start = monotonic_ns();
+    // Before the clock starts: a disk that is left waits for what the kernel has begun, and flushes come after it.
     let clean = disks.close();
+    let start = monotonic_ns();
     if let Some(door) = &door {
         door.drain();
         while door.connections() > 0 && monotonic_ns() - start < DRAIN_NS {

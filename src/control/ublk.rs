@@ -59,10 +59,10 @@ impl LocalDisks {
         }
         let names: Vec<&str> = config.ublk.iter().map(|ublk| ublk.bdev.as_str()).collect();
         self.door()?.sweep(&names);
-        config
-            .ublk
-            .iter()
-            .try_for_each(|ublk| self.add(ublk, volumes).map_err(|why| format!("{}: {why}", config.at(ublk.place))))
+        // Numbers that are asked for come first: the kernel would give them to others.
+        let (chosen, any): (Vec<_>, Vec<_>) = config.ublk.iter().partition(|ublk| ublk.id.is_some());
+        let mut all = chosen.into_iter().chain(any);
+        all.try_for_each(|ublk| self.add(ublk, volumes).map_err(|why| format!("{}: {why}", config.at(ublk.place))))
     }
 
     fn door(&mut self) -> Result<&mut Door, String> {
@@ -106,7 +106,9 @@ impl LocalDisks {
     /// # Errors
     /// If somebody uses it, or what the kernel says.
     pub fn remove(&mut self, name: &str) -> Result<(), String> {
-        self.door()?.remove(name).map_err(|error| error.to_string())?;
+        if let Some(door) = &mut self.door {
+            door.remove(name).map_err(|error| error.to_string())?;
+        }
         self.claims.remove(name);
         Ok(())
     }

@@ -24,6 +24,9 @@ const START: Duration = Duration::from_secs(30);
 /// waits for removals of others.
 const STOP: Duration = Duration::from_secs(30);
 
+/// Of a removal. What is not gone by then is in use, and goes with its last user.
+const REMOVE: Duration = Duration::from_secs(4);
+
 /// Of the start of a recovery. Kernels before Linux 6.16 learn that a server has died from a command that waits; where all tags had
 /// requests there was none, and they find out by the time-out of a request, after 30 s.
 const RECOVERY: Duration = Duration::from_secs(75);
@@ -51,7 +54,7 @@ const AFFINITY: Command = Command { name: "GET_QUEUE_AFFINITY", op: wire::U_CMD_
 const START_DEV: Command = Command { name: "START_DEV", op: wire::U_CMD_START_DEV, limit: START };
 const STOP_DEV: Command = Command { name: "STOP_DEV", op: wire::U_CMD_STOP_DEV, limit: STOP };
 const TRY_STOP: Command = Command { name: "TRY_STOP_DEV", op: wire::U_CMD_TRY_STOP_DEV, limit: STOP };
-const DELETE: Command = Command { name: "DEL_DEV", op: wire::U_CMD_DEL_DEV, limit: STOP };
+const DELETE: Command = Command { name: "DEL_DEV", op: wire::U_CMD_DEL_DEV, limit: REMOVE };
 const RESIZE: Command = Command { name: "UPDATE_SIZE", op: wire::U_CMD_UPDATE_SIZE, limit: PLAIN };
 const QUIESCE: Command = Command { name: "QUIESCE_DEV", op: wire::U_CMD_QUIESCE_DEV, limit: PLAIN };
 const START_RECOVERY: Command =
@@ -346,13 +349,17 @@ impl Control {
         }
     }
 
-    /// Stops and removes a device, and waits until its number is free: until the character device is closed, mappings
-    /// and commands included.
+    /// Stops and removes a device, and waits for a while until its number is free: until the character device is closed, mappings
+    /// and commands included, and the block device too. Returns whether it is; if not, it goes with its last user.
     ///
     /// # Errors
-    /// ENODEV if there is no such device. Timed out if somebody has the character device; it goes when that is closed.
-    pub fn delete(&mut self, id: u32) -> Result<(), ControlError> {
-        self.plain(&DELETE, CtrlCmd::new(id))
+    /// ENODEV if there is no such device.
+    pub fn delete(&mut self, id: u32) -> Result<bool, ControlError> {
+        match self.plain(&DELETE, CtrlCmd::new(id)) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.failure(), Failure::TimedOut(..)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives a started device another size, in sectors of 512 bytes. With [`Features::UPDATE_SIZE`].

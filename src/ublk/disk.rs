@@ -27,12 +27,15 @@ use crate::sys::ublk::Requests;
 /// What a queue has to end once the kernel has cancelled its commands, in nanoseconds.
 const QUEUES_END_NS: u64 = 5_000_000_000;
 
-/// What the kernel has to let go of a server that was killed, whose memory may be large, in nanoseconds.
-const SERVER_DIES_NS: u64 = 10_000_000_000;
+/// What the kernel has to let go of a server that was killed, in nanoseconds. Before Linux 6.16 it learns of that from a command
+/// that waits; where all tags had requests there was none, and it finds out by the time-out of a request, after 30 s.
+const SERVER_DIES_NS: u64 = 45_000_000_000;
 /// What zero copy takes, beside user copy for what cannot go that way.
 const ZERO_COPY: Features = Features(Features::SUPPORT_ZERO_COPY.0 | Features::AUTO_BUF_REG.0);
 /// How long udev may look into a disk that somebody wants to stop, in nanoseconds.
 const UDEV_LOOKS_NS: u64 = 2_000_000_000;
+/// A reactor that is not stuck answers within this.
+const ANSWER: Duration = Duration::from_secs(1);
 /// How often such things are looked at.
 const LOOK: Duration = Duration::from_millis(10);
 /// What requests in flight have to end before a device is left to the next server, in nanoseconds.
@@ -164,7 +167,11 @@ impl Disk {
             match control.start_recovery(info.dev_id) {
                 Ok(()) => return Ok(disk),
                 // The kernel still clears up after its last server.
-                Err(error) if error.errno() == Some(libc::EBUSY) && monotonic_ns() < end => {
+                Err(error)
+                    if error.errno() == Some(libc::EBUSY)
+                        && !recovery::is_alive(info.ublksrv_pid)
+                        && monotonic_ns() < end =>
+                {
                     std::thread::park_timeout(LOOK);
                 }
                 Err(error) if error.errno() == Some(libc::EBUSY) => {
@@ -321,13 +328,12 @@ impl Disk {
         if !self.info.flags.has(Features::QUIESCE) {
             return Ok(());
         }
-        loop {
+        // One look of the kernel may miss a command whose request it is just taking back, and answers EBUSY if no tag waits: asked
+        // again, it finds the others, until all have ended.
+        while !self.has_ended() && monotonic_ns() < end {
             match control.quiesce(self.id(), QUIESCE) {
-                // No tag waits in the kernel: all have got requests that they leave, and have ended.
-                Err(error) if error.errno() == Some(libc::EBUSY) && !self.has_ended() && monotonic_ns() < end => {}
-                Err(error) if error.errno() == Some(libc::EBUSY) && self.has_ended() => break,
-                Err(error) => return Err(error.into()),
-                Ok(()) => break,
+                Err(error) if error.errno() != Some(libc::EBUSY) => return Err(error.into()),
+                _ => std::thread::park_timeout(LOOK),
             }
         }
         self.end_queues()
@@ -366,7 +372,10 @@ impl Disk {
     /// Requests that reactors have in hand.
     fn working(&self) -> Result<usize, DoorError> {
         let id = self.id();
-        let ask = |place: &Place| place.remote.ask(move |reactor| queue::working(reactor, id)).ok_or(DoorError::Ended);
+        let ask = |place: &Place| {
+            let answer = place.remote.ask_within(ANSWER, move |reactor| queue::working(reactor, id));
+            answer.ok_or_else(|| self.refused(format!("reactor {} does not answer", place.remote.id())))
+        };
         self.places.iter().map(ask).sum()
     }
 
@@ -404,6 +413,9 @@ impl Disk {
         self.stop(control)?;
         match control.delete(self.id()) {
             Err(error) if error.errno() != Some(libc::ENODEV) => return Err(error.into()),
+            Ok(false) => {
+                tracing::warn!("/dev/ublkb{} is still open somewhere: it is gone when that is closed", self.id())
+            }
             _ => {}
         }
         self.stage = Stage::Closed;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use super::control::{self, Control, ControlError, Unavailable};
 use super::disk::{Disk, Options, Place};
+use super::params;
 use super::recovery::{self, Mark, StateDirectory};
-use super::wire::{DevInfo, DevState, Features};
+use super::wire::{self, DevInfo, DevState, Features};
 
 /// Why the door could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,9 @@ pub enum DoorError {
         /// Why.
         why: String,
     },
+    /// Something of the machine.
+    #[error("{0}")]
+    Refused(String),
     /// A reactor has ended.
     #[error("a reactor has ended")]
     Ended,
@@ -89,7 +93,10 @@ impl Door {
         let name = options.name.clone();
         let left = self.left_behind(&options)?;
         let mut disk = match left {
-            Some(info) => Disk::recover(&mut self.control, options, info)?,
+            Some(info) => {
+                self.check_same(&options, info.dev_id)?;
+                Disk::recover(&mut self.control, options, info)?
+            }
             None => Disk::create(&mut self.control, options)?,
         };
         let id = disk.id();
@@ -106,8 +113,9 @@ impl Door {
         }
         if left.is_some() {
             tracing::info!("/dev/ublkb{id} goes on with volume \"{name}\"");
-            if disk.has_grown(&mut self.control)? {
-                disk.resize(&mut self.control)?;
+            let grown = disk.has_grown(&mut self.control);
+            if let Err(error) = grown.and_then(|grown| if grown { disk.resize(&mut self.control) } else { Ok(()) }) {
+                tracing::warn!("{error}");
             }
         }
         self.disks.insert(name, disk);
@@ -117,20 +125,59 @@ impl Door {
     /// The device of a volume that a dead server of ours has left, if it can go on.
     fn left_behind(&mut self, options: &Options) -> Result<Option<DevInfo>, DoorError> {
         let mark = self.mark(&options.name);
-        for id in control::devices().unwrap_or_default() {
+        let devices = control::devices().map_err(|error| {
+            let why = format!("devices that wait for a server cannot be listed: {error}");
+            DoorError::Refused(why)
+        })?;
+        for id in devices {
             let Some(info) = self.control.info(id)? else { continue };
             if Mark::from_bits(info.ublksrv_flags) != Some(mark) {
                 continue;
             }
-            if info.state != DevState::DEAD && info.flags.has(Features::USER_RECOVERY) {
+            let waits = info.state != DevState::DEAD && info.flags.has(Features::USER_RECOVERY);
+            if waits && options.recover {
                 return Ok(Some(info));
             }
-            if !is_alive(info.ublksrv_pid) {
-                // Never started, or without recovery: there is no disk that anybody could use.
-                self.control.delete(id)?;
+            if is_served(id) {
+                let why = format!("process {} serves it", info.ublksrv_pid);
+                return Err(DoorError::Disk { name: options.name.clone(), id, why });
+            }
+            if waits {
+                let name = &options.name;
+                tracing::warn!(
+                    "/dev/ublkb{id} waited for its server and is deleted: volume \"{name}\" has recover = false"
+                );
+            }
+            // Never started, or without recovery: nobody can use the disk any more.
+            if !self.control.delete(id)? {
+                tracing::warn!(
+                    "/dev/ublkb{id}, which has no server any more, is still open somewhere: it goes when that is closed"
+                );
             }
         }
         Ok(None)
+    }
+
+    /// Whether users of a device that waits for its server would find the disk that they know.
+    fn check_same(&mut self, options: &Options, id: u32) -> Result<(), DoorError> {
+        let (was, common) = (self.control.params(id)?.basic, options.device.common());
+        let now = params::of(common, options.read_only).basic;
+        let what = if common.traits().ephemeral {
+            "the volume is one whose contents end with its server"
+        } else if was.logical_bs_shift != now.logical_bs_shift {
+            "the volume has another block size"
+        } else if was.dev_sectors > now.dev_sectors {
+            "the volume is smaller"
+        } else if (was.attrs ^ now.attrs) & wire::ATTR_READ_ONLY != 0 {
+            "read_only has changed"
+        } else {
+            return Ok(());
+        };
+        let why = format!(
+            "it waits for its server, and {what} now: configure it as it was, or write recover = false, which deletes the device \
+             and gives errors to who uses it"
+        );
+        Err(DoorError::Disk { name: options.name.clone(), id, why })
     }
 
     /// Deletes what dead servers of ours have left and nobody will take over: devices of volumes other than `names`. One that is in
@@ -143,7 +190,7 @@ impl Door {
             let Some(mark) = Mark::from_bits(info.ublksrv_flags).filter(|mark| mark.is_of_same_server(ours)) else {
                 continue;
             };
-            if kept.contains(&mark) || is_alive(info.ublksrv_pid) {
+            if kept.contains(&mark) || is_served(id) {
                 continue;
             }
             let holders = recovery::holders(id);
@@ -153,10 +200,12 @@ impl Door {
                 continue;
             }
             match self.control.delete(id) {
-                Ok(()) => tracing::info!("/dev/ublkb{id}, left behind by a server before this one, is deleted"),
+                Ok(_) => {
+                    tracing::info!("/dev/ublkb{id}, left behind by a server before this one, is deleted");
+                    self.forget(id);
+                }
                 Err(error) => tracing::warn!("/dev/ublkb{id}, left behind by a server before this one, stays: {error}"),
             }
-            self.forget(id);
         }
     }
 
@@ -181,14 +230,16 @@ impl Door {
     /// # Errors
     /// If somebody uses it, with who it is; or what the kernel says.
     pub fn remove(&mut self, name: &str) -> Result<(), DoorError> {
-        let Some(mut disk) = self.disks.remove(name) else { return Ok(()) };
-        if disk.is_free(&mut self.control)? {
-            return self.discard(&mut disk);
+        let Some(disk) = self.disks.get_mut(name) else { return Ok(()) };
+        let id = disk.id();
+        if !disk.is_free(&mut self.control)? {
+            let why = format!("it is in use: {}", users(id).join(", "));
+            return Err(DoorError::Disk { name: name.to_owned(), id, why });
         }
-        let why = format!("it is in use: {}", users(disk.id()).join(", "));
-        let error = DoorError::Disk { name: name.to_owned(), id: disk.id(), why };
-        self.disks.insert(name.to_owned(), disk);
-        Err(error)
+        disk.close(&mut self.control)?;
+        self.disks.remove(name);
+        self.forget(id);
+        Ok(())
     }
 
     /// Ends the service of all devices. What nobody uses is deleted, and so is what does not outlive its server; what is in use stays
@@ -226,10 +277,7 @@ fn users(id: u32) -> Vec<String> {
     if holders.is_empty() { vec!["by whom could not be seen".to_owned()] } else { holders }
 }
 
-/// Whether there is a process of that number that has not ended.
-fn is_alive(pid: i32) -> bool {
-    let about = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the command's name, which may hold anything.
-    let state = about.rsplit_once(") ").and_then(|(_, rest)| rest.bytes().next());
-    pid > 0 && state.is_some_and(|state| state != b'Z' && state != b'X')
+/// Whether a server has the device, in whatever container: the kernel lets one open it. One that was killed is given time to go.
+fn is_served(id: u32) -> bool {
+    control::open_char(id).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }

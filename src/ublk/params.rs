@@ -24,7 +24,8 @@ pub fn of(common: &Common, read_only: bool) -> Params {
     if traits.volatile_cache {
         attrs |= ATTR_VOLATILE_CACHE | ATTR_FUA;
     }
-    let io_max = u64::from(IO_MAX).min(limits.transfer_max);
+    // A page is the least that the kernel takes; what is more than the volume takes is cut.
+    let io_max = u64::from(IO_MAX).min(limits.transfer_max).max(4096);
     let best = limits.write_granularity.max(traits.physical_block_size);
     let basic = ParamBasic {
         attrs,

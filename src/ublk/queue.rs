@@ -108,6 +108,7 @@ pub(super) struct Queue {
     leaving: Arc<AtomicBool>,
     descriptors: Descriptors,
     requests: Requests,
+    device: u32,
     number: u16,
     file: FileId,
     failed: Cell<bool>,
@@ -151,6 +152,7 @@ impl Queue {
             leaving,
             descriptors,
             requests,
+            device: device_number,
             number,
             file,
             failed,
@@ -238,6 +240,7 @@ impl Queue {
     /// The kernel, or this reactor, does not let a tag go on: told once for each queue.
     pub fn fails(&self, tag: u16, why: &str) {
         if !self.failed.replace(true) {
+            tracing::error!("ublk device {}, queue {}, tag {tag}: {why}", self.device, self.number);
             // Nobody listens any more once the device is closed.
             let _ = self.faults.send(format!("queue {}, tag {tag}: {why}", self.number));
         }

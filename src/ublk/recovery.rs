@@ -17,9 +17,9 @@ const MAGIC: u64 = 0x5243;
 pub struct Mark(u64);
 
 impl Mark {
-    /// Of volume `name` of the server that `instance` names.
-    pub fn new(instance: &str, name: &str) -> Mark {
-        Mark(MAGIC << 48 | hash24(instance) << 24 | hash24(name))
+    /// Of the volume that `volume` names, of the server that `instance` names.
+    pub fn new(instance: &str, volume: &str) -> Mark {
+        Mark(MAGIC << 48 | hash24(instance) << 24 | hash24(volume))
     }
 
     /// As the kernel keeps it.
@@ -141,6 +141,14 @@ pub fn holders(id: u32) -> Vec<String> {
 pub fn is_claimed(id: u32) -> bool {
     let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(format!("/dev/ublkb{id}"));
     opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+}
+
+/// Whether there is a process of that number that has not ended.
+pub fn is_alive(pid: i32) -> bool {
+    let about = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the command's name, which may hold anything.
+    let state = about.rsplit_once(") ").and_then(|(_, rest)| rest.bytes().next());
+    pid > 0 && state.is_some_and(|state| state != b'Z' && state != b'X')
 }
 
 /// MAJOR:MINOR of a block device.

@@ -34,9 +34,11 @@ pub(super) async fn run(queue: &Queue, tag: u16) {
         let mut said = queue.ended(tag).await;
         let mut data = None;
         while said == wire::IO_RES_NEED_GET_DATA {
-            let buf = match data.take() {
+            let len = len_of(&queue.request(tag));
+            // It may be another request than the one before: the kernel puts back what it could not copy.
+            let buf = match data.take().filter(|buf: &Buf| buf.len() == len) {
                 Some(buf) => buf,
-                None => reactor.buffer(len_of(&queue.request(tag))).await,
+                None => reactor.buffer(len).await,
             };
             queue.start(UblkStep::GetData, tag, 0, Some(buf));
             said = queue.ended(tag).await;
@@ -107,11 +109,15 @@ async fn execute(
         if in_place {
             io.data.push(Segment::Request(pages));
         } else {
-            let mut buf = match data {
+            // The kernel may have copied less than all of a write: then the request is the shorter one.
+            let mut buf = match data.filter(|buf| op == IoOp::Write && buf.len() >= len) {
                 Some(buf) => buf,
+                None if op == IoOp::Write && queue.travel == Travel::ByKernel => {
+                    ready = Err(IoStatus::DeviceError);
+                    queue.reactor.buffer(len).await
+                }
                 None => queue.reactor.buffer(len).await,
             };
-            // The kernel may have copied less than all: then the request is the shorter one.
             buf.truncate(len);
             if op == IoOp::Write && queue.travel != Travel::ByKernel && ready.is_ok() {
                 ready = pages.take(0, &mut buf).map_err(|_| IoStatus::Gone);
@@ -126,7 +132,9 @@ async fn execute(
         Err(status) => io.status = status,
     }
 
-    let mut outcome = Outcome { result: result_of(io.status, len), buf: None };
+    // What moves no data has no length to tell, and may be larger than a result can say.
+    let moved = if moves { len } else { 0 };
+    let mut outcome = Outcome { result: result_of(io.status, moved), buf: None };
     let brings = op == IoOp::Read && outcome.result >= 0;
     match io.data.pop() {
         Some(Segment::Request(data)) => {

@@ -80,7 +80,10 @@ def partitions_are_seen_after_a_restart():
     link = BY_ID / "reactor-disk0-part1"
     wait_until(str(link), link.exists)
     check(link.resolve() == part, f"{link} leads to {link.resolve()}")
-    check((BY_ID / "reactor-disk0-part2").resolve() == pathlib.Path("/dev/ublkb0p2"), "no name of the second partition")
+    # udev takes them up one after the other.
+    second = BY_ID / "reactor-disk0-part2"
+    wait_until(str(second), second.exists)
+    check(second.resolve() == pathlib.Path("/dev/ublkb0p2"), f"{second} leads to {second.resolve()}")
     with open(part, "r+b", buffering=0) as opened:
         opened.write(pattern(4096, 9))
         os.fsync(opened.fileno())

@@ -33,6 +33,7 @@ impl Uring {
         let token = match buf {
             None => table::bare(owner),
             Some(mut buf) => {
+                assert!(result.max(0) as usize <= buf.len(), "a commit of {result} bytes with {} in hand", buf.len());
                 // It stays where it is when its handle moves.
                 addr = buf.as_mut_ptr().expose_provenance() as u64;
                 let (token, _) = self.table.insert(owner, Held::Ublk(Some(buf)));

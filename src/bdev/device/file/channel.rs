@@ -366,6 +366,8 @@ impl Sink for Inner {
         let last = self.reactor.with_parked(token, |cell| {
             let mut scratch = Scratch::of(cell);
             scratch.left -= 1;
+            // Pages of a request that direct I/O does not take: they are copied.
+            let unaligned = matches!(completion.payload, Payload::Request(_));
             match completion.payload {
                 Payload::Buf(buf) => {
                     scratch.short |= completion.result >= 0 && completion.result as usize != buf.len();
@@ -386,7 +388,7 @@ impl Sink for Inner {
             }
             if completion.result < 0 {
                 let errno = -completion.result;
-                if is_transient(errno) {
+                if is_transient(errno) || unaligned && errno == libc::EINVAL {
                     scratch.short = true;
                 } else if cell.status == IoStatus::Success {
                     cell.status = self.fails(cell.op, cell.fua, errno);
