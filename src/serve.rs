@@ -51,7 +51,6 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -76,8 +75,6 @@ pub use crate::reactor::io::IoStatus;
 pub use crate::ublk::Mode as UblkMode;
 pub use hugepages::HugepagePolicy;
 
-/// Where udev finds the names of local block devices.
-const UBLK_STATE: &str = "/run/reactor/ublk";
 /// Namespace of the UUIDs of devices that come without one: apart from that of volumes in configuration files.
 const NAME_SPACE: Uuid = Uuid::from_u128(0x3a86_61d4_0c0f_4e6b_8b57_26f4_90de_7c15);
 /// A name stands in paths, commands and logs.
@@ -417,7 +414,7 @@ impl Server {
         }
         // What a run of this program that was killed has left behind is found by the program's name.
         let instance = std::env::current_exe().unwrap_or_default().display().to_string();
-        let door = ublk::Door::open(self.places.clone(), &instance, PathBuf::from(UBLK_STATE))?;
+        let door = ublk::Door::open(self.places.clone(), &instance)?;
         let door = self.ublk_door.insert(door);
         let names: Vec<&str> = self.disks.iter().map(|(name, _)| name.as_str()).collect();
         door.sweep(&names);
@@ -432,7 +429,6 @@ impl Server {
                 mode: wanted.mode,
                 recover: false,
                 read_only: wanted.read_only,
-                mark: 0,
             })?;
             self.claims.push(claim);
         }

@@ -1,16 +1,13 @@
 //! `[[ublk]]` in service: local block devices of volumes.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::config::{Config, UblkConfig, UblkMode};
 use super::volumes::Volumes;
 use crate::bdev::registry::Claim;
 use crate::reactor::mailbox::Remote;
 use crate::ublk::{Door, Left, Mode, Options, Place, control};
-
-/// Where udev finds the names of our devices.
-const STATE: &str = "/run/reactor/ublk";
 
 /// The devices of a server, and the door to them while there is one.
 pub struct LocalDisks {
@@ -67,7 +64,7 @@ impl LocalDisks {
 
     fn door(&mut self) -> Result<&mut Door, String> {
         if self.door.is_none() {
-            let opened = Door::open(self.places.clone(), &self.instance, PathBuf::from(STATE));
+            let opened = Door::open(self.places.clone(), &self.instance);
             self.door = Some(opened.map_err(|error| error.to_string())?);
         }
         self.door.as_mut().ok_or_else(|| "there is no ublk door".to_owned())
@@ -94,7 +91,6 @@ impl LocalDisks {
             },
             recover: ublk.recover,
             read_only: ublk.read_only,
-            mark: 0,
         };
         self.door()?.add(options).map_err(|error| error.to_string())?;
         self.claims.insert(name.clone(), claim);

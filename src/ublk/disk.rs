@@ -17,7 +17,7 @@ use super::control::{Control, TryStop};
 use super::door::DoorError;
 use super::params;
 use super::queue::{self, Queue, QueueOptions, Travel};
-use super::recovery;
+use super::recovery::{self, Mark};
 use super::wire::{DevInfo, Features};
 use crate::bdev::{BlockDevice, Unaddressed};
 use crate::reactor::mailbox::Remote;
@@ -76,8 +76,6 @@ pub struct Options {
     pub recover: bool,
     /// Writes are refused.
     pub read_only: bool,
-    /// For its own use by the server, kept by the kernel with the device: whose it is.
-    pub mark: u64,
 }
 
 /// A reactor and the core it runs on.
@@ -105,8 +103,6 @@ pub struct Disk {
     options: Options,
     info: DevInfo,
     stage: Stage,
-    /// Open from `start` to `stop`.
-    requests: Option<Requests>,
     leaving: Arc<AtomicBool>,
     faults: Option<Receiver<String>>,
     /// The reactors, once there are queues.
@@ -114,11 +110,15 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Has the kernel make a device.
+    fn new(options: Options, info: DevInfo, stage: Stage) -> Disk {
+        Disk { options, info, stage, leaving: Arc::default(), faults: None, places: Vec::new() }
+    }
+
+    /// Has the kernel make a device, which says by its mark whose it is.
     ///
     /// # Errors
     /// What the kernel says; nothing is left then.
-    pub fn create(control: &mut Control, mut options: Options) -> Result<Disk, DoorError> {
+    pub(super) fn create(control: &mut Control, mut options: Options, mark: Mark) -> Result<Disk, DoorError> {
         options.recover &= !options.device.common().traits().ephemeral;
         let wanted = DevInfo {
             nr_hw_queues: options.queues,
@@ -126,19 +126,11 @@ impl Disk {
             max_io_buf_bytes: params::IO_MAX,
             dev_id: options.id.unwrap_or(u32::MAX),
             flags: flags(control.features(), &options)?,
-            ublksrv_flags: options.mark,
+            ublksrv_flags: mark.to_bits(),
             ..DevInfo::default()
         };
         let info = control.add(&wanted)?;
-        let mut disk = Disk {
-            options,
-            info,
-            stage: Stage::Created,
-            requests: None,
-            leaving: Arc::default(),
-            faults: None,
-            places: Vec::new(),
-        };
+        let mut disk = Disk::new(options, info, Stage::Created);
         let params = params::of(disk.options.device.common(), disk.options.read_only);
         if let Err(error) = control.set_params(info.dev_id, &params) {
             // The first error is the one to tell.
@@ -153,15 +145,7 @@ impl Disk {
     /// # Errors
     /// What the kernel says; the device is as it was.
     pub fn recover(control: &mut Control, options: Options, info: DevInfo) -> Result<Disk, DoorError> {
-        let disk = Disk {
-            options,
-            info,
-            stage: Stage::Recovering,
-            requests: None,
-            leaving: Arc::default(),
-            faults: None,
-            places: Vec::new(),
-        };
+        let disk = Disk::new(options, info, Stage::Recovering);
         let end = monotonic_ns() + SERVER_DIES_NS;
         loop {
             match control.start_recovery(info.dev_id) {
@@ -215,7 +199,6 @@ impl Disk {
         })?;
         let requests = Requests::new(device);
         let (faults, told) = mpsc::channel();
-        self.requests = Some(requests.clone());
         self.faults = Some(told);
         self.places = places.to_vec();
         let mut load = vec![0; places.len()];
@@ -237,7 +220,8 @@ impl Disk {
             let opened = places[at].remote.ask(move |reactor| Queue::open(reactor, options));
             opened.ok_or(DoorError::Ended)?.map_err(|why| self.refused(why))?;
         }
-        drop(faults);
+        // The queues keep the device open, and say by their end of the channel that they have ended.
+        drop((requests, faults));
         // A turn later what the kernel refuses has been told.
         for place in places {
             place.remote.ask(|_| ()).ok_or(DoorError::Ended)?;
@@ -385,11 +369,11 @@ impl Disk {
     }
 
     fn end_queues(&mut self) -> Result<(), DoorError> {
-        self.requests = None;
         let end = monotonic_ns() + QUEUES_END_NS;
         while let Some(faults) = &self.faults {
             match faults.recv_timeout(Duration::from_nanos(end.saturating_sub(monotonic_ns()))) {
-                Ok(fault) => tracing::warn!("ublk device {}: {fault}", self.id()),
+                // The queue has logged it.
+                Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => self.faults = None,
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(

@@ -1,13 +1,15 @@
 //! The devices of this server, and those that its predecessors left behind.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use super::control::{self, Control, ControlError, Unavailable};
 use super::disk::{Disk, Options, Place};
 use super::params;
 use super::recovery::{self, Mark, StateDirectory};
 use super::wire::{self, DevInfo, DevState, Features};
+
+/// The directory of the files that name devices to udev: the rule of scripts/udev has it too.
+const STATE: &str = "/run/reactor/ublk";
 
 /// Why the door could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -68,14 +70,13 @@ pub struct Door {
 }
 
 impl Door {
-    /// A door without devices. `instance` names this server to the next one, as the path of its configuration does; `state` is
-    /// the directory of the files that name devices to udev.
+    /// A door without devices. `instance` names this server to the next one, as the path of its configuration does.
     ///
     /// # Errors
     /// If the kernel has no ublk, or this process no right to it.
-    pub fn open(places: Vec<Place>, instance: &str, state: PathBuf) -> Result<Door, Unavailable> {
+    pub fn open(places: Vec<Place>, instance: &str) -> Result<Door, Unavailable> {
         let control = Control::open()?;
-        let state = StateDirectory::new(state);
+        let state = StateDirectory::new(STATE.into());
         Ok(Door { control, places, state, instance: instance.to_owned(), disks: BTreeMap::new() })
     }
 
@@ -88,8 +89,7 @@ impl Door {
     ///
     /// # Errors
     /// What the kernel says; no device is left then that was not there before.
-    pub fn add(&mut self, mut options: Options) -> Result<u32, DoorError> {
-        options.mark = self.mark(&options.name).to_bits();
+    pub fn add(&mut self, options: Options) -> Result<u32, DoorError> {
         let name = options.name.clone();
         let left = self.left_behind(&options)?;
         let mut disk = match left {
@@ -97,7 +97,10 @@ impl Door {
                 self.check_same(&options, info.dev_id)?;
                 Disk::recover(&mut self.control, options, info)?
             }
-            None => Disk::create(&mut self.control, options)?,
+            None => {
+                let mark = self.mark(&options.name);
+                Disk::create(&mut self.control, options, mark)?
+            }
         };
         let id = disk.id();
         if let Err(error) = self.state.write(id, &name, &self.instance) {

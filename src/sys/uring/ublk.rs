@@ -2,8 +2,7 @@
 
 use io_uring::opcode;
 
-use super::table::Held;
-use super::table::Refusable;
+use super::table::{Held, Refusable};
 use super::{Uring, table};
 use crate::sys::op::{FileId, OpToken, Owner, UblkCommand, UblkStep};
 use crate::sys::ublk::RequestData;
