@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 
-use devices::{layer, null, ram};
+use devices::{layer, null, on_cpu, ram};
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
 use reactor::bdev::device::null::CompleteIn;
 use reactor::bdev::load::{self, Job, Pattern};
@@ -24,12 +24,6 @@ fn layers(device: Arc<dyn BlockDevice>, count: usize) -> Arc<dyn BlockDevice> {
 
 fn job(depth: usize) -> Job {
     Job { pattern: Pattern::RandRead, block: 4096, depth, ns: NS }
-}
-
-/// Nanoseconds that this thread has run: other programs on its core do not count.
-fn on_cpu() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with scheduler statistics");
-    text.split_whitespace().next().and_then(|ns| ns.parse().ok()).expect("a number of nanoseconds")
 }
 
 /// Nanoseconds of this thread per I/O, the best of some rounds.

@@ -1,9 +1,10 @@
 //! What the ublk door costs per I/O, with a stand-in for the kernel's side of a queue: `cargo bench --bench ublk`, with a
 //! part of a line's name for only those lines. Prints a table, judges nothing.
 //!
-//! A queue of depth 64 that is always full, 4 KiB requests on a RAM volume, one thread. Three things are timed in turn: all of it;
-//! the copies alone, one call each as in user copy; and the kernel's side of the ring alone, commits to /dev/null in batches of
-//! the depth. What is left of the first is this program's own.
+//! A queue of depth 64 that is always full, 4 KiB requests on a RAM volume, one thread. Three things are timed in turn, in rounds
+//! so short that the machine is the same for all three: all of it; a bare loop, which makes the same system calls in the same
+//! order and nothing else, one copy for each request and one entry of the ring for each batch of commits; and the copies of the
+//! bare loop alone. What all of it takes beyond the bare loop is this program's own.
 #![expect(unsafe_code, reason = "pushes entries to a bare ring")]
 
 #[expect(dead_code, reason = "not all of them are driven here")]
@@ -12,26 +13,20 @@ mod devices;
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 
-use devices::ram;
+use devices::{on_cpu, ram};
 use hugepages::{Region, RegionOptions};
 use io_uring::{IoUring, opcode, types};
 use reactor::bdev::Handle;
 use reactor::reactor::start::solo;
-use reactor::sys::ublk::Requests;
+use reactor::sys::ublk::{RequestData, Requests};
 use reactor::ublk::stand_in::{Load, StandIn};
 use reactor::ublk::wire::{IoOp, U_IO_COMMIT_AND_FETCH_REQ};
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 201;
 const DEPTH: u16 = 64;
 const LEN: u32 = 4096;
-/// Of each round.
-const IOS: u64 = 1_000_000;
-
-/// Nanoseconds that this thread has run: other programs on its core do not count.
-fn on_cpu() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with scheduler statistics");
-    text.split_whitespace().next().and_then(|ns| ns.parse().ok()).expect("a number of nanoseconds")
-}
+/// Of each round: some 20 ms.
+const IOS: u64 = 256 * DEPTH as u64;
 
 fn timed(ios: u64, work: impl FnOnce()) -> f64 {
     let before = on_cpu();
@@ -39,10 +34,63 @@ fn timed(ios: u64, work: impl FnOnce()) -> f64 {
     (on_cpu() - before) / ios as f64
 }
 
-fn median(values: &[f64]) -> f64 {
+fn quantile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
+    sorted[(part * (sorted.len() - 1) as f64).round() as usize]
+}
+
+/// What a program does that only makes the system calls.
+struct Bare {
+    op: IoOp,
+    pages: Vec<RequestData>,
+    memory: Region,
+    ring: IoUring,
+}
+
+impl Bare {
+    fn new(op: IoOp, queue: &StandIn) -> Bare {
+        let memory = Region::new(usize::from(DEPTH) * LEN as usize, RegionOptions::default()).expect("memory");
+        (0..memory.len()).step_by(4096).for_each(|at| memory.write(at, &[1]));
+        let commands = || OpenOptions::new().read(true).write(true).open("/dev/null").expect("/dev/null");
+        let requests = Requests::stand_in(queue.data(0).0.try_clone().expect("a descriptor"), commands());
+        let pages = (0..DEPTH).map(|tag| requests.way().to(0, tag, LEN, None)).collect();
+        let entries = u32::from(DEPTH) * 2;
+        let ring: IoUring =
+            IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries).expect("a ring");
+        ring.submitter().register_files(&[commands().as_raw_fd()]).expect("a table of files");
+        Bare { op, pages, memory, ring }
+    }
+
+    fn copy(&self, tag: u16) {
+        let (pages, at, len) = (&self.pages[usize::from(tag)], usize::from(tag) * LEN as usize, LEN as usize);
+        let copied = match self.op {
+            IoOp::READ => pages.give_from(0, &self.memory, at, len),
+            IoOp::WRITE => pages.take_to(0, &self.memory, at, len),
+            _ => Ok(()),
+        };
+        copied.expect("a copy");
+    }
+
+    fn copies(&self, count: u64) {
+        for _ in 0..count / u64::from(DEPTH) {
+            (0..DEPTH).for_each(|tag| self.copy(tag));
+        }
+    }
+
+    fn all(&mut self, count: u64) {
+        for _ in 0..count / u64::from(DEPTH) {
+            for tag in 0..DEPTH {
+                self.copy(tag);
+                let commit = opcode::UringCmd16::new(types::Fixed(0), U_IO_COMMIT_AND_FETCH_REQ).cmd([0; 16]).build();
+                // SAFETY: the command is part of the entry; no memory is named.
+                unsafe { self.ring.submission().push(&commit.user_data(u64::from(tag))) }.expect("room");
+            }
+            self.ring.submit_and_wait(usize::from(DEPTH)).expect("a ring");
+            let taken = self.ring.completion().filter(|done| done.result() == 0).count();
+            assert_eq!(taken, usize::from(DEPTH));
+        }
+    }
 }
 
 /// Times all three for one kind of request, and prints a line.
@@ -50,17 +98,6 @@ fn measure(name: &str, op: IoOp) {
     let reactor = solo(16 << 20).expect("a reactor");
     let device = ram(1 << 20);
     let handle = Handle::open(&reactor, &device).expect("an open device");
-    let queue = StandIn::open(&reactor, &device, Load { depth: DEPTH, op, len: LEN }).expect("a stand-in");
-    let region = Region::new(usize::from(DEPTH) * LEN as usize, RegionOptions::default()).expect("memory");
-    region.zero(0, region.len());
-    let (memory, _) = queue.data(0);
-    let commands = || OpenOptions::new().read(true).write(true).open("/dev/null").expect("/dev/null");
-    let requests = Requests::stand_in(memory.try_clone().expect("a descriptor"), commands());
-    let pages: Vec<_> = (0..DEPTH).map(|tag| requests.way().to(0, tag, LEN, None)).collect();
-    let mut ring: IoUring =
-        IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(u32::from(DEPTH) * 2).expect("a ring");
-    let null = commands();
-
     let done = || handle.stats().total().ios;
     let until = |count: u64| {
         let goal = done() + count;
@@ -68,59 +105,47 @@ fn measure(name: &str, op: IoOp) {
             reactor.turn();
         }
     };
+    let open = |op| StandIn::open(&reactor, &device, Load { depth: DEPTH, op, len: LEN }).expect("a stand-in");
+    let end = |queue: StandIn| {
+        queue.stop();
+        while !queue.has_ended().expect("no fault") {
+            reactor.turn();
+        }
+    };
+    // What was never written would be read from one page of zeros for all.
+    let queue = open(IoOp::WRITE);
     until(10_000);
-    let (mut all, mut copies, mut rings, mut own) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let before = reactor.stats().ring;
-    let counted = done();
+    end(queue);
+    let queue = open(op);
+    until(10_000);
+    let mut bare = Bare::new(op, &queue);
+    bare.all(10_000);
+    let (mut all, mut loops, mut copies, mut own) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (before, counted) = (reactor.stats().ring.enters, done());
     for _ in 0..ROUNDS {
-        all.push(timed(IOS, || until(IOS)));
-        copies.push(timed(IOS, || {
-            for io in 0..IOS {
-                let tag = io as usize % usize::from(DEPTH);
-                let at = tag * LEN as usize;
-                let copied = match op {
-                    IoOp::READ => pages[tag].give_from(0, &region, at, LEN as usize),
-                    IoOp::WRITE => pages[tag].take_to(0, &region, at, LEN as usize),
-                    _ => Ok(()),
-                };
-                copied.expect("a copy");
-            }
-        }));
-        rings.push(timed(IOS, || {
-            for _ in 0..IOS / u64::from(DEPTH) {
-                for tag in 0..DEPTH {
-                    let commit = opcode::UringCmd16::new(types::Fd(null.as_raw_fd()), U_IO_COMMIT_AND_FETCH_REQ);
-                    let entry = commit.cmd([0; 16]).build().user_data(u64::from(tag));
-                    // SAFETY: the command is part of the entry; no memory is named.
-                    unsafe { ring.submission().push(&entry) }.expect("room");
-                }
-                ring.submit_and_wait(usize::from(DEPTH)).expect("a ring");
-                let taken = ring.completion().filter(|done| done.result() == 0).count();
-                assert_eq!(taken, usize::from(DEPTH));
-            }
-        }));
-        let last = all.len() - 1;
-        own.push(all[last] - copies[last] - rings[last]);
+        let ours = timed(IOS, || until(IOS));
+        let plain = timed(IOS, || bare.all(IOS));
+        all.push(ours);
+        loops.push(plain);
+        own.push(ours - plain);
+        copies.push(timed(IOS, || bare.copies(IOS)));
     }
-    let enters = (reactor.stats().ring.enters - before.enters) as f64 / (done() - counted) as f64;
-    let (all, copies, rings, spread) = (median(&all), median(&copies), median(&rings), own.clone());
-    let own = median(&own);
-    let (least, most) = spread.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
-    println!(
-        "{name:<22} {all:>8.0} {copies:>8.0} {rings:>8.0} {own:>8.0} {:>14} {enters:>8.3}",
-        format!("{least:.0} .. {most:.0}")
-    );
-    queue.stop();
-    while !queue.has_ended().expect("no fault") {
-        reactor.turn();
-    }
+    let enters = (reactor.stats().ring.enters - before) as f64 / (done() - counted) as f64;
+    let [all, loops, copies] = [all, loops, copies].map(|values| quantile(&values, 0.5));
+    let spread = format!("{:.0} .. {:.0}", quantile(&own, 0.25), quantile(&own, 0.75));
+    let own = quantile(&own, 0.5);
+    println!("{name:<22} {all:>8.0} {loops:>8.0} {copies:>8.0} {own:>8.0} {spread:>14} {enters:>8.3}");
+    end(queue);
     drop(handle);
     assert_eq!(reactor.shut_down(), 0, "all buffers are home");
 }
 
 fn main() {
     println!("ns per I/O, median of {ROUNDS} rounds of {IOS} I/Os, depth {DEPTH}");
-    println!("{:<22} {:>8} {:>8} {:>8} {:>8} {:>14} {:>8}", "", "all", "copy", "ring", "own", "min .. max", "enters");
+    println!(
+        "{:<22} {:>8} {:>8} {:>8} {:>8} {:>14} {:>8}",
+        "", "all", "bare", "copy", "own", "half of rounds", "enters"
+    );
     let only = std::env::args().skip(1).find(|word| !word.starts_with('-')).unwrap_or_default();
     for (name, op) in [("RAM 4k read", IoOp::READ), ("RAM 4k write", IoOp::WRITE), ("flush", IoOp::FLUSH)] {
         if name.contains(&only) {

@@ -1,4 +1,4 @@
-//! The devices that benches drive.
+//! The devices that benches drive, and the time that they take.
 
 use std::sync::Arc;
 
@@ -6,6 +6,7 @@ use reactor::bdev::BlockDevice;
 use reactor::bdev::device::malloc::{self, Malloc};
 use reactor::bdev::device::null::{self, CompleteIn, Null};
 use reactor::bdev::layer::inject::{self, Inject};
+use rustix::time::{ClockId, clock_gettime};
 
 pub fn null(complete: CompleteIn) -> Arc<dyn BlockDevice> {
     Arc::new(Null::new(null::Options {
@@ -35,4 +36,10 @@ pub fn ram(size: u64) -> Arc<dyn BlockDevice> {
 pub fn layer(base: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
     let options = inject::Options { name: "layer".to_owned(), uuid: [3; 16], base, rules: Vec::new() };
     Arc::new(Inject::new(options).expect("no rules"))
+}
+
+/// Nanoseconds that this thread has run: other programs on its core do not count.
+pub fn on_cpu() -> f64 {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
 }

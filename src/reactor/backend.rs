@@ -8,7 +8,7 @@ use hugepages::ChunkInfo;
 
 use super::sim::SimRing;
 use crate::sys::descriptor::Descriptor;
-use crate::sys::op::{Completion, FileId, Op, OpToken, Owner, UblkCommand};
+use crate::sys::op::{Completion, Ended, FileId, Op, OpToken, Owner, UblkCommand};
 use crate::sys::uring::{RingStats, Uring};
 
 /// Who carries out the operations of a reactor.
@@ -47,10 +47,14 @@ impl Backend {
         }
     }
 
-    /// Collects completions, at most a batch.
+    /// Collects completions, at most a batch, and apart from them those that carry nothing but a result.
     #[inline]
-    pub(super) fn reap(&mut self, out: &mut Vec<Completion>) {
-        each!(self, b => b.reap(out), closed => ());
+    pub(super) fn reap(&mut self, out: &mut Vec<Completion>, ended: &mut Vec<Ended>) {
+        match self {
+            Backend::Uring(b) => b.reap(out, ended),
+            Backend::Sim(b) => b.reap(out),
+            Backend::Closed => {}
+        }
     }
 
     /// Hands over what was submitted. Returns whether there was anything to do. `again`: the next turn follows at once, and what can

@@ -226,6 +226,12 @@ impl Segments {
         if self.count == 1 { self.pieces[0].as_ref() } else { None }
     }
 
+    /// The one piece, if there is exactly one, to be changed.
+    #[inline]
+    pub fn sole_mut(&mut self) -> Option<&mut Segment> {
+        if self.count == 1 { self.pieces[0].as_mut() } else { None }
+    }
+
     /// The one buffer, if there is exactly one piece and it is a buffer.
     #[inline]
     pub fn single_buf(&self) -> Option<&Buf> {

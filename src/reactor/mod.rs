@@ -28,7 +28,7 @@ use hugepages::{Chunk, ChunkInfo, Pool};
 
 use crate::limits::{READY_BUDGET, SLEEP_NS_MAX, SPIN_NS, TASKS_PER_TURN};
 use crate::sys::descriptor::Descriptor;
-use crate::sys::op::{Completion, FileId, Op, OpToken, Owner, UblkCommand};
+use crate::sys::op::{Completion, Ended, FileId, Op, OpToken, Owner, Payload, UblkCommand};
 use backend::Backend;
 use clock::{Clock, Entropy, TimeSource};
 use futures::OpWaits;
@@ -44,6 +44,12 @@ use timer::Timers;
 pub trait Sink {
     /// One operation ended. `tag` is what its [`Owner`] said.
     fn completed(&self, tag: u64, completion: Completion);
+
+    /// One operation ended that carries nothing but a result. What this returns is the task that goes on with it, at once.
+    fn ended(&self, Ended { owner, result }: Ended) -> Option<TaskId> {
+        self.completed(owner.tag, Completion { owner, result, payload: Payload::None });
+        None
+    }
 
     /// A parcel from another reactor arrived. Only sinks that gave out their number for parcels get any.
     fn parcel(&self, parcel: Box<Parcel>) {
@@ -135,6 +141,7 @@ pub struct Reactor {
     services: RefCell<BTreeMap<TypeId, Rc<dyn Any>>>,
     budget: Cell<u32>,
     reaped: RefCell<Vec<Completion>>,
+    ended: RefCell<Vec<Ended>>,
     chunks: RefCell<VecDeque<ChunkInfo>>,
     stats: stats::Counters,
     stalls: Stalls,
@@ -174,6 +181,7 @@ impl Reactor {
             services: RefCell::new(BTreeMap::new()),
             budget: Cell::new(READY_BUDGET),
             reaped: RefCell::new(Vec::with_capacity(crate::sys::limits::REAP_BATCH * 2)),
+            ended: RefCell::new(Vec::with_capacity(crate::sys::limits::REAP_BATCH)),
             chunks: RefCell::new(VecDeque::new()),
             stats: stats::Counters::default(),
             stalls: Stalls::new(),
@@ -225,9 +233,9 @@ impl Reactor {
     }
 
     fn dispatch_completions(&self) -> bool {
-        let mut reaped = self.reaped.take();
-        self.backend.borrow_mut().reap(&mut reaped);
-        let any = !reaped.is_empty();
+        let (mut reaped, mut ended) = (self.reaped.take(), self.ended.take());
+        self.backend.borrow_mut().reap(&mut reaped, &mut ended);
+        let any = !reaped.is_empty() || !ended.is_empty();
         for completion in reaped.drain(..) {
             let Owner { sink, tag } = completion.owner;
             if sink == DOORBELL {
@@ -240,7 +248,33 @@ impl Reactor {
             self.stalls.watch_batched(&self.clock, name, || sink.completed(tag, completion));
         }
         self.reaped.replace(reaped);
+        if !ended.is_empty() {
+            self.dispatch_ended(&mut ended);
+        }
+        self.ended.replace(ended);
         any
+    }
+
+    /// Wakes nobody: each task goes on from here, one after the other. Most belong to the same sink.
+    #[inline]
+    fn dispatch_ended(&self, all: &mut Vec<Ended>) {
+        let mut polling = self.tasks.begin();
+        let mut last: Option<(u32, Rc<dyn Sink>)> = None;
+        for ended in all.drain(..) {
+            let number = ended.owner.sink;
+            if last.as_ref().is_none_or(|(last, _)| *last != number) {
+                last = self.sink(number).map(|(_, sink)| (number, sink));
+            }
+            let Some((_, sink)) = &last else {
+                continue;
+            };
+            if let Some(TaskId { index, generation }) = sink.ended(ended) {
+                let before = || self.budget.set(READY_BUDGET);
+                polling.poll(index, Some(generation), &before, &|name| self.stalls.ran(&self.clock, name));
+            }
+        }
+        drop(polling);
+        self.stalls.end_batch(&self.clock);
     }
 
     fn deliver_mail(&self) -> bool {

@@ -203,3 +203,12 @@ pub struct Completion {
     /// What the operation owned.
     pub payload: Payload,
 }
+
+/// The end of an operation that owned nothing and is only about its owner: a command about a ublk tag.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// Whose it is.
+    pub owner: Owner,
+    /// What it says, or a negative errno.
+    pub result: i32,
+}

@@ -88,7 +88,7 @@ impl Requests {
         Ok(self.commands.as_ref().unwrap_or(&self.memory).try_clone()?.into())
     }
 
-    /// A way to the data of requests. It is counted, so a tag keeps one for all its requests.
+    /// A way to the data of requests.
     pub fn way(&self) -> Way {
         Way(self.memory.clone())
     }
@@ -99,12 +99,13 @@ impl Requests {
 pub struct Way(Arc<File>);
 
 impl Way {
-    /// The data of the request that `tag` of `queue` has in hand, `len` bytes. [`RequestData::into_way`] is the way back.
+    /// The data of the request that `tag` of `queue` has in hand, `len` bytes.
     ///
-    /// `place` is where the kernel has registered it in the table of buffers of this reactor's ring.
-    #[inline(always)]
-    pub fn to(self, queue: u16, tag: u16, len: u32, place: Option<u16>) -> RequestData {
-        RequestData { device: self.0, position: wire::io_buf_position(queue, tag), len, place }
+    /// `place` is where the kernel has registered it in the table of buffers of this reactor's ring. The result is counted by an
+    /// atomic: [`RequestData::renew`] makes it that of the next request.
+    #[inline]
+    pub fn to(&self, queue: u16, tag: u16, len: u32, place: Option<u16>) -> RequestData {
+        RequestData { device: self.0.clone(), position: wire::io_buf_position(queue, tag), len, place }
     }
 }
 
@@ -132,10 +133,10 @@ impl RequestData {
         self.len == 0
     }
 
-    /// The way that it was reached by.
+    /// Makes it the data of another request of the same device, as [`Way::to`].
     #[inline]
-    pub fn into_way(self) -> Way {
-        Way(self.device)
+    pub fn renew(&mut self, queue: u16, tag: u16, len: u32, place: Option<u16>) {
+        (self.position, self.len, self.place) = (wire::io_buf_position(queue, tag), len, place);
     }
 
     /// Whether the ring of its reactor reaches it, so that it can go to the kernel as it is.
@@ -264,6 +265,7 @@ impl RequestData {
 }
 
 /// The address of a checked range.
+#[inline]
 fn region_range(region: &Region, offset: usize, len: usize) -> usize {
     assert!(len <= region.len().saturating_sub(offset), "{len} bytes at {offset} of a region of {}", region.len());
     region.address_of(offset)

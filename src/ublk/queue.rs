@@ -12,9 +12,9 @@ use hugepages::Buf;
 
 use super::slot;
 use super::wire::{self, IoDesc};
-use crate::bdev::{BlockDevice, Handle};
+use crate::bdev::{BlockDevice, Handle, Unaddressed};
 use crate::reactor::{Reactor, Sink, TaskId};
-use crate::sys::op::{Completion, FileId, Owner, Payload, UblkCommand, UblkStep};
+use crate::sys::op::{Completion, Ended, FileId, Owner, Payload, UblkCommand, UblkStep};
 use crate::sys::ublk::{Descriptors, RequestData, Requests, Way};
 
 /// How the bytes of requests travel.
@@ -96,7 +96,10 @@ pub(super) struct Queue {
     pub reactor: Rc<Reactor>,
     pub handle: Handle,
     pub travel: Travel,
+    /// Whether the volume takes the pages of requests as they are, so that no memory of ours is needed.
+    pub passes_pages: bool,
     pub read_only: bool,
+    way: Way,
     /// Where the data of requests is registered with the ring, by tag; tags beyond have no place.
     places: Vec<u16>,
     tags: Vec<Tag>,
@@ -107,7 +110,6 @@ pub(super) struct Queue {
     sink: Cell<u32>,
     leaving: Arc<AtomicBool>,
     descriptors: Descriptors,
-    requests: Requests,
     device: u32,
     number: u16,
     file: FileId,
@@ -138,12 +140,15 @@ impl Queue {
                 places.len()
             );
         }
+        let passes_pages = travel != Travel::ByKernel && handle.common().traits().unaddressed != Unaddressed::Refuses;
         let reactor = reactor.clone();
         let queue = Rc::new(Queue {
             reactor: reactor.clone(),
             handle,
             travel,
+            passes_pages,
             read_only,
+            way: requests.way(),
             places,
             tags: (0..depth).map(|_| Tag::default()).collect(),
             alive: Cell::new(depth),
@@ -151,7 +156,6 @@ impl Queue {
             sink: Cell::new(0),
             leaving,
             descriptors,
-            requests,
             device: device_number,
             number,
             file,
@@ -179,7 +183,7 @@ impl Queue {
         }
     }
 
-    /// Starts a command about a tag; its end comes by [`Queue::ended`].
+    /// Starts a command about a tag; its end comes by [`Queue::end_of`].
     #[inline]
     pub fn start(&self, step: UblkStep, tag: u16, result: i32, buf: Option<Buf>) {
         // Where there is none, registering fails at a place beyond the table, and the request says so.
@@ -190,7 +194,7 @@ impl Queue {
 
     /// Waits for the end of a tag's command, for its task. What it says: see [`UblkStep`].
     #[inline]
-    pub fn ended(&self, tag: u16) -> impl Future<Output = i32> + '_ {
+    pub fn end_of(&self, tag: u16) -> impl Future<Output = i32> + '_ {
         let tag = &self.tags[usize::from(tag)];
         std::future::poll_fn(move |_| tag.ended.take().map_or(Poll::Pending, Poll::Ready))
     }
@@ -206,11 +210,16 @@ impl Queue {
         self.descriptors.get(tag)
     }
 
-    /// A tag has a request in hand, until the result is dropped.
+    /// A tag has a request in hand.
     #[inline]
-    pub fn work(&self) -> Working<'_> {
+    pub fn begin_work(&self) {
         self.working.set(self.working.get() + 1);
-        Working(self)
+    }
+
+    /// The kernel has it back.
+    #[inline]
+    pub fn end_work(&self) {
+        self.working.set(self.working.get() - 1);
     }
 
     /// Whether requests are left to the next server: they stay with the kernel, which asks it for them again.
@@ -225,16 +234,21 @@ impl Queue {
         self.places.get(usize::from(tag)).copied()
     }
 
-    /// A way to the data of requests.
-    pub fn way(&self) -> Way {
-        self.requests.way()
+    /// The data of a tag's request.
+    #[inline]
+    pub fn pages(&self, tag: u16, request: &IoDesc, len: usize) -> RequestData {
+        self.way.to(self.number, tag, len as u32, self.registered(tag, request))
     }
 
-    /// The data of a tag's request.
-    #[inline(always)]
-    pub fn data(&self, way: Way, tag: u16, request: &IoDesc, len: usize) -> RequestData {
-        let place = if request.op_flags & wire::IO_F_NEED_REG_BUF == 0 { self.place(tag) } else { None };
-        way.to(self.number, tag, len as u32, place)
+    /// Makes the data of a tag's last request that of the next.
+    #[inline]
+    pub fn renew(&self, pages: &mut RequestData, tag: u16, request: &IoDesc, len: usize) {
+        pages.renew(self.number, tag, len as u32, self.registered(tag, request));
+    }
+
+    #[inline]
+    fn registered(&self, tag: u16, request: &IoDesc) -> Option<u16> {
+        if request.op_flags & wire::IO_F_NEED_REG_BUF == 0 { self.place(tag) } else { None }
     }
 
     /// The kernel, or this reactor, does not let a tag go on: told once for each queue.
@@ -247,16 +261,6 @@ impl Queue {
     }
 }
 
-/// A request in hand.
-pub(super) struct Working<'a>(&'a Queue);
-
-impl Drop for Working<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        self.0.working.set(self.0.working.get() - 1);
-    }
-}
-
 impl Sink for Queue {
     #[inline]
     fn completed(&self, tag: u64, completion: Completion) {
@@ -266,6 +270,13 @@ impl Sink for Queue {
             tag.buf.set(Some(buf));
         }
         self.reactor.wake(tag.task.get());
+    }
+
+    #[inline]
+    fn ended(&self, Ended { owner, result }: Ended) -> Option<TaskId> {
+        let tag = &self.tags[owner.tag as usize];
+        tag.ended.set(Some(result));
+        Some(tag.task.get())
     }
 }
 

@@ -22,7 +22,7 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
 use super::affinity;
 use super::limits::{REAP_BATCH, RING_BUFFERS, RING_FILES, RING_REQUESTS, RING_WORKERS, RX_BUFFER_LEN};
-use super::op::{Completion, FileId, Op, OpToken, Owner, Payload};
+use super::op::{Completion, Ended, FileId, Op, OpToken, Owner, Payload};
 use super::socket::{self, Doorbell};
 use direct::Direct;
 use files::Files;
@@ -451,9 +451,9 @@ impl Uring {
         !self.answered.is_empty() || !self.ring.completion().is_empty()
     }
 
-    /// Moves completions to `out`, at most a batch.
+    /// Moves completions to `out`, at most a batch, and those that carry nothing but a result to `ended`.
     #[inline]
-    pub fn reap(&mut self, out: &mut Vec<Completion>) {
+    pub fn reap(&mut self, out: &mut Vec<Completion>, ended: &mut Vec<Ended>) {
         while let Some(token) = self.answered.pop() {
             self.finish(token, 0, 0, out);
         }
@@ -463,18 +463,19 @@ impl Uring {
                 break;
             };
             let (token, result, flags) = (OpToken(cqe.user_data()), cqe.result(), cqe.flags());
-            self.finish(token, result, flags, out);
+            match table::owner_of(token) {
+                Some(owner) => {
+                    self.stats.completed += 1;
+                    ended.push(Ended { owner, result });
+                }
+                None => self.finish(token, result, flags, out),
+            }
         }
         let overflow = u64::from(self.ring.completion().overflow());
         self.stats.overflows = overflow;
     }
 
     fn finish(&mut self, token: OpToken, result: i32, flags: u32, out: &mut Vec<Completion>) {
-        if let Some(owner) = table::owner_of(token) {
-            self.stats.completed += 1;
-            out.push(Completion { owner, result, payload: Payload::None });
-            return;
-        }
         let Some((owner, held)) = self.table.remove(token) else {
             self.stats.stale += 1;
             return;
@@ -533,15 +534,15 @@ impl Drop for Uring {
     /// memory may still be written.
     fn drop(&mut self) {
         self.hand_over_all();
-        let mut out = Vec::new();
+        let (mut out, mut ended) = (Vec::new(), Vec::new());
         let deadline = super::tsc::monotonic_ns() + 2_000_000_000;
         while self.table.is_working() && super::tsc::monotonic_ns() < deadline {
             let all = types::CancelBuilder::any();
             // NotFound only says that nothing could be cancelled any more: the completions are on their way.
             let _ = self.ring.submitter().register_sync_cancel(Some(types::Timespec::new().nsec(10_000_000)), all);
             self.wait(Some(Duration::from_millis(10)));
-            self.reap(&mut out);
-            out.clear();
+            self.reap(&mut out, &mut ended);
+            (out.clear(), ended.clear());
         }
         let clean = !self.table.is_working();
         // SAFETY: each field is dropped once, here, and not used again. The ring goes first.
