@@ -22,6 +22,9 @@ LOGS = TARGET / "test-logs"
 sys.path.insert(0, str(ROOT / "qemu"))
 
 STEP_TIMEOUT_S = 900
+# How a guest script ends that leaves the rest to another guest (tests/guest/harness.py), and how many guests that may take.
+LOST = 75
+GUESTS_MAX = 4
 # How much longer a guest may take with --full.
 FULL_FACTOR = 8
 TAIL_LINES = 40
@@ -248,13 +251,18 @@ def guest_nvmf(report, prepared):
 
 
 def guest_ublk(report, prepared):
-    """Volumes as local disks, in guests with the newest and the 6.12 kernel; all cases if named; --full: all combinations"""
-    arguments = ["--full"] if prepared["full"] else [] if prepared["named"] else ["--quick"]
-    in_guests(report, prepared, "guest-ublk", "ublk", ROOT / "tests/guest/ublk.py", arguments)
+    """Volumes as local disks, in guests with the newest and the 6.12 kernel; --full: all combinations"""
+    step = Step("build-pattern", ["cargo", "build", "--release", "--example", "pattern"])
+    if step.why:
+        report.fail("guest-ublk", step.why, step.log)
+        return
+    arguments = ["--full"] if prepared["full"] else []
+    example = TARGET / "release/examples/pattern"
+    in_guests(report, prepared, "guest-ublk", "ublk", ROOT / "tests/guest/ublk.py", arguments, [example])
 
 
-def in_guests(report, prepared, group, shape, script, arguments=()):
-    """Runs a script in a guest of each kernel, both at once."""
+def in_guests(report, prepared, group, shape, script, arguments=(), binaries=()):
+    """Runs a script in a guest of each kernel, both at once; in another one what is left after a guest was lost."""
     from rig.image import KERNELS
     from rig.machine import Machine, guest_payload
     from rig.packages import RigError
@@ -266,13 +274,15 @@ def in_guests(report, prepared, group, shape, script, arguments=()):
         name = f"{group}-{kernel}"
         log = LOGS / f"{name}.log"
         failed = count = 0
+        last = None
 
         def line(text):
-            nonlocal failed, count
+            nonlocal failed, count, last
             found = GUEST_LINE.match(text)
             if not found:
                 return
-            result, case, why = found.groups()
+            result, last, why = found.groups()
+            case = last
             count += 1
             if result == "ok":
                 report.ok(f"{name} {case}")
@@ -285,11 +295,17 @@ def in_guests(report, prepared, group, shape, script, arguments=()):
         try:
             machine = Machine(kernel, shape)
             report.note(f"{name}: Linux {machine.kernel.version} under {machine.accelerator()}")
-            payload = guest_payload(script, [TARGET / "release/reactor"], arguments)
             timeout_s = machine.shape["timeout"] * (FULL_FACTOR if arguments else 1)
-            code = machine.run(payload, log, timeout_s, echo=line)
-            if (code != 0 and not failed) or not count:
-                report.fail(name, f"exit {code} after {count} cases", log)
+            words = list(arguments)
+            for boot in range(GUESTS_MAX):
+                part = log.with_stem(f"{log.stem}-{boot}") if boot else log
+                payload = guest_payload(script, [TARGET / "release/reactor", *binaries], words)
+                code = machine.run(payload, part, timeout_s, echo=line)
+                if code != LOST:
+                    break
+                words = [*arguments, f"--after={last}"]
+            if (code not in (0, LOST) and not failed) or code == LOST or not count:
+                report.fail(name, f"exit {code} after {count} cases", part)
         except (RigError, OSError) as error:
             report.fail(name, str(error), log)
 
@@ -397,7 +413,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with concurrent.futures.ThreadPoolExecutor() as pool:
         try:
-            prepared = {"full": options.full, "named": bool(options.group), **prepare(groups, pool)}
+            prepared = {"full": options.full, **prepare(groups, pool)}
             for name in groups:
                 report.group(name)
                 started = time.monotonic()

@@ -20,7 +20,7 @@ def main():
     run("modprobe", "nvme-tcp")
     for part in PARTS:
         importlib.import_module(part)
-    return suite.run([word for word in sys.argv[1:] if not word.startswith("--")])
+    return suite.run(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/python3
 """ublk: volumes of reactor as block devices of the guest.
 
-  ublk.py [--full | --quick] [--seed=N] [WORD...]     the cases whose names contain a WORD, or all
+  ublk.py [--full] [--seed=N] [--after=NAME] [WORD...]     the cases whose names contain a WORD, or all
 
 `--full` runs every combination of the matrix, not only all pairs, and more of what is repeated; `--seed` chooses other
-pairs, positions and sizes. `--quick` leaves out the matrix, and the lives of disks.
+pairs, positions and sizes; `--after` begins with the case after that one.
 """
 
 import importlib
@@ -14,7 +14,6 @@ from harness import note, run
 
 # In the order in which their cases run.
 PARTS = ["ublk_start", "ublk_data", "ublk_order", "ublk_life", "ublk_matrix"]
-QUICK = 3
 
 
 def main():
@@ -23,9 +22,9 @@ def main():
 
     start_udev()
     note(f"features {WORLD.features:#x}, seed {SEED}")
-    for part in PARTS[:QUICK] if "--quick" in sys.argv[1:] else PARTS:
+    for part in PARTS:
         importlib.import_module(part)
-    return suite.run([word for word in sys.argv[1:] if not word.startswith("--")])
+    return suite.run(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """What a start gives: names, numbers, modes, partitions; what it costs; and what it says where there is no ublk."""
 
+import itertools
 import os
 import pathlib
 import statistics
+import struct
+import subprocess
 import time
 
 import ublk_kernel
-from disk import MIB, pattern
+from disk import MIB, Disk, pattern
 from harness import Failure, Unsupported, check, note, run, wait_until
 from target import Config
 from ublk_kernel import USER_COPY, ZERO_COPY
@@ -205,6 +208,29 @@ def idle_disks_cost_next_to_nothing():
     note(f"{share:.2%} of a core with two reactors and two disks of four queues")
     check(share < IDLE_CORE_MAX, f"idle, reactor takes {share:.1%} of a core")
     disks[0].expect(0, pattern(MIB), "after the idle time")
+
+
+@suite.case
+def program_serves_a_disk_of_its_own():
+    """The library's example: every word of its disk tells its own offset; a line on its input ends it."""
+    program = subprocess.Popen(
+        ["/test/bin/pattern", "--ublk"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        printed = list(itertools.takewhile(lambda line: "ready" not in line, program.stdout))
+        paths = [line.strip() for line in printed if line.startswith("/dev/ublkb")]
+        check(len(paths) == 1, f"printed {printed}, {program.poll()}")
+        disk = Disk(paths[0].removeprefix("/dev/"))
+        for offset in (0, 4096, 123 * MIB + 512, (1 << 40) - 4096):
+            words = struct.unpack("<512Q", disk.read(offset, 4096))
+            check(words == tuple(range(offset, offset + 4096, 8)), f"at {offset}: {words[:2]}")
+        check(disk.size() == 1 << 40 and disk.attribute("ro") == "1", f"{disk.size()} bytes, ro {disk.attribute('ro')}")
+        run("udevadm", "settle", "--timeout=60")
+        said = program.communicate("\n", timeout=30)
+        check(program.returncode == 0, f"exit {program.returncode}: {said}")
+    finally:
+        program.kill()
+        program.wait()
 
 
 @suite.case
