@@ -22,6 +22,7 @@
 //! |---|---|
 //! | [`layer::inject`] | fails, delays and holds I/Os by rules |
 
+pub mod at_once;
 pub mod conformance;
 pub mod contract;
 pub mod device;

@@ -26,22 +26,17 @@
 //! [`BlockDevice`] and [`Channel`] itself: there an I/O may stay pending while its reactor does other things. The leaves beside
 //! this module are examples.
 
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 
-use crate::bdev::exclusion::{Gate, Range, Resume};
+use crate::bdev::at_once::{self, AtOnce};
 use crate::bdev::scatter::{self, BOUNCE};
-use crate::bdev::steps::{Outstanding, WorkQueue};
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 use crate::reactor::Reactor;
-use crate::reactor::io::{Io, IoCell, IoOp, IoStatus, Segment, Segments};
+use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
 
 /// Largest unmap or write zeroes that a disk gets in one call: it ends before other I/O of the reactor goes on.
 pub const ZEROES_MAX: u64 = 1 << 20;
-
-/// Compare and writes of one channel that wait for other reactors at a time.
-const HELPERS: usize = 4;
 
 /// Zeros to write where a disk has no better way.
 static ZEROES: [u8; BOUNCE] = [0; BOUNCE];
@@ -223,121 +218,67 @@ impl BlockDevice for Custom {
     }
 
     fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
-        Gate::check_home(reactor, &self.common)?;
-        let inner = Rc::new_cyclic(|me: &Weak<Inner>| Inner {
-            reactor: reactor.clone(),
-            disk: self.disk.clone(),
-            block_size: self.common.traits().block_size as usize,
-            flushes: self.common.traits().volatile_cache,
-            gate: Gate::open(reactor, &self.common, me.clone()),
-            contended: WorkQueue::new(reactor),
-            outstanding: Outstanding::new(reactor),
-        });
-        // Nobody writes what is read-only, so nothing has to be excluded.
-        let helpers = if self.common.traits().read_only { 0 } else { HELPERS };
-        for _ in 0..helpers {
-            let inner = inner.clone();
-            reactor.spawn("custom device helper", async move {
-                while let Some(mut io) = inner.contended.next().await {
-                    let grant = inner.gate.acquire(Range::of(&io)).await;
-                    inner.carry_out(&mut io);
-                    drop(grant);
-                    inner.end(io);
-                }
-            });
-        }
-        Ok(Box::new(CustomChannel(inner)))
+        let traits = self.common.traits();
+        let here =
+            Here { disk: self.disk.clone(), block_size: traits.block_size as usize, flushes: traits.volatile_cache };
+        at_once::open(reactor, &self.common, here)
     }
 }
 
-struct CustomChannel(Rc<Inner>);
-
-struct Inner {
-    reactor: Rc<Reactor>,
+/// The disk on one reactor.
+struct Here {
     disk: Arc<dyn Disk>,
     block_size: usize,
     /// A write that is to be durable needs a flush.
     flushes: bool,
-    gate: Rc<Gate>,
-    contended: WorkQueue,
-    /// What did not end within its submission.
-    outstanding: Outstanding,
 }
 
-impl Channel for CustomChannel {
+impl AtOnce for Here {
     #[inline]
-    fn submit(&self, mut io: Io) -> Poll<Io> {
-        let inner = &*self.0;
-        match io.op {
-            IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes if !inner.gate.may_write(Range::of(&io)) => {
-                return inner.wait(io, |io| inner.gate.hold_back(io));
-            }
-            IoOp::CompareAndWrite if !inner.gate.is_exclusive_now(Range::of(&io)) => {
-                return inner.wait(io, |io| inner.contended.push(io));
-            }
-            IoOp::Reset => {
-                inner.abort_held();
-                return inner.outstanding.reset(io);
-            }
-            _ => inner.carry_out(&mut io),
-        }
-        Poll::Ready(io)
-    }
-}
-
-impl Drop for CustomChannel {
-    fn drop(&mut self) {
-        self.0.contended.close();
-        self.0.abort_held();
-    }
-}
-
-impl Resume for Inner {
-    fn resume(&self, mut io: Io) {
-        self.carry_out(&mut io);
-        self.end(io);
-    }
-}
-
-impl Inner {
-    fn wait(&self, mut io: Io, queue: impl FnOnce(Io)) -> Poll<Io> {
-        io.scratch = u64::from(self.outstanding.enter());
-        queue(io);
-        Poll::Pending
+    fn read(&self, io: &mut Io) {
+        let done = self.fill(io.offset, &mut io.data);
+        answer(io, done);
     }
 
-    fn end(&self, io: Io) {
-        self.outstanding.leave(io.scratch as u8);
-        self.reactor.complete(io);
-    }
-
-    fn abort_held(&self) {
-        while let Some(io) = self.gate.take_waiting() {
-            self.end(io.with_status(IoStatus::Aborted));
-        }
-    }
-
-    /// Carries out all but a reset; the caller has seen to it that nobody else writes the range of a compare and write.
     #[inline]
-    fn carry_out(&self, io: &mut IoCell) {
-        let (offset, len) = (io.offset, io.len as usize);
-        let mut done = match io.op {
-            IoOp::Read => self.read(offset, &mut io.data),
-            IoOp::Write => self.write(offset, &io.data),
-            IoOp::Unmap => self.disk.unmap(offset, io.len),
-            IoOp::WriteZeroes => self.disk.write_zeroes(offset, io.len),
-            IoOp::Flush => self.disk.flush(),
-            IoOp::Compare => self.compare(io),
-            IoOp::CompareAndWrite => self.compare(io).and_then(|()| self.store(offset, &io.data, len, len)),
-            IoOp::Reset => unreachable!("the channel does it"),
+    fn write(&self, io: &mut Io) {
+        let done = match io.op {
+            IoOp::Unmap => self.disk.unmap(io.offset, io.len),
+            IoOp::WriteZeroes => self.disk.write_zeroes(io.offset, io.len),
+            _ => self.take(io.offset, &io.data),
         };
-        if io.fua && self.flushes && io.op.writes() {
-            done = done.and_then(|()| self.disk.flush());
-        }
-        if let Err(status) = done {
-            // No failure at all: then the buffer of a read would go out as the disk has left it.
-            io.status = if status == IoStatus::Success { IoStatus::DeviceError } else { status };
-        }
+        self.answer_durable(io, done);
+    }
+
+    fn flush(&self, io: &mut Io) {
+        answer(io, self.disk.flush());
+    }
+
+    fn compare(&self, io: &mut Io) {
+        let done = self.find_difference(io);
+        answer(io, done);
+    }
+
+    fn compare_and_write(&self, io: &mut Io) {
+        let len = io.len as usize;
+        let done = self.find_difference(io).and_then(|()| self.store(io.offset, &io.data, len, len));
+        self.answer_durable(io, done);
+    }
+}
+
+#[inline]
+fn answer(io: &mut Io, done: Result<(), IoStatus>) {
+    if let Err(status) = done {
+        // No failure at all: then the buffer of a read would go out as the disk has left it.
+        io.status = if status == IoStatus::Success { IoStatus::DeviceError } else { status };
+    }
+}
+
+impl Here {
+    #[inline]
+    fn answer_durable(&self, io: &mut Io, done: Result<(), IoStatus>) {
+        let flushes = io.fua && self.flushes;
+        answer(io, if flushes { done.and_then(|()| self.disk.flush()) } else { done });
     }
 
     /// Whether each piece of the data can be handed to the disk as it is.
@@ -347,9 +288,9 @@ impl Inner {
     }
 
     #[inline]
-    fn read(&self, mut at: u64, data: &mut Segments) -> Result<(), IoStatus> {
+    fn fill(&self, mut at: u64, data: &mut Segments) -> Result<(), IoStatus> {
         if !self.is_plain(data) {
-            return self.read_pieces(at, data);
+            return self.fill_pieces(at, data);
         }
         for segment in data.iter_mut() {
             if let Segment::Buf(buf) = segment {
@@ -361,7 +302,7 @@ impl Inner {
     }
 
     /// Into memory that may only be copied to, or whose pieces are no whole blocks.
-    fn read_pieces(&self, offset: u64, data: &mut Segments) -> Result<(), IoStatus> {
+    fn fill_pieces(&self, offset: u64, data: &mut Segments) -> Result<(), IoStatus> {
         let len = data.bytes() as usize;
         let mut bounce = [0; BOUNCE];
         for at in (0..len).step_by(BOUNCE) {
@@ -373,7 +314,7 @@ impl Inner {
     }
 
     #[inline]
-    fn write(&self, mut at: u64, data: &Segments) -> Result<(), IoStatus> {
+    fn take(&self, mut at: u64, data: &Segments) -> Result<(), IoStatus> {
         if !self.is_plain(data) {
             return self.store(at, data, 0, data.bytes() as usize);
         }
@@ -398,7 +339,7 @@ impl Inner {
     }
 
     /// Compares the first `len` bytes of the data with the range.
-    fn compare(&self, io: &mut IoCell) -> Result<(), IoStatus> {
+    fn find_difference(&self, io: &mut Io) -> Result<(), IoStatus> {
         let len = io.len as usize;
         let mut bounce = [0; BOUNCE];
         for at in (0..len).step_by(BOUNCE) {

@@ -7,14 +7,12 @@
 //! A read or compare that races a write of the same block on another reactor may see parts of both, as the contract of the
 //! block layer allows; writes that race a compare and write wait for it (see [`crate::bdev::exclusion`]).
 
-use std::rc::{Rc, Weak};
-use std::task::Poll;
+use std::rc::Rc;
 
 use hugepages::{Region, RegionOptions};
 
-use crate::bdev::exclusion::{Gate, Range, Resume};
+use crate::bdev::at_once::{self, AtOnce};
 use crate::bdev::scatter::{self, BOUNCE};
-use crate::bdev::steps::{Outstanding, WorkQueue};
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoCell, IoOp, IoStatus, Segment};
@@ -26,9 +24,6 @@ pub const ZEROES_MAX: u64 = 1 << 20;
 /// From this many bytes on zeroing gives pages back instead of filling them: 4 to 5 us for this much against 2, but a host that
 /// zeroes its whole volume must not make it take its whole size in memory.
 const DISCARD_MIN: u64 = 16 << 10;
-
-/// Compare and writes of one channel that wait for other reactors at a time.
-const HELPERS: usize = 4;
 
 /// What a RAM volume is made from.
 #[derive(Clone, Debug)]
@@ -92,26 +87,7 @@ impl BlockDevice for Malloc {
     }
 
     fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
-        Gate::check_home(reactor, &self.common)?;
-        let inner = Rc::new_cyclic(|me: &Weak<Inner>| Inner {
-            reactor: reactor.clone(),
-            region: self.region.clone(),
-            gate: Gate::open(reactor, &self.common, me.clone()),
-            contended: WorkQueue::new(reactor),
-            outstanding: Outstanding::new(reactor),
-        });
-        for _ in 0..HELPERS {
-            let inner = inner.clone();
-            reactor.spawn("malloc helper", async move {
-                while let Some(mut io) = inner.contended.next().await {
-                    let grant = inner.gate.acquire(Range::of(&io)).await;
-                    inner.compare_and_write(&mut io);
-                    drop(grant);
-                    inner.end(io);
-                }
-            });
-        }
-        Ok(Box::new(MallocChannel(inner)))
+        at_once::open(reactor, &self.common, Memory { region: self.region.clone() })
     }
 
     fn grow(&self, size: u64) -> Result<(), DeviceError> {
@@ -123,78 +99,11 @@ impl BlockDevice for Malloc {
     }
 }
 
-struct MallocChannel(Rc<Inner>);
-
-struct Inner {
-    reactor: Rc<Reactor>,
+struct Memory {
     region: Region,
-    gate: Rc<Gate>,
-    contended: WorkQueue,
-    /// What did not end within its submission.
-    outstanding: Outstanding,
 }
 
-impl Channel for MallocChannel {
-    #[inline]
-    fn submit(&self, mut io: Io) -> Poll<Io> {
-        let inner = &*self.0;
-        match io.op {
-            IoOp::Read => inner.read(&mut io),
-            IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes => {
-                if !inner.gate.may_write(Range::of(&io)) {
-                    return inner.wait(io, |io| inner.gate.hold_back(io));
-                }
-                inner.write(&mut io);
-            }
-            IoOp::Flush => {}
-            IoOp::Compare => inner.compare(&mut io),
-            IoOp::CompareAndWrite => {
-                if !inner.gate.is_exclusive_now(Range::of(&io)) {
-                    return inner.wait(io, |io| inner.contended.push(io));
-                }
-                inner.compare_and_write(&mut io);
-            }
-            IoOp::Reset => {
-                inner.abort_held();
-                return inner.outstanding.reset(io);
-            }
-        }
-        Poll::Ready(io)
-    }
-}
-
-impl Drop for MallocChannel {
-    fn drop(&mut self) {
-        self.0.contended.close();
-        self.0.abort_held();
-    }
-}
-
-impl Resume for Inner {
-    fn resume(&self, mut io: Io) {
-        self.write(&mut io);
-        self.end(io);
-    }
-}
-
-impl Inner {
-    fn wait(&self, mut io: Io, queue: impl FnOnce(Io)) -> Poll<Io> {
-        io.scratch = u64::from(self.outstanding.enter());
-        queue(io);
-        Poll::Pending
-    }
-
-    fn end(&self, io: Io) {
-        self.outstanding.leave(io.scratch as u8);
-        self.reactor.complete(io);
-    }
-
-    fn abort_held(&self) {
-        while let Some(io) = self.gate.take_waiting() {
-            self.end(io.with_status(IoStatus::Aborted));
-        }
-    }
-
+impl AtOnce for Memory {
     #[inline]
     fn read(&self, io: &mut Io) {
         let IoCell { status, data, offset, .. } = &mut **io;
@@ -234,6 +143,36 @@ impl Inner {
         }
     }
 
+    fn flush(&self, _: &mut Io) {}
+
+    /// Compares the first `len` bytes of the data with the range.
+    fn compare(&self, io: &mut Io) {
+        let at = io.offset as usize;
+        let compared = scatter::each(&io.data, 0, io.len as usize, |segment, piece| {
+            match segment {
+                Segment::Buf(buf) => self.region.compare(at + piece.at, &buf[piece.start..piece.start + piece.len]),
+                Segment::Region { region, offset, .. } => {
+                    differs(&self.region, at + piece.at, region, *offset as usize + piece.start, piece.len)
+                }
+                Segment::Request(request) => unreachable!("a comparison with {request:?}"),
+            }
+            .map_err(|index| piece.at + index)
+        });
+        if let Err(index) = compared {
+            io.status = IoStatus::Miscompare;
+            io.info = index as u64;
+        }
+    }
+
+    fn compare_and_write(&self, io: &mut Io) {
+        self.compare(io);
+        if io.status == IoStatus::Success {
+            self.store(io, io.len as usize);
+        }
+    }
+}
+
+impl Memory {
     /// Stores the last `len` bytes of the data, which begin at `from` of it.
     #[inline]
     fn store(&self, io: &mut Io, from: usize) {
@@ -262,33 +201,6 @@ impl Inner {
         });
         if let Err(status) = stored {
             io.status = status;
-        }
-    }
-
-    /// Compares the first `len` bytes of the data with the range.
-    fn compare(&self, io: &mut Io) {
-        let at = io.offset as usize;
-        let compared = scatter::each(&io.data, 0, io.len as usize, |segment, piece| {
-            match segment {
-                Segment::Buf(buf) => self.region.compare(at + piece.at, &buf[piece.start..piece.start + piece.len]),
-                Segment::Region { region, offset, .. } => {
-                    differs(&self.region, at + piece.at, region, *offset as usize + piece.start, piece.len)
-                }
-                Segment::Request(request) => unreachable!("a comparison with {request:?}"),
-            }
-            .map_err(|index| piece.at + index)
-        });
-        if let Err(index) = compared {
-            io.status = IoStatus::Miscompare;
-            io.info = index as u64;
-        }
-    }
-
-    /// The caller has seen to it that nobody else writes the range.
-    fn compare_and_write(&self, io: &mut Io) {
-        self.compare(io);
-        if io.status == IoStatus::Success {
-            self.store(io, io.len as usize);
         }
     }
 }

@@ -1,0 +1,130 @@
+//! Channels of devices whose I/O ends within its submission, all but what has to wait for others: a contended compare and write, a
+//! write to the range of one, a reset behind these.
+
+use std::rc::{Rc, Weak};
+use std::task::Poll;
+
+use super::exclusion::{Gate, Range, Resume};
+use super::steps::{Outstanding, WorkQueue};
+use super::{Channel, Common, DeviceError};
+use crate::reactor::Reactor;
+use crate::reactor::io::{Io, IoOp, IoStatus};
+
+/// Compare and writes of one channel that wait for other reactors at a time.
+const HELPERS: usize = 4;
+
+/// What a device that ends its I/O at once is on one reactor. An I/O succeeds unless this says otherwise in it.
+pub trait AtOnce: 'static {
+    /// Carries out a read.
+    fn read(&self, io: &mut Io);
+    /// Carries out a write, unmap or write zeroes.
+    fn write(&self, io: &mut Io);
+    /// Carries out a flush.
+    fn flush(&self, io: &mut Io);
+    /// Carries out a compare.
+    fn compare(&self, io: &mut Io);
+    /// Carries out a compare and write: nobody else writes the range meanwhile.
+    fn compare_and_write(&self, io: &mut Io);
+}
+
+/// The channel on `reactor` of a device that is carried out by `device` there.
+///
+/// # Errors
+/// If its home is no reactor.
+pub fn open(reactor: &Rc<Reactor>, common: &Common, device: impl AtOnce) -> Result<Box<dyn Channel>, DeviceError> {
+    Gate::check_home(reactor, common)?;
+    let inner = Rc::new_cyclic(|me: &Weak<Inner<_>>| Inner {
+        reactor: reactor.clone(),
+        device,
+        gate: Gate::open(reactor, common, me.clone()),
+        contended: WorkQueue::new(reactor),
+        outstanding: Outstanding::new(reactor),
+    });
+    // Nobody writes what is read-only, so nothing has to be excluded.
+    let helpers = if common.traits().read_only { 0 } else { HELPERS };
+    for _ in 0..helpers {
+        let inner = inner.clone();
+        reactor.spawn("compare and write", async move {
+            while let Some(mut io) = inner.contended.next().await {
+                let grant = inner.gate.acquire(Range::of(&io)).await;
+                inner.device.compare_and_write(&mut io);
+                drop(grant);
+                inner.end(io);
+            }
+        });
+    }
+    Ok(Box::new(AtOnceChannel(inner)))
+}
+
+struct AtOnceChannel<D: AtOnce>(Rc<Inner<D>>);
+
+struct Inner<D> {
+    reactor: Rc<Reactor>,
+    device: D,
+    gate: Rc<Gate>,
+    contended: WorkQueue,
+    /// What did not end within its submission.
+    outstanding: Outstanding,
+}
+
+impl<D: AtOnce> Channel for AtOnceChannel<D> {
+    #[inline]
+    fn submit(&self, mut io: Io) -> Poll<Io> {
+        let inner = &*self.0;
+        match io.op {
+            IoOp::Read => inner.device.read(&mut io),
+            IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes => {
+                if !inner.gate.may_write(Range::of(&io)) {
+                    return inner.wait(io, |io| inner.gate.hold_back(io));
+                }
+                inner.device.write(&mut io);
+            }
+            IoOp::Flush => inner.device.flush(&mut io),
+            IoOp::Compare => inner.device.compare(&mut io),
+            IoOp::CompareAndWrite => {
+                if !inner.gate.is_exclusive_now(Range::of(&io)) {
+                    return inner.wait(io, |io| inner.contended.push(io));
+                }
+                inner.device.compare_and_write(&mut io);
+            }
+            IoOp::Reset => {
+                inner.abort_held();
+                return inner.outstanding.reset(io);
+            }
+        }
+        Poll::Ready(io)
+    }
+}
+
+impl<D: AtOnce> Drop for AtOnceChannel<D> {
+    fn drop(&mut self) {
+        self.0.contended.close();
+        self.0.abort_held();
+    }
+}
+
+impl<D: AtOnce> Resume for Inner<D> {
+    fn resume(&self, mut io: Io) {
+        self.device.write(&mut io);
+        self.end(io);
+    }
+}
+
+impl<D: AtOnce> Inner<D> {
+    fn wait(&self, mut io: Io, queue: impl FnOnce(Io)) -> Poll<Io> {
+        io.scratch = u64::from(self.outstanding.enter());
+        queue(io);
+        Poll::Pending
+    }
+
+    fn end(&self, io: Io) {
+        self.outstanding.leave(io.scratch as u8);
+        self.reactor.complete(io);
+    }
+
+    fn abort_held(&self) {
+        while let Some(io) = self.gate.take_waiting() {
+            self.end(io.with_status(IoStatus::Aborted));
+        }
+    }
+}
