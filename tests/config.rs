@@ -1,5 +1,7 @@
 //! The configuration as data: what a text becomes, what a reload makes of two of them, and that no text does harm.
 
+mod texts;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,30 +10,19 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use reactor::control::config::{
     Change, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus, Machine,
-    NullComplete, Parsed, Source, Style, Subsystem, Trigger, derived_uuid, diff, load, parse,
+    NullComplete, Source, Style, Subsystem, Trigger, derived_uuid, diff, load, parse,
 };
+use texts::{file, machine, parsed_in, said};
 
 const EXAMPLE: &str = include_str!("../poll.toml");
 
-fn machine() -> Machine {
-    Machine { online: vec![0, 1, 2, 3], allowed: vec![0, 1, 2] }
-}
-
-fn parsed_in(folder: &Path, text: &str) -> Parsed {
-    let source = Source::new("poll.toml", folder, text);
-    parse(&source, &machine()).unwrap_or_else(|errors| {
-        let said: String = errors.iter().map(|error| error.render(&source, Style::Plain)).collect();
-        panic!("{said}")
-    })
-}
-
 fn config(text: &str) -> Config {
-    parsed_in(Path::new("/srv"), text).config
+    parsed_in("/srv", text).config
 }
 
 #[test]
 fn the_example_is_what_it_says() {
-    let parsed = parsed_in(Path::new("/srv"), EXAMPLE);
+    let parsed = parsed_in("/srv", EXAMPLE);
     assert_eq!(parsed.warnings, []);
     let config = parsed.config;
     assert_eq!((config.reactor.cores.as_slice(), config.reactor.idle), ([0].as_slice(), Idle::Adaptive));
@@ -90,7 +81,7 @@ fn the_commented_parts_of_the_example_are_valid() {
 
 #[test]
 fn an_empty_file_has_the_defaults() {
-    let parsed = parsed_in(Path::new("/srv"), "");
+    let parsed = parsed_in("/srv", "");
     assert_eq!(parsed.warnings.len(), 1);
     let config = parsed.config;
     assert_eq!((config.reactor.cores.as_slice(), config.reactor.idle), ([0].as_slice(), Idle::Adaptive));
@@ -221,9 +212,9 @@ fn a_reload_lets_a_file_grow() {
         format!("[[bdev]]\nname = \"{name}\"\ndriver = \"file\"\npath = \"f\"\nsize = \"{size}\"\n")
     };
     fs::File::create(folder.path().join("f")).unwrap().set_len(1 << 20).unwrap();
-    let running = parsed_in(folder.path(), &text("1MiB", "a")).config;
+    let running = parsed_in(&folder, &text("1MiB", "a")).config;
     let said = |text: &str, running: Option<&Config>| -> Vec<String> {
-        let list = parsed_in(folder.path(), text).probe(running);
+        let list = parsed_in(&folder, text).probe(running);
         list.iter().map(|one| one.message().to_owned()).collect()
     };
     assert_eq!(said(&text("2MiB", "a"), None), ["\"f\" has 1MiB, not 2MiB"]);
@@ -242,8 +233,7 @@ fn a_file_that_cannot_be_created_is_an_error() {
         eprintln!("this user may write anywhere: not tested");
         return;
     }
-    let text = "[[bdev]]\nname = \"a\"\ndriver = \"file\"\npath = \"a.img\"\nsize = 512\n";
-    let said = parsed_in(folder.path(), text).probe(None);
+    let said = parsed_in(&folder, &file("a", "a.img")).probe(None);
     assert_eq!(said.len(), 1);
     assert_eq!(said[0].message(), "\"a.img\" cannot be created: Permission denied");
     assert!(said[0].help().ends_with("writable for this user"));
@@ -262,16 +252,16 @@ fn a_block_device_has_to_have_the_size() {
     };
     let text =
         |size: u64| format!("[[bdev]]\nname = \"a\"\ndriver = \"file\"\npath = \"/dev/{name}\"\nsize = {size}\n");
-    let wrong = parsed_in(Path::new("/"), &text((sectors + 1) * 512)).probe(None);
+    let wrong = parsed_in("/", &text((sectors + 1) * 512)).probe(None);
     assert_eq!(wrong.len(), 1, "{name}");
     assert!(wrong[0].message().starts_with(&format!("\"/dev/{name}\" has ")), "{wrong:?}");
     if sectors > 0 {
-        assert_eq!(parsed_in(Path::new("/"), &text(sectors * 512)).probe(None), []);
+        assert_eq!(parsed_in("/", &text(sectors * 512)).probe(None), []);
     }
 }
 
 fn changes(old: &str, new: &str) -> Vec<String> {
-    diff(&config(old), &config(new)).changes.iter().map(ToString::to_string).collect()
+    said(&diff(&config(old), &config(new)).changes)
 }
 
 const BASE: &str = r#"
@@ -309,8 +299,7 @@ fn a_larger_volume_grows_with_the_layers_on_it() {
         ["bdev \"ram0\" grows from 1MiB to 2MiB", "bdev \"slow0\" grows from 1MiB to 2MiB"]
     );
     let shrunk = diff(&config(&new), &config(BASE));
-    let said: Vec<String> = shrunk.changes.iter().map(ToString::to_string).collect();
-    assert_eq!(said, ["poll.toml:2: bdev \"ram0\" keeps its size of 2MiB: a volume cannot shrink"]);
+    assert_eq!(said(&shrunk.changes), ["poll.toml:2: bdev \"ram0\" keeps its size of 2MiB: a volume cannot shrink"]);
     let sizes: Vec<u64> = shrunk.running.bdevs.iter().map(|bdev| bdev.size).collect();
     assert_eq!(sizes, [2 << 20, 1 << 20, 2 << 20]);
 }
@@ -324,7 +313,6 @@ fn what_cannot_change_is_named_and_left() {
     .replace("\"disk0.img\"", "\"disk1.img\"\ndirect = false")
     .replace("base = \"ram0\"", "base = \"disk0\"\nuuid = \"f81d4fae-7dec-11d0-a765-00a0c91e6bf6\"");
     let result = diff(&config(BASE), &config(&new));
-    let said: Vec<String> = result.changes.iter().map(ToString::to_string).collect();
     let expected = [
         "poll.toml: reactor.cores stays 0 until a restart",
         "poll.toml: reactor.idle stays as it is until a restart",
@@ -334,7 +322,7 @@ fn what_cannot_change_is_named_and_left() {
         "poll.toml:9: bdev \"disk0\" stays as it is: path and direct cannot change while it is open",
         "poll.toml:15: bdev \"slow0\" stays as it is: uuid and base cannot change while it is open",
     ];
-    assert_eq!(said, expected);
+    assert_eq!(said(&result.changes), expected);
     assert_eq!(result.running.reactor.cores, [0]);
     assert_eq!(result.running.memory.size, 256 << 20);
     for bdev in &result.running.bdevs {
@@ -400,9 +388,6 @@ namespaces = [{ bdev = "ram1" }]
 /// `a` keeps its file because its path cannot change, so nothing else may open that file, nor show what stands on it.
 #[test]
 fn a_new_volume_does_not_get_the_file_of_one_that_stays() {
-    let file = |name: &str, path: &str| {
-        format!("[[bdev]]\nname = \"{name}\"\ndriver = \"file\"\npath = \"{path}\"\nsize = 512\n")
-    };
     let export = "[nvmf]\nlisten = [\"127.0.0.1:4420\"]\n[[nvmf.subsystem]]\nnqn = \"nqn.2026-11.io.reactor:v\"\n";
     let layer = "[[bdev]]\nname = \"c\"\ndriver = \"inject\"\nbase = \"b\"\n";
     let old = format!("{}{export}", file("a", "x"));
@@ -412,14 +397,13 @@ fn a_new_volume_does_not_get_the_file_of_one_that_stays() {
         file("b", "x")
     );
     let result = diff(&config(&old), &config(&new));
-    let said: Vec<String> = result.changes.iter().map(ToString::to_string).collect();
     let expected = [
         "poll.toml:1: bdev \"a\" stays as it is: path cannot change while it is open",
         "poll.toml:6: bdev \"b\" is not added: bdev \"a\" keeps what it needs",
         "poll.toml:11: bdev \"c\" is not added: bdev \"b\" below it is not added",
         "namespace 2 of \"nqn.2026-11.io.reactor:v\" is added: bdev \"a\"",
     ];
-    assert_eq!(said, expected);
+    assert_eq!(said(&result.changes), expected);
     assert_eq!(result.running.bdevs.len(), 1);
 }
 
@@ -430,13 +414,12 @@ fn a_layer_that_stays_keeps_its_base_open() {
         .replace("base = \"ram0\"", "base = \"disk0\"")
         .replace("{ nsid = 1, bdev = \"ram0\" }, ", "");
     let result = diff(&config(BASE), &config(&new));
-    let said: Vec<String> = result.changes.iter().map(ToString::to_string).collect();
     let expected = [
         "poll.toml:7: bdev \"slow0\" stays as it is: base cannot change while it is open",
         "poll.toml: bdev \"ram0\" stays open: bdev \"slow0\" stands on it",
         "namespace 1 of \"nqn.2026-11.io.reactor:vol0\" is removed",
     ];
-    assert_eq!(said, expected);
+    assert_eq!(said(&result.changes), expected);
     let names: Vec<&str> = result.running.bdevs.iter().map(|bdev| bdev.name.as_str()).collect();
     assert_eq!(names, ["disk0", "ram0", "slow0"]);
 }

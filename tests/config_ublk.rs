@@ -1,6 +1,9 @@
 //! `[[ublk]]` as data: what the keys become, and what a reload makes of them.
 
-use reactor::control::config::{Change, Config, Machine, Source, Style, UblkConfig, UblkMode, diff, parse};
+mod texts;
+
+use reactor::control::config::{Change, Config, UblkConfig, UblkMode, diff};
+use texts::{file, parsed_in, said};
 
 const VOLUMES: &str = r#"
 [[bdev]]
@@ -14,12 +17,7 @@ size = "1MiB"
 "#;
 
 fn config(text: &str) -> Config {
-    let machine = Machine { online: vec![0, 1, 2, 3], allowed: vec![0, 1, 2] };
-    let source = Source::new("poll.toml", "/srv", text);
-    let parsed = parse(&source, &machine).unwrap_or_else(|errors| {
-        let said: String = errors.iter().map(|error| error.render(&source, Style::Plain)).collect();
-        panic!("{said}")
-    });
+    let parsed = parsed_in("/srv", text);
     assert_eq!(parsed.warnings, [], "a volume is exported");
     parsed.config
 }
@@ -27,10 +25,6 @@ fn config(text: &str) -> Config {
 /// The two volumes, and what else is given.
 fn with(text: &str) -> Config {
     config(&format!("{VOLUMES}{text}"))
-}
-
-fn said(changes: &[Change]) -> Vec<String> {
-    changes.iter().map(ToString::to_string).collect()
 }
 
 /// All keys but the place.
@@ -237,9 +231,6 @@ fn a_new_device_does_not_get_the_number_of_one_that_stays() {
 /// `a` keeps the file that `b` wants, and the device of a volume that is not there is left out with it.
 #[test]
 fn a_volume_that_is_not_added_has_no_device() {
-    let file = |name: &str, path: &str| {
-        format!("[[bdev]]\nname = \"{name}\"\ndriver = \"file\"\npath = \"{path}\"\nsize = 512\n")
-    };
     let a = "[[ublk]]\nbdev = \"a\"\n";
     let old = config(&format!("{}{a}", file("a", "x")));
     let new = config(&format!("{}{}{a}[[ublk]]\nbdev = \"b\"\n", file("a", "y"), file("b", "x")));
