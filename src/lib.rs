@@ -49,7 +49,7 @@
 //! ```text
 //!   hugepages <- sys <- reactor <- bdev <-----+-- bdev::layer
 //!                          ^        ^         +-- bdev::device
-//!                          +- net <-+---------+-- nvme::host            <- control <- main, serve
+//!                          +- net <-+---------+-- nvme::host            <- drain <- serve, control <- main
 //!   util <- nvme::spec <- nvme::tcp <---------+-- nvme::target::tcp
 //!                                   +---------+-- ublk
 //!                   ^---- nvme::target (engine) <-----^
@@ -57,6 +57,7 @@
 
 pub mod bdev;
 pub mod control;
+pub mod drain;
 pub mod limits;
 pub mod net;
 pub mod nvme;

@@ -48,10 +48,9 @@
 //! [`BlockDevice`], or is one of [`crate::bdev::device`] and [`crate::bdev::layer`]: [`Server::add_device`]
 //! takes all of them.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hugepages::{Arena, ArenaError, ArenaOptions};
@@ -59,16 +58,18 @@ use uuid::Uuid;
 
 use crate::bdev::device::custom;
 use crate::bdev::registry::{Claim, Mode, Registry, RegistryError};
-use crate::bdev::{BlockDevice, DeviceError, Handle};
+use crate::bdev::{BlockDevice, DeviceError};
+use crate::drain;
 use crate::limits::{REACTORS_MAX, UBLK_DEPTH_MAX, UBLK_IDS, UBLK_QUEUES_MAX};
+use crate::nvme::spec::check_nqn;
 use crate::nvme::target::tcp;
 use crate::reactor::Idle;
-use crate::reactor::io::IoOp;
 use crate::reactor::mailbox::Remote;
 use crate::reactor::start::{Reactors, StartError};
 use crate::sys::affinity;
 use crate::sys::uring::{self, SetupError};
 use crate::ublk;
+use crate::util::Bad;
 
 pub use crate::bdev::device::custom::Disk;
 pub use crate::reactor::io::IoStatus;
@@ -77,17 +78,11 @@ pub use hugepages::HugepagePolicy;
 
 /// Namespace of the UUIDs of devices that come without one: apart from that of volumes in configuration files.
 const NAME_SPACE: Uuid = Uuid::from_u128(0x3a86_61d4_0c0f_4e6b_8b57_26f4_90de_7c15);
-/// A name stands in paths, commands and logs.
-const NAME_LENGTH_MAX: usize = 63;
 
-/// How often something that is to end is looked at, in nanoseconds.
-const LOOK_NS: u64 = 2_000_000;
-/// Hosts get this long to take their answers, in nanoseconds.
-const DRAIN_NS: u64 = 1_200_000_000;
-/// What devices have in flight then has this long to end, and so has a final flush, in nanoseconds.
-const END_NS: u64 = 2_000_000_000;
-/// A reactor that is not stuck answers within this.
-const ANSWER: Duration = Duration::from_millis(100);
+/// Hosts and what is in flight have this long to end.
+const END: Duration = Duration::from_millis(3200);
+/// And a final flush this long.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// What a server is made from.
 #[derive(Clone, Debug)]
@@ -160,14 +155,9 @@ pub enum Error {
     /// Reactors do not start.
     #[error("{0}")]
     Reactors(#[from] StartError),
-    /// A name that would not stand in a path or a command.
-    #[error(
-        "\"{0}\" cannot be the name of a volume: letters, digits, \".\", \"_\" and \"-\", at most {NAME_LENGTH_MAX} of them"
-    )]
-    Name(String),
     /// A name that no host could ask for.
-    #[error("\"{0}\" cannot be the NQN of a subsystem: write one like nqn.2026-11.org.example:disk")]
-    Nqn(String),
+    #[error("{0}")]
+    Nqn(#[from] Bad),
     /// A local block device with more than there is.
     #[error(
         "volume \"{name}\": a local block device has 1 to {UBLK_QUEUES_MAX} queues, a depth of 1 to {UBLK_DEPTH_MAX}, and a number below {UBLK_IDS}"
@@ -179,7 +169,7 @@ pub enum Error {
     /// A device is not as it has to be.
     #[error("{0}")]
     Device(#[from] DeviceError),
-    /// There is a device of that name, there is none, or it is in use otherwise.
+    /// There is a device of that name, there is none, it cannot be a name, or the device is in use otherwise.
     #[error("{0}")]
     Volume(#[from] RegistryError),
     /// One local block device for each volume.
@@ -214,9 +204,6 @@ pub enum Error {
         /// How.
         status: IoStatus,
     },
-    /// A reactor has ended by itself: it has panicked.
-    #[error("a reactor has ended")]
-    Ended,
     /// A bug, here or in a device: memory that is lost.
     #[error("{0} buffers did not come home: this is a bug")]
     Leaked(usize),
@@ -311,11 +298,6 @@ impl Server {
     /// If the name is taken or cannot be one, or its home is no reactor; or the server was started.
     pub fn add_device(&mut self, device: Arc<dyn BlockDevice>) -> Result<&mut Server, Error> {
         self.expect_created("add a volume")?;
-        let name = &device.common().traits().name;
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if name.is_empty() || name.len() > NAME_LENGTH_MAX || !name.bytes().all(fits) {
-            return Err(Error::Name(name.clone()));
-        }
         self.registry.add(device, Vec::new())?;
         Ok(self)
     }
@@ -330,9 +312,7 @@ impl Server {
     pub fn nvmf(&mut self, listen: SocketAddr, nqn: &str, volume: &str) -> Result<&mut Server, Error> {
         self.expect_created("serve another volume")?;
         self.registry.get(volume)?;
-        if !nqn.starts_with("nqn.") || !nqn.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Error::Nqn(nqn.to_owned()));
-        }
+        check_nqn(nqn)?;
         if !self.listen.contains(&listen) {
             self.listen.push(listen);
         }
@@ -462,29 +442,29 @@ impl Server {
     /// was acknowledged is made durable. Takes a few seconds at most, unless a device is stuck.
     ///
     /// # Errors
-    /// [`Error::Busy`] if I/O does not end: then stopping may be tried again. [`Error::Ended`] if a reactor has ended: there is
-    /// nothing to be done then. Any other error is told once, and the server is stopped.
+    /// [`Error::Busy`] if I/O does not end: then stopping may be tried again. Any other error is told once, and the server is
+    /// stopped.
     pub fn stop(&mut self) -> Result<(), Error> {
         match self.stage {
-            Stage::Created => self.stage = Stage::Stopped,
-            Stage::Started => {}
+            Stage::Created | Stage::Started => {}
             Stage::Stopped | Stage::Closed => return Ok(()),
         }
         let mut first = Ok(());
         for (_, _, end) in self.ublk_door.take().map(|mut door| door.close(true)).unwrap_or_default() {
             first = first.and(end.map(drop).map_err(Error::from));
         }
-        if let Some(door) = &self.nvmf_door {
-            door.drain();
-            self.wait(DRAIN_NS, || door.connections() == 0)?;
-            // A host that does not read holds nobody up.
-            door.close();
+        let mut busy = drain::drain(self.nvmf_door.as_ref(), self.remotes(), END);
+        if busy.is_empty() {
+            for (name, status) in drain::flush(&self.registry.devices(), self.remotes(), FLUSH) {
+                match status {
+                    Some(status) => first = first.and(Err(Error::Flush { name, status })),
+                    None => drop(busy.insert(format!("volume \"{name}\""))),
+                }
+            }
         }
-        let ended = || self.nvmf_door.as_ref().is_none_or(|door| door.connections() == 0) && self.busy().is_empty();
-        if !self.wait(END_NS, ended)? {
-            return Err(Error::Busy(self.busy().into_iter().collect()));
+        if !busy.is_empty() {
+            return Err(Error::Busy(busy.into_iter().collect()));
         }
-        first = first.and(self.flush()?);
         self.nvmf_door = None;
         self.bound.clear();
         self.claims.clear();
@@ -508,81 +488,6 @@ impl Server {
         self.stage = Stage::Closed;
         stopped?;
         if leaked > 0 { Err(Error::Leaked(leaked)) } else { Ok(()) }
-    }
-
-    /// Waits until `done`, at most `ns`. Says whether it came. The reactors have the clock.
-    fn wait(&self, ns: u64, done: impl Fn() -> bool) -> Result<bool, Error> {
-        for _ in 0..ns / LOOK_NS {
-            if done() {
-                return Ok(true);
-            }
-            let (sender, woken) = mpsc::channel();
-            let first = self.remotes().first().ok_or(Error::Ended)?;
-            first.send(Box::new(move |reactor| {
-                let here = reactor.clone();
-                reactor.spawn("a pause", async move {
-                    here.sleep(LOOK_NS).await;
-                    // This thread waits for it.
-                    let _ = sender.send(());
-                });
-            }));
-            woken.recv().map_err(|_| Error::Ended)?;
-        }
-        Ok(done())
-    }
-
-    /// Which volumes have I/O in flight, and which reactors do not say.
-    fn busy(&self) -> BTreeSet<String> {
-        let names = |remote: &Remote| {
-            let answer = remote.ask_within(ANSWER, |reactor| {
-                let busy = |handle: &&Handle| handle.stats().in_flight() > 0;
-                let name = |handle: &Handle| format!("volume \"{}\"", handle.common().traits().name);
-                Handle::all(reactor).iter().filter(busy).map(name).collect::<Vec<_>>()
-            });
-            answer.unwrap_or_else(|| vec![format!("reactor {}", remote.id())])
-        };
-        self.remotes().iter().flat_map(names).collect()
-    }
-
-    /// Makes acknowledged writes durable. The outer error: there is no end of it.
-    fn flush(&self) -> Result<Result<(), Error>, Error> {
-        let (sender, ends) = mpsc::channel();
-        let mut left = BTreeSet::new();
-        for listing in self.registry.list() {
-            let device = self.registry.get(&listing.name)?;
-            if !device.common().traits().volatile_cache {
-                continue;
-            }
-            left.insert(listing.name.clone());
-            let sender = sender.clone();
-            let home = self.remotes().get(usize::from(device.common().home())).ok_or(Error::Ended)?;
-            home.send(Box::new(move |reactor| {
-                let (Ok(handle), here) = (Handle::open(reactor, &device), reactor.clone()) else { return };
-                reactor.spawn("final flush", async move {
-                    let Some(mut io) = here.create_io() else { return };
-                    io.prepare(IoOp::Flush, 0, 0);
-                    io = handle.execute(io).await;
-                    // Nobody listens any more if it took too long.
-                    let _ = sender.send((listing.name, io.status));
-                    here.retire_io(io);
-                });
-            }));
-        }
-        drop(sender);
-        let mut outcome = Ok(());
-        for _ in 0..END_NS / LOOK_NS {
-            for (name, status) in ends.try_iter() {
-                left.remove(&name);
-                if status != IoStatus::Success {
-                    outcome = outcome.and(Err(Error::Flush { name, status }));
-                }
-            }
-            if left.is_empty() {
-                return Ok(outcome);
-            }
-            self.wait(LOOK_NS, || false)?;
-        }
-        Err(Error::Busy(left.into_iter().collect()))
     }
 }
 

@@ -25,6 +25,15 @@ use crate::reactor::mailbox::Remote;
 #[expect(clippy::disallowed_types, reason = "taken by control threads alone; a reactor never sees the registry")]
 type Mutex<T> = std::sync::Mutex<T>;
 
+/// Longest name of a device, in bytes.
+pub const NAME_LEN_MAX: usize = 63;
+
+/// Whether a device may have that name: it stands in paths, commands, logs and metrics.
+pub fn is_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=NAME_LEN_MAX).contains(&name.len()) && name.bytes().all(fits)
+}
+
 /// How a device is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -39,6 +48,11 @@ pub enum Mode {
 /// Why the registry refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
+    /// A name that would not stand in a path or a command.
+    #[error(
+        "\"{0}\" cannot be the name of a volume: letters, digits, \".\", \"_\" and \"-\", at most {NAME_LEN_MAX} of them"
+    )]
+    Name(String),
     /// There is a device of that name.
     #[error("there is a volume \"{0}\" already")]
     Exists(String),
@@ -252,11 +266,14 @@ impl Registry {
     /// Adds a device that was made on `bases`, which it holds as long as it is there.
     ///
     /// # Errors
-    /// If its name is taken, its stack too deep, or its home does not exist.
+    /// If its name is taken or cannot be one, its stack too deep, or its home does not exist.
     pub fn add(&self, device: Arc<dyn BlockDevice>, bases: Vec<Claim>) -> Result<(), RegistryError> {
         let _one = lock(&self.0.change);
         let name = device.common().traits().name.clone();
         let (home, reactors) = (device.common().home(), self.0.reactors.len());
+        if !is_name(&name) {
+            return Err(RegistryError::Name(name));
+        }
         if usize::from(home) >= reactors {
             return Err(RegistryError::Home { name, home, reactors });
         }
@@ -306,6 +323,11 @@ impl Registry {
     }
 
     /// All devices, by name.
+    pub fn devices(&self) -> Vec<Arc<dyn BlockDevice>> {
+        lock(&self.0.state).entries.values().map(|entry| entry.device.clone()).collect()
+    }
+
+    /// What is known of all devices, by name.
     pub fn list(&self) -> Vec<Listing> {
         let state = lock(&self.0.state);
         let listing = |(name, entry): (&String, &Entry)| {

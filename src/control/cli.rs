@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
-use super::config::{check_nqn, parse_core_list, parse_size};
+use super::config::{parse_core_list, parse_size};
 use crate::limits::{REACTORS_MAX, TRANSFER_MAX};
+use crate::nvme::spec::check_nqn;
 
 /// What the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

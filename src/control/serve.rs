@@ -5,7 +5,6 @@ use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -313,9 +312,4 @@ impl Server {
             }
         }
     }
-}
-
-/// Waits without spinning, on a control thread.
-pub fn pause(time: Duration) {
-    std::thread::park_timeout(time);
 }

@@ -1,7 +1,7 @@
 //! The volumes of a configuration, opened: names to block devices in a registry.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{
@@ -10,11 +10,11 @@ use super::config::{
 use crate::bdev::device::{file, malloc, null};
 use crate::bdev::layer::inject;
 use crate::bdev::registry::{Claim, Mode, Registry, RegistryError};
-use crate::bdev::{BlockDevice, DeviceError, Handle};
+use crate::bdev::{BlockDevice, DeviceError};
+use crate::drain;
 use crate::nvme::target::tcp::HOME;
 use crate::reactor::io::{IoOp, IoStatus};
 use crate::reactor::mailbox::Remote;
-use crate::sys::tsc::monotonic_ns;
 
 /// What a volume that is removed has to end its I/O on each reactor.
 const REMOVE_LIMIT: Duration = Duration::from_secs(2);
@@ -83,11 +83,6 @@ impl Volumes {
         self.registry.claim(name, Mode::Shared, holder)
     }
 
-    /// All volumes.
-    pub fn all(&self) -> Vec<Arc<dyn BlockDevice>> {
-        self.registry.list().iter().filter_map(|listing| self.get(&listing.name)).collect()
-    }
-
     /// Makes a volume larger.
     ///
     /// # Errors
@@ -108,47 +103,21 @@ impl Volumes {
         self.registry.remove(name, REMOVE_LIMIT)
     }
 
-    /// Makes acknowledged writes of volumes durable; those that did not say so within `limit`, each as `volume "NAME"`.
-    pub fn flush(&self, devices: &[Arc<dyn BlockDevice>], limit: Duration) -> BTreeSet<String> {
-        let (sender, receiver) = mpsc::channel();
-        let mut silent = BTreeSet::new();
-        for device in devices.iter().filter(|device| device.common().traits().volatile_cache) {
-            silent.insert(volume_name(device.as_ref()));
-            let (sender, device) = (sender.clone(), device.clone());
-            self.remotes[usize::from(device.common().home())].send(Box::new(move |reactor| {
-                let Ok(handle) = Handle::open(reactor, &device) else { return };
-                let reactor = reactor.clone();
-                reactor.clone().spawn("final flush", async move {
-                    let Some(mut io) = reactor.create_io() else { return };
-                    io.prepare(IoOp::Flush, 0, 0);
-                    io = handle.execute(io).await;
-                    // The receiver gave up if it is not there any more.
-                    let _ = sender.send((volume_name(device.as_ref()), io.status));
-                    reactor.retire_io(io);
-                });
-            }));
-        }
-        drop(sender);
-        let start = monotonic_ns();
-        while !silent.is_empty() {
-            let elapsed = Duration::from_nanos(monotonic_ns() - start);
-            match receiver.recv_timeout(limit.saturating_sub(elapsed)) {
-                Ok((name, IoStatus::Success)) => {
-                    silent.remove(&name);
-                }
-                Ok((name, status)) => {
-                    tracing::error!("{name}: the final flush failed: {status:?}");
-                }
-                Err(_) => break,
-            }
-        }
-        silent
+    /// Makes acknowledged writes of all volumes durable; those that did not say so within `limit`, each as `volume "NAME"`.
+    pub fn flush_all(&self, limit: Duration) -> BTreeSet<String> {
+        self.flush(&self.registry.devices(), limit)
     }
-}
 
-/// What messages call a volume.
-pub fn volume_name(device: &dyn BlockDevice) -> String {
-    format!("volume \"{}\"", device.common().traits().name)
+    fn flush(&self, devices: &[Arc<dyn BlockDevice>], limit: Duration) -> BTreeSet<String> {
+        let told = |(name, status): (String, Option<IoStatus>)| {
+            let volume = format!("volume \"{name}\"");
+            if let Some(status) = status {
+                tracing::error!("{volume}: the final flush failed: {status:?}");
+            }
+            volume
+        };
+        drain::flush(devices, &self.remotes, limit).into_iter().map(told).collect()
+    }
 }
 
 fn make(bdev: &BdevConfig, base: Option<&Arc<dyn BlockDevice>>) -> Result<Arc<dyn BlockDevice>, DeviceError> {

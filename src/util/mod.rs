@@ -1,5 +1,8 @@
 //! What is nobody's: small helpers that depend on nothing else in the crate.
 
+mod bad;
 mod open_enum;
 
+pub use bad::Bad;
+pub(crate) use bad::bad;
 pub(crate) use open_enum::open_enum;

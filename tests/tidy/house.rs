@@ -6,7 +6,7 @@ use super::code::{Product, Token, only};
 
 /// Who may use whom. A file belongs to the longest prefix of its module path; each row names only rows above it, so nothing
 /// can lead back. `hugepages` and `io_uring` are crates.
-pub const HOUSE: [(&str, &[&str]); 19] = [
+pub const HOUSE: [(&str, &[&str]); 20] = [
     ("util", &[]),
     ("sys::limits", &[]),
     ("limits", &["sys::limits", "hugepages"]),
@@ -31,21 +31,41 @@ pub const HOUSE: [(&str, &[&str]); 19] = [
     ("bdev::device", &["bdev", "reactor", "sys", "hugepages"]),
     // A layer names no leaf.
     ("bdev::layer", &["bdev", "reactor", "limits"]),
+    // How service ends, whoever began it.
+    ("drain", &["nvme::target::tcp", "bdev", "reactor", "sys"]),
     // The library's entry: no configuration.
-    ("serve", &["bdev", "bdev::device", "nvme::target::tcp", "ublk", "reactor", "sys", "limits", "hugepages"]),
+    (
+        "serve",
+        &[
+            "drain",
+            "bdev",
+            "bdev::device",
+            "nvme::spec",
+            "nvme::target::tcp",
+            "ublk",
+            "reactor",
+            "sys",
+            "limits",
+            "util",
+            "hugepages",
+        ],
+    ),
     // Nobody below names it.
     (
         "control",
         &[
+            "drain",
             "bdev",
             "bdev::device",
             "bdev::layer",
+            "nvme::spec",
             "nvme::host",
             "nvme::target::tcp",
             "ublk",
             "reactor",
             "sys",
             "limits",
+            "util",
             "hugepages",
         ],
     ),

@@ -52,13 +52,14 @@ pub const CHANCE: [&str; 20] = [
 ];
 
 /// Who may name a source of time or chance, and why.
-pub const CHANCE_ALLOWED: [(&str, &[&str], &str); 7] = [
+pub const CHANCE_ALLOWED: [(&str, &[&str], &str); 8] = [
     ("src/sys/predecessor.rs", &["monotonic_ns"], "bounds the wait of a control thread"),
     ("src/sys/tsc.rs", &["clock_gettime", "_rdtsc", "monotonic_ns"], "the clock itself"),
     ("src/reactor/clock.rs", &["urandom", "seed_from_kernel"], "the one seed of a real reactor"),
     ("src/reactor/start.rs", &["Tsc::calibrate", "seed_from_kernel"], "gives real reactors their clock and seed"),
     ("src/bdev/conformance/mod.rs", &["seed_from_kernel"], "the seed of a run, which a failure prints"),
     ("src/sys/uring/mod.rs", &["monotonic_ns"], "bounds the wait for the kernel when a ring is dropped"),
+    ("src/drain.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
     ("src/ublk/disk.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
 ];
 
@@ -79,11 +80,12 @@ pub const BLOCKING: [&str; 12] = [
 ];
 
 /// Who may block, and why. `src/control/` and `src/main.rs` run on control threads alone.
-pub const BLOCKING_ALLOWED: [(&str, &[&str], &str); 7] = [
+pub const BLOCKING_ALLOWED: [(&str, &[&str], &str); 8] = [
     ("src/sys/predecessor.rs", &["park_timeout"], "a control thread waits for the kernel"),
     ("hugepages/src/arena.rs", &["Mutex"], "growth, on control threads"),
     ("hugepages/src/region.rs", &["Mutex"], "growth, on control threads"),
     ("src/bdev/conformance/mod.rs", &["recv_timeout"], "the suite's caller waits for its reactors"),
+    ("src/drain.rs", &["park_timeout", "recv_timeout"], "a control thread waits for what is to end"),
     ("src/bdev/registry.rs", &["Mutex", "recv_timeout"], "control threads alone see the registry"),
     ("src/reactor/mailbox.rs", &["recv_timeout"], "how control threads wait for a reactor's answer"),
     ("src/ublk/disk.rs", &["park_timeout", "recv_timeout"], "a control thread waits for the kernel and for its queues"),

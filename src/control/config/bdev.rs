@@ -7,8 +7,10 @@ use uuid::Uuid;
 use super::model::{BdevConfig, Driver, InjectAction, InjectOp, InjectRule, InjectStatus, NullComplete, Trigger};
 use super::reader::{Key, Messages, Table, all_of, nearest};
 use super::source::{Place, Source, Span};
-use super::value::{format_size, parse_uuid};
+use super::value::format_size;
+use crate::bdev::registry::{NAME_LEN_MAX, is_name};
 use crate::limits::STACK_LAYERS_MAX;
+use crate::nvme::spec::parse_uuid;
 
 const NAME: Key = Key::new("name", "write name = \"ram0\"");
 const DRIVER: Key = Key::new("driver", "write driver = \"malloc\"");
@@ -35,8 +37,6 @@ const BUILT: [&str; 4] = ["null", "malloc", "file", "inject"];
 /// Drivers of the format that this build does not have.
 const NOT_BUILT: [&str; 9] = ["nvme", "nvme-tcp", "s3", "mirror", "erasure", "thin", "dedup", "zoned", "qos"];
 
-/// A volume's name stands in commands, logs and metrics.
-const NAME_LENGTH_MAX: usize = 63;
 /// Half of the addresses a process has.
 const MALLOC_SIZE_MAX: u64 = 64 << 40;
 /// Largest physical block a host is told of.
@@ -134,10 +134,9 @@ pub(super) fn read(source: &Source, top: &Table<'_>, key: Key) -> Bdevs {
 /// The name and its place.
 fn read_name(table: &Table<'_>) -> Option<(String, Span)> {
     let name = table.require(NAME)?.text()?;
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if name.value.is_empty() || name.value.len() > NAME_LENGTH_MAX || !name.value.bytes().all(fits) {
+    if !is_name(name.value) {
         let message = format!("\"{}\" cannot be the name of a bdev", name.value);
-        let help = format!("write letters, digits, \".\", \"_\" or \"-\", at most {NAME_LENGTH_MAX} of them");
+        let help = format!("write letters, digits, \".\", \"_\" or \"-\", at most {NAME_LEN_MAX} of them");
         table.messages.error(&name.span, message, help);
         return None;
     }

@@ -34,7 +34,7 @@ pub use self::model::{
 };
 pub use self::parse::{Parsed, parse};
 pub use self::source::{Diagnostic, Place, Source, Style};
-pub use self::value::{Bad, check_nqn, format_size, parse_core_list, parse_size};
+pub use self::value::{format_size, parse_core_list, parse_size};
 
 /// A configuration that may be started (or, with `running`, reloaded), and its warnings.
 #[derive(Clone, Debug)]

@@ -7,8 +7,9 @@ use super::bdev::{Bdevs, unknown_bdev};
 use super::model::{HostAccess, Listener, Namespace, NvmfConfig, Subsystem};
 use super::reader::{Key, Messages, Table};
 use super::source::Source;
-use super::value::{DISCOVERY_NQN, check_nqn, parse_address};
+use super::value::parse_address;
 use crate::limits::NAMESPACES_MAX;
+use crate::nvme::spec::{DISCOVERY_NQN, check_nqn};
 
 const LISTEN: Key = Key::new("listen", "write listen = [\"127.0.0.1:4420\"]");
 const SUBSYSTEM: Key = Key::new("subsystem", "write [[nvmf.subsystem]] in double brackets, once for each");

@@ -8,7 +8,8 @@ use std::ops::RangeInclusive;
 use toml::de::{DeTable, DeValue};
 
 use super::source::{Diagnostic, Span};
-use super::value::{Bad, parse_size};
+use super::value::parse_size;
+use crate::util::Bad;
 
 /// The messages of one pass.
 #[derive(Default)]

@@ -1,22 +1,8 @@
-//! Single values out of their text: sizes, addresses, core lists, NQNs, UUIDs.
+//! Single values out of their text: sizes, addresses, core lists.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use uuid::Uuid;
-
-/// What is wrong with a value, and what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bad {
-    /// The complaint, naming the value.
-    pub message: String,
-    /// The remedy.
-    pub help: String,
-}
-
-/// Shorthand for a refused value.
-fn bad<T>(message: impl Into<String>, help: impl Into<String>) -> Result<T, Bad> {
-    Err(Bad { message: message.into(), help: help.into() })
-}
+use crate::util::{Bad, bad};
 
 /// Units of a size, largest first.
 const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
@@ -107,79 +93,6 @@ pub(super) fn parse_address(text: &str) -> Result<SocketAddr, Bad> {
         }
     }
     bad(message, "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6")
-}
-
-/// Longest NQN in bytes (NVMe Base 2.0, section 4.5).
-const NQN_LENGTH_MAX: usize = 223;
-
-/// The well-known NQN of the discovery service (NVMe Base 2.0, section 4.5).
-pub(super) const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
-
-const NQN_UUID_PREFIX: &str = "nqn.2014-08.org.nvmexpress:uuid:";
-
-/// Checks an NVMe qualified name (NVMe Base 2.0, section 4.5): `nqn.yyyy-mm.reverse.domain:name`, or
-/// `nqn.2014-08.org.nvmexpress:uuid:` and a UUID. White space and control characters are refused too, because the name
-/// stands in commands.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check_nqn(nqn: &str) -> Result<(), Bad> {
-    let example = "write nqn.YYYY-MM.REVERSE.DOMAIN:NAME, such as \"nqn.2026-11.io.reactor:vol0\"";
-    if nqn.len() > NQN_LENGTH_MAX {
-        return bad(
-            format!("this NQN has {} bytes, more than the {NQN_LENGTH_MAX} of NVMe", nqn.len()),
-            "write a shorter name after the colon",
-        );
-    }
-    if nqn.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return bad(format!("the NQN \"{nqn}\" holds white space or a control character"), example);
-    }
-    if let Some(uuid) = nqn.strip_prefix(NQN_UUID_PREFIX) {
-        return parse_uuid(uuid).map(drop);
-    }
-    let is_not = |why: &str| bad(format!("\"{nqn}\" is not an NQN: {why}"), example);
-    let Some(rest) = nqn.strip_prefix("nqn.") else {
-        return is_not("it does not start with \"nqn.\"");
-    };
-    let Some((authority, name)) = rest.split_once(':') else {
-        return is_not("it has no colon");
-    };
-    if name.is_empty() {
-        return is_not("nothing follows the colon");
-    }
-    let (date, domain) = authority.split_once('.').unwrap_or((authority, ""));
-    let date_fits = date.len() == 7
-        && date.bytes().enumerate().all(|(at, b)| if at == 4 { b == b'-' } else { b.is_ascii_digit() })
-        && ("01"..="12").contains(&&date[5..]);
-    if !date_fits {
-        return is_not(&format!("\"{date}\" is not a year and month"));
-    }
-    let label_fits = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    };
-    if !domain.split('.').all(label_fits) {
-        return is_not(&format!("\"{domain}\" is not a domain name in reverse order"));
-    }
-    Ok(())
-}
-
-/// A UUID in its hyphenated form (RFC 9562, section 4).
-///
-/// # Errors
-/// Any other form, and the nil UUID, which NVMe reads as "no UUID".
-pub(super) fn parse_uuid(text: &str) -> Result<Uuid, Bad> {
-    let help = "write 32 hexadecimal digits in groups of 8-4-4-4-12, as uuidgen prints them";
-    match Uuid::try_parse(text) {
-        Ok(uuid) if uuid.is_nil() => {
-            bad("the nil UUID identifies nothing", "write another one, as uuidgen prints them")
-        }
-        Ok(uuid) if text.len() == uuid::fmt::Hyphenated::LENGTH => Ok(uuid),
-        _ => bad(format!("\"{text}\" is not a UUID"), help),
-    }
 }
 
 /// Highest core number this program counts with: beyond the largest machine Linux runs on (`NR_CPUS`).
@@ -286,58 +199,6 @@ mod tests {
             ("", "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6"),
         ] {
             assert_eq!(parse_address(text).unwrap_err().help, help, "{text}");
-        }
-    }
-
-    #[test]
-    fn nqns() {
-        let longest = format!("nqn.2026-11.io.reactor:{}", "x".repeat(200));
-        assert_eq!(longest.len(), 223);
-        for nqn in [
-            "nqn.2026-11.io.reactor:vol0",
-            "nqn.2014-08.org.nvmexpress:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6",
-            "nqn.2016-06.io.spdk:cnode1:a",
-            "nqn.2026-01.a:ü",
-            longest.as_str(),
-        ] {
-            assert_eq!(check_nqn(nqn), Ok(()), "{nqn}");
-        }
-        let too_long = format!("{longest}x");
-        for nqn in [
-            "",
-            "iqn.2026-11.io.reactor:vol0",
-            "nqn.2026-13.io.reactor:vol0",
-            "nqn.2026-00.io.reactor:vol0",
-            "nqn.26-11.io.reactor:vol0",
-            "nqn.2026-1é.io.reactor:vol0",
-            "nqn.2026-11:vol0",
-            "nqn.2026-11.io..reactor:vol0",
-            "nqn.2026-11.-io:vol0",
-            "nqn.2026-11.io_x:vol0",
-            "nqn.2026-11.io.reactor",
-            "nqn.2026-11.io.reactor:",
-            "nqn.2026-11.io.reactor:a b",
-            "nqn.2026-11.io.reactor:a\0b",
-            "nqn.2014-08.org.nvmexpress:uuid:1",
-            DISCOVERY_NQN,
-            too_long.as_str(),
-        ] {
-            assert!(check_nqn(nqn).is_err(), "{nqn}");
-        }
-    }
-
-    #[test]
-    fn uuids_have_one_form() {
-        assert!(parse_uuid("F81d4fae-7dec-11d0-a765-00a0c91e6bf6").is_ok());
-        for text in [
-            "f81d4fae7dec11d0a76500a0c91e6bf6",
-            "{f81d4fae-7dec-11d0-a765-00a0c91e6bf6}",
-            "urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6",
-            "00000000-0000-0000-0000-000000000000",
-            "f81d4fae-7dec-11d0-a765-00a0c91e6bfg",
-            "",
-        ] {
-            assert!(parse_uuid(text).is_err(), "{text}");
         }
     }
 

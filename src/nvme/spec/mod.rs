@@ -10,7 +10,7 @@
 //!   status      status codes and the status field                          property CAP, VS, CC, CSTS, CRTO
 //!   identify    controller and namespace data structures                   log      log pages
 //!   feature     feature identifiers and values, asynchronous events        nvm      I/O command fields, ranges
-//!   fabrics     Connect, Property Get/Set, discovery log
+//!   fabrics     Connect, Property Get/Set, discovery log                    name     NQNs and UUIDs as text
 //! ```
 
 mod command;
@@ -18,6 +18,7 @@ mod fabrics;
 mod feature;
 mod identify;
 mod log;
+mod name;
 mod nvm;
 mod opcode;
 mod property;
@@ -28,6 +29,7 @@ pub use fabrics::*;
 pub use feature::*;
 pub use identify::*;
 pub use log::*;
+pub use name::*;
 pub use nvm::*;
 pub use opcode::*;
 pub use property::*;

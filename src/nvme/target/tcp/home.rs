@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::local::Local;
 use crate::net::Listener;
@@ -46,6 +46,8 @@ pub struct Home {
     pub target: RefCell<Target>,
     /// The listeners, by the address they are bound to.
     pub listeners: RefCell<Vec<Rc<Listener>>>,
+    /// Those that a drain has stopped: a socket is open until its accept has ended.
+    stopped: RefCell<Vec<Weak<Listener>>>,
     queues: RefCell<BTreeMap<(ControllerHandle, u16), Place>>,
     quiescing: RefCell<BTreeMap<ControllerHandle, Quiescing>>,
     /// Numbers resets and shutdowns, so that the end of one is not taken for that of a later one.
@@ -82,6 +84,7 @@ impl Home {
         let home = Rc::new(Home {
             target: RefCell::new(target),
             listeners: RefCell::new(Vec::new()),
+            stopped: RefCell::default(),
             queues: RefCell::default(),
             quiescing: RefCell::default(),
             quiesce_number: Cell::new(0),
@@ -280,6 +283,7 @@ impl Home {
         self.draining.set(true);
         for listener in self.listeners.borrow_mut().drain(..) {
             listener.stop();
+            self.stopped.borrow_mut().push(Rc::downgrade(&listener));
         }
         self.target.borrow_mut().set_listeners(Vec::new());
         self.carry_out(reactor);
@@ -293,6 +297,11 @@ impl Home {
                 })),
             );
         }
+    }
+
+    /// Listeners that were stopped by [`Home::drain`] and are still open.
+    pub fn closing(&self) -> usize {
+        self.stopped.borrow().iter().filter(|listener| listener.strong_count() > 0).count()
     }
 }
 

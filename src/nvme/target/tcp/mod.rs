@@ -375,10 +375,13 @@ impl<R: Reach> Door<R> {
         }
     }
 
-    /// Connections that have not ended, on all reactors that answer.
+    /// Connections that have not ended, and listeners of a draining door that are not closed, on all reactors that answer.
     pub fn connections(&self) -> usize {
         let count = |remote: &Remote| {
-            self.reach.ask_within(remote, ANSWER_LIMIT, |r| Local::of(r).map_or(0, |local| local.connections()))
+            self.reach.ask_within(remote, ANSWER_LIMIT, |r| {
+                let listeners = home::of(r).map_or(0, |home| home.closing());
+                Local::of(r).map_or(0, |local| local.connections()) + listeners
+            })
         };
         self.reach.remotes().iter().filter_map(count).sum()
     }
