@@ -1,5 +1,6 @@
 //! What the ublk door costs per I/O, with a stand-in for the kernel's side of a queue: `cargo bench --bench ublk`, with a
-//! part of a line's name for only those lines. Prints a table, judges nothing.
+//! part of a line's name for only those lines. Prints a table, judges nothing; with `--json` a line of JSON for each, for
+//! `scripts/bench`. `--rounds=N` is how often each is timed.
 //!
 //! A queue of depth 64 that is always full, 4 KiB requests on a RAM volume, one thread. Three things are timed in turn, in rounds
 //! so short that the machine is the same for all three: all of it; a bare loop, which makes the same system calls in the same
@@ -21,6 +22,7 @@ use reactor::reactor::start::solo;
 use reactor::sys::ublk::{RequestData, Requests};
 use reactor::ublk::stand_in::{Load, StandIn};
 use reactor::ublk::wire::{IoOp, U_IO_COMMIT_AND_FETCH_REQ};
+use serde_json::json;
 
 const ROUNDS: usize = 201;
 const DEPTH: u16 = 64;
@@ -94,7 +96,7 @@ impl Bare {
 }
 
 /// Times all three for one kind of request, and prints a line.
-fn measure(name: &str, op: IoOp) {
+fn measure(name: &str, op: IoOp, rounds: usize, json: bool) {
     let reactor = solo(16 << 20).expect("a reactor");
     let device = ram(1 << 20);
     let handle = Handle::open(&reactor, &device).expect("an open device");
@@ -122,7 +124,7 @@ fn measure(name: &str, op: IoOp) {
     bare.all(10_000);
     let (mut all, mut loops, mut copies, mut own) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (before, counted) = (reactor.stats().ring.enters, done());
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let ours = timed(IOS, || until(IOS));
         let plain = timed(IOS, || bare.all(IOS));
         all.push(ours);
@@ -134,22 +136,31 @@ fn measure(name: &str, op: IoOp) {
     let [all, loops, copies] = [all, loops, copies].map(|values| quantile(&values, 0.5));
     let spread = format!("{:.0} .. {:.0}", quantile(&own, 0.25), quantile(&own, 0.75));
     let own = quantile(&own, 0.5);
-    println!("{name:<22} {all:>8.0} {loops:>8.0} {copies:>8.0} {own:>8.0} {spread:>14} {enters:>8.3}");
+    if json {
+        let line = json!({ "name": name, "all_ns": all, "bare_ns": loops, "copy_ns": copies, "own_ns": own, "enters": enters });
+        println!("{line}");
+    } else {
+        println!("{name:<22} {all:>8.0} {loops:>8.0} {copies:>8.0} {own:>8.0} {spread:>14} {enters:>8.3}");
+    }
     end(queue);
     drop(handle);
     assert_eq!(reactor.shut_down(), 0, "all buffers are home");
 }
 
 fn main() {
-    println!("ns per I/O, median of {ROUNDS} rounds of {IOS} I/Os, depth {DEPTH}");
-    println!(
-        "{:<22} {:>8} {:>8} {:>8} {:>8} {:>14} {:>8}",
-        "", "all", "bare", "copy", "own", "half of rounds", "enters"
-    );
-    let only = std::env::args().skip(1).find(|word| !word.starts_with('-')).unwrap_or_default();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let only = words.iter().find(|word| !word.starts_with('-')).cloned().unwrap_or_default();
+    let json = words.iter().any(|word| word == "--json");
+    let rounds = words.iter().find_map(|word| word.strip_prefix("--rounds="));
+    let rounds = rounds.map_or(ROUNDS, |count| count.parse().expect("a number of rounds"));
+    if !json {
+        println!("ns per I/O, median of {rounds} rounds of {IOS} I/Os, depth {DEPTH}");
+        let heads = ["all", "bare", "copy", "own"].map(|head| format!("{head:>8}")).join(" ");
+        println!("{:<22} {heads} {:>14} {:>8}", "", "half of rounds", "enters");
+    }
     for (name, op) in [("RAM 4k read", IoOp::READ), ("RAM 4k write", IoOp::WRITE), ("flush", IoOp::FLUSH)] {
         if name.contains(&only) {
-            measure(name, op);
+            measure(name, op, rounds, json);
         }
     }
 }

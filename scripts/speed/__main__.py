@@ -18,6 +18,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import guest
 import report
 import rows
 import spdk
@@ -25,6 +26,7 @@ from machine import ROOT, TARGET, install
 from programs import Failed, Process
 
 PROGRAMS = {"cc": "build-essential", "fio": "fio"}
+GUEST_PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin"}
 # Processes that want a core at the start, beyond which the numbers are others' as much as ours.
 QUIET = 0.5
 ROUNDS, QUICK_ROUNDS = 7, 3
@@ -94,18 +96,21 @@ def side_by_side(wanted):
     return order
 
 
-def measure(world, tables, options):
-    """All rounds: in each, a sample by the key of its row."""
+def selected(tables, options):
+    """The rows to be run: those asked for, and what they are held against."""
     wanted = [row for table in tables for row in table.rows]
     if options.only:
         named = [row for row in wanted if options.only in row.key or options.only in table_of(tables, row)]
-        # What they are held against, too.
         needed = {row.key for row in named}
         needed |= {bar.of for row in named for bar in row.bars}
         wanted = [row for row in wanted if row.key in needed]
         if not wanted:
             raise Failed(f"no row has {options.only!r} in its name: try --list")
-    wanted = side_by_side(wanted)
+    return side_by_side(wanted)
+
+
+def measure(world, wanted, options):
+    """All rounds: in each, a sample by the key of its row."""
     rounds, failures = [], []
     for number in range(options.rounds):
         started = time.monotonic()
@@ -130,51 +135,76 @@ def options_of(arguments):
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures speed against this machine's own ceilings; docs/benchmarks.md says how to read it.",
-        epilog="SPDK_DIR names a built SPDK tree to be measured in the same rounds.",
+        epilog="SPDK_DIR names a built SPDK tree to be measured in the same rounds, UBLKSRV_DIR one of ublksrv for guest-ublk.",
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help=f"how often every row runs [default: {ROUNDS}]")
-    parser.add_argument("--time", type=float, metavar="S", help=f"seconds of each run [default: {SECONDS}]")
+    parser.add_argument(
+        "group",
+        nargs="?",
+        choices=["guest-ublk"],
+        help="instead of this machine's rows: local block devices (ublk), the kernel's loop device and ublksrv in one guest",
+    )
+    rounds, seconds = f"{ROUNDS}; guest-ublk: {guest.ROUNDS}", f"{SECONDS}; guest-ublk: {guest.SECONDS}"
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"how often every row runs [default: {rounds}]")
+    parser.add_argument("--time", type=float, metavar="S", help=f"seconds of each run [default: {seconds}]")
     parser.add_argument("--only", metavar="WORD", help="rows with WORD in their name, or of the table of that name")
     parser.add_argument("--quick", action="store_true", help="few and short runs on less memory: to see that all works")
     parser.add_argument("--list", action="store_true", help="name the tables and rows, measure nothing")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all numbers of all rounds")
     parser.add_argument("--svg", type=pathlib.Path, metavar="DIR", help="write a picture of each table")
     options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    options.time = options.time or (QUICK_SECONDS if options.quick else SECONDS)
+    rounds, seconds = (ROUNDS, QUICK_ROUNDS), (SECONDS, QUICK_SECONDS)
+    if options.group:
+        rounds, seconds = (guest.ROUNDS, guest.QUICK_ROUNDS), (guest.SECONDS, guest.QUICK_SECONDS)
+    options.rounds = options.rounds or rounds[options.quick]
+    options.time = options.time or seconds[options.quick]
     if options.rounds < 1 or not 0.1 <= options.time <= 60:
         parser.error("--rounds is at least 1, --time from 0.1 to 60")
     return options
 
 
+def here(reactor, wanted, options):
+    """All rounds on this machine."""
+    ceiling = build("bench", "--no-run", "--bench", "ceiling")["ceiling"]
+    ublk = build("bench", "--no-run", "--bench", "ublk")["ublk"]
+    # On the file system of the build, which is not a RAM disk where /tmp may be one.
+    with tempfile.TemporaryDirectory(dir=TARGET, prefix="bench-") as place:
+        try:
+            sizes = (QUICK_RAM, QUICK_FILE) if options.quick else (RAM, FILE)
+            world = rows.World(pathlib.Path(place), reactor, ceiling, ublk, options.time, *sizes)
+            return measure(world, wanted, options)
+        finally:
+            Process.end_all()
+
+
 def main():
     options = options_of(None)
-    tables = rows.tables(spdk.available())
+    tables = guest.tables(guest.ublksrv()) if options.group else rows.tables(spdk.available())
     if options.list:
         for table in tables:
             print(f"{table.name}: {table.title}")
             print("".join(f"  {row.key}\n" for row in table.rows), end="")
         return 0
-    install("bench", PROGRAMS)
+    wanted = selected(tables, options)
+    install("bench", GUEST_PROGRAMS if options.group else PROGRAMS)
     reactor = build("build", "--release", "--bin", "reactor")["reactor"]
-    ceiling = build("bench", "--no-run", "--bench", "ceiling")["ceiling"]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     known = facts(options)
-    # On the file system of the build, which is not a RAM disk where /tmp may be one.
-    with tempfile.TemporaryDirectory(dir=TARGET, prefix="bench-") as place:
-        try:
-            ram, file_size = (QUICK_RAM, QUICK_FILE) if options.quick else (RAM, FILE)
-            world = rows.World(pathlib.Path(place), reactor, ceiling, options.time, ram, file_size)
-            rounds, failures = measure(world, tables, options)
-        finally:
-            Process.end_all()
+    if options.group:
+        rounds, failures, inside = guest.measure(reactor, wanted, options)
+        known["guest"] = {**inside, "costs": guest.costs(tables, rounds)}
+    else:
+        rounds, failures = here(reactor, wanted, options)
     print(f"{known['processor']}, Linux {known['kernel']}, commit {known['commit']}")
     print(f"{options.rounds} rounds of {options.time:g} s for each row")
     if known["others"] > QUIET:
         print(f"NOT QUIET: {known['others']:.1f} threads of others ran before the first round: it shows in the numbers")
+    if options.group:
+        print(guest.about(known["guest"]))
     for table in tables:
         print(report.text(table, rounds), end="")
+    if options.group:
+        print(guest.text(known["guest"]["costs"], known["guest"]), end="")
     reached, missed = report.counted(tables, rounds)
     print(f"\n{reached} bars reached, {missed} missed, {len(failures)} runs failed")
     if options.json:

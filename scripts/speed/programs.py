@@ -177,6 +177,12 @@ def ceiling(world, *words):
     return {"rate": found.get("per_s") or 1e9 / found["ns"], **found}
 
 
+def ublk_alone(world, name):
+    """One round of one line of benches/ublk: the median of many short ones of its own, whatever the time of a run."""
+    found = json.loads(run([world.ublk, "--json", "--rounds=31", name]))
+    return {"rate": 1e9 / found["all_ns"], "ns": found["own_ns"], "enters": found["enters"]}
+
+
 def plain_loop(world, op, block, depth, random=0, connections=1):
     """The plain loop over loopback, on the cores of target and load."""
     words = ["loop", "--op", op, "--block", block, "--depth", depth, "--random", random, "--connections", connections]

@@ -47,9 +47,11 @@ def result(row, rounds):
         found["copies"] = row.copies
     found["bars"] = []
     for bar in row.bars:
-        value = bar.value(row, rounds)
-        if value is not None:
-            found["bars"].append({"text": bar.text(value), "value": value, "reached": bar.reached(value)})
+        values = bar.values(row, rounds)
+        if values:
+            value = median(values)
+            known = {"text": bar.text(values), "value": value, "min": min(values), "max": max(values)}
+            found["bars"].append({**known, "reached": bar.reached(value)})
     return found
 
 
@@ -81,13 +83,15 @@ def text(table, rounds):
             lines.append(cells(row, found))
     if len(lines) == 1:
         return ""
-    # Columns that no row fills are left out.
-    used = [at for at in range(len(COLUMNS)) if any(line[at] for line in lines[1:])]
+    return f"\n{table.title}\n\n{columns(lines, left=(0, len(COLUMNS) - 1))}\n"
+
+
+def columns(lines, left=(0,)):
+    """Lines of cells below a head, numbers at the right; columns that no line fills are left out."""
+    used = [at for at in range(len(lines[0])) if any(line[at] for line in lines[1:])]
     width = {at: max(len(line[at]) for line in lines) for at in used}
-    left = {0, len(COLUMNS) - 1}
     pad = lambda line, at: line[at].ljust(width[at]) if at in left else line[at].rjust(width[at])
-    body = "\n".join("  ".join(pad(line, at) for at in used).rstrip() for line in lines)
-    return f"\n{table.title}\n\n{body}\n"
+    return "\n".join("  ".join(pad(line, at) for at in used).rstrip() for line in lines)
 
 
 def counted(tables, rounds):

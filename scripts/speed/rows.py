@@ -6,7 +6,7 @@ import time
 import typing
 
 import programs
-from programs import ceiling, fio, local, plain_loop, remote
+from programs import ceiling, fio, local, plain_loop, remote, ublk_alone
 
 KIB = 1 << 10
 # Work of the door: direction, bytes, depth.
@@ -21,40 +21,43 @@ CROWD_CONTROLLERS, CROWD_QUEUES = 8, 125
 
 @dataclasses.dataclass
 class Share:
-    """Of the rate of another row: the median of the ratios of each round. Without `least` it is not judged."""
+    """Of the rate of another row, the ratio of each round. Without `least` it is not judged."""
 
     of: str
     least: float | None
     name: str
+    # Whether the lowest and the highest ratio are shown beside the median.
+    spread: bool = False
 
-    def value(self, row, rounds):
-        return median([one[row.key]["rate"] / one[self.of]["rate"] for one in both(rounds, row.key, self.of)])
+    def values(self, row, rounds):
+        return [one[row.key]["rate"] / one[self.of]["rate"] for one in both(rounds, row.key, self.of)]
 
     def reached(self, value):
         return None if self.least is None else value >= self.least
 
-    def text(self, value):
+    def text(self, values):
         least = "" if self.least is None else f" (bar {self.least:g})"
-        return f"{value:.2f} of {self.name}{least}"
+        spread = f", {min(values):.2f} .. {max(values):.2f}" if self.spread else ""
+        return f"{median(values):.2f} of {self.name}{spread}{least}"
 
 
 @dataclasses.dataclass
 class AtMost:
-    """Something that `number` finds in a sample: the median of the rounds."""
+    """Something that `number` finds in the sample of each round."""
 
     number: typing.Callable
     most: float
     name: str
     of: str = ""
 
-    def value(self, row, rounds):
-        return median([self.number(one[row.key]) for one in rounds if row.key in one])
+    def values(self, row, rounds):
+        return [self.number(one[row.key]) for one in rounds if row.key in one]
 
     def reached(self, value):
         return value <= self.most
 
-    def text(self, value):
-        return f"{value:.3g} {self.name} (bar {self.most:g})"
+    def text(self, values):
+        return f"{median(values):.3g} {self.name} (bar {self.most:g})"
 
 
 def ns_per_io(sample):
@@ -69,15 +72,15 @@ class More:
     count: int
     most: float
 
-    def value(self, row, rounds):
+    def values(self, row, rounds):
         pairs = [(one[row.key], one[self.of]) for one in both(rounds, row.key, self.of)]
-        return median([(ns_per_io(own) - ns_per_io(other)) / self.count for own, other in pairs])
+        return [(ns_per_io(own) - ns_per_io(other)) / self.count for own, other in pairs]
 
     def reached(self, value):
         return value <= self.most
 
-    def text(self, value):
-        return f"{value:.1f} ns a layer (bar {self.most:g})"
+    def text(self, values):
+        return f"{median(values):.1f} ns a layer (bar {self.most:g})"
 
 
 @dataclasses.dataclass
@@ -86,7 +89,7 @@ class Row:
 
     key: str
     run: typing.Callable
-    # What is to be reached, each by `value` over all rounds, `reached` and `text`.
+    # What is to be reached: `values` of all rounds, whether their median is `reached`, and a `text` of them.
     bars: list = dataclasses.field(default_factory=list)
     # How the rate is shown.
     unit: str = "IOPS"
@@ -193,6 +196,17 @@ def files():
     return Table("files", "File volumes by `reactor bench`, against fio's io_uring engine with fixed buffers", rows)
 
 
+def ublk_door():
+    """The ublk door with a stand-in for the kernel's side of a queue."""
+    own, enters = lambda sample: sample["ns"], lambda sample: sample["enters"]
+    rows = []
+    for name, copies in (("RAM 4k read", 1), ("RAM 4k write", 1), ("flush", None)):
+        bars = [AtMost(own, 80, "ns own"), AtMost(enters, 0.2, "enters")]
+        run = lambda w, name=name: ublk_alone(w, name)
+        rows.append(Row(f"ublk: {name} qd64", run, bars if copies else [], unit="ns", copies=copies))
+    return Table("ublk", "The ublk door alone, its own time per I/O without copies and the kernel's side, one core", rows)
+
+
 def copies_of(op, block, ram):
     """Of payload by the target: docs/architecture.md, Copies."""
     into_slot = 1 if op == "write" and block <= 8 * KIB else 0
@@ -270,7 +284,7 @@ def crowds():
 
 def tables(spdk):
     """All of them, in the order in which a round runs them."""
-    found = [machine(), block_layer(), files(), door(False, spdk), door(True, spdk), crowds()]
+    found = [machine(), block_layer(), files(), ublk_door(), door(False, spdk), door(True, spdk), crowds()]
     keys = [row.key for table in found for row in table.rows]
     assert len(set(keys)) == len(keys), "two rows of one name: a round would keep one of them"
     return found
@@ -282,12 +296,12 @@ class World:
     VOLUMES = (("poll0", "null", 'complete = "poll"'), ("submit0", "null", 'complete = "submit"'))
     FILES = ("cached-full", "cached-sparse", "direct-full", "direct-sparse")
 
-    def __init__(self, place, reactor, ceiling_program, seconds, ram, file_size):
+    def __init__(self, place, reactor, ceiling_program, ublk_program, seconds, ram, file_size):
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) < 2:
             raise programs.Failed("two cores are needed: one for what is measured, one for what measures it")
         self.target, self.load = cores[0], cores[1]
-        self.place, self.reactor, self.ceiling = place, reactor, ceiling_program
+        self.place, self.reactor, self.ceiling, self.ublk = place, reactor, ceiling_program, ublk_program
         self.time, self.ram, self.file_size = seconds, ram, file_size
         self.volumes = place / "volumes.toml"
         self.started = {}
