@@ -37,7 +37,7 @@ CONTENDERS = {
 # Seconds of a run beside what is measured of it, on a busy machine.
 RUN_SLACK_S = 20
 KINDS = ("fio", "server", "server's io_uring workers", "kernel workers")
-COLUMNS = ("", "fio", "server", "its workers", "kernel workers", "all", "busy", "interrupts", "server's core")
+COLUMNS = ("", "fio", "server", "own code", "its workers", "kernel workers", "all", "busy", "interrupts", "server's core")
 
 
 def ublksrv():
@@ -169,8 +169,8 @@ def measure(reactor, wanted, options):
 
 
 def cost(row, rounds):
-    """What an I/O of a row costs in the guest, medians of the rounds: microseconds of processors by what they run, how many
-    processors are busy, and in interrupts, and the share of its core that the reactor was busy."""
+    """What an I/O of a row costs in the guest, medians of the rounds: microseconds of processors by what they run, how much of a
+    server's are its own code's, how many processors are busy, and in interrupts, and the share of its time that the reactor was busy."""
     spent = [one[row.key]["spent"] for one in rounds if "spent" in one.get(row.key, {})]
     if not spent:
         return None
@@ -178,6 +178,9 @@ def cost(row, rounds):
     found["all"] = median([one["guest_ns"] / one["ios"] / 1000 for one in spent])
     for name in ("busy", "interrupt"):
         found[name] = median([sum(one[name]) for one in spent])
+    user = [one["server_user"] for one in spent if "server_user" in one]
+    if user:
+        found["own code"] = median(user)
     if "counters" in spent[0]:
         found["server's core"] = median([one["counters"]["busy_ns"] / one["ns"] for one in spent])
     return found
@@ -190,18 +193,18 @@ def costs(tables_of, rounds):
 
 def text(costs_of, known):
     """What the guest spent its processors on, for people."""
-    count = lambda value: "" if value is None else f"{value:.1f}"
+    shown = lambda value, form: format(value, form) if value else ""
     lines = [COLUMNS]
     for key, found in costs_of.items():
-        times = [count(found[name] or None) for name in (*KINDS, "all")]
-        core = found.get("server's core")
-        share = "" if core is None else f"{core:.0%}"
-        lines.append((key, *times, f"{found['busy']:.2f}", f"{found['interrupt']:.2f}", share))
+        times = [shown(found[name], ".1f") for name in (*KINDS, "all")]
+        times.insert(2, shown(found.get("own code"), ".0%"))
+        core = shown(found.get("server's core"), ".0%")
+        lines.append((key, *times, f"{found['busy']:.2f}", f"{found['interrupt']:.2f}", core))
     if len(lines) == 1:
         return ""
     count = known["processors"]
     title = f"Microseconds of processors for each I/O; how many of the guest's {count} were busy, and in interrupts;\n"
-    title += "how much of its time the reactor was busy"
+    title += "how much of a server's time, its workers' included, is its own code's, and how much of its time the reactor was busy"
     body = f"\n{title}\n\n{columns(lines)}\n"
     if known["cores"]:
         body += "\nOf this machine's {} cores the guest took {guest:.2f}, others {others:.2f}.\n".format(

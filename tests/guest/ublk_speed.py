@@ -193,6 +193,12 @@ def on_cpu(tasks):
     return found
 
 
+def user_and_system(pid):
+    """Ticks that a process has been on processors, in its own code and in the kernel's."""
+    words = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(words[11]), int(words[12])
+
+
 def processors():
     """Of each processor the ticks of user, nice, system, idle, iowait, irq, softirq."""
     lines = pathlib.Path("/proc/stat").read_text().splitlines()
@@ -206,6 +212,7 @@ class Look:
         tasks = [*tasks_of(fio, "fio"), *kernel_workers()]
         if contender.server:
             tasks += tasks_of(contender.server, "server")
+        self.server = user_and_system(contender.server) if contender.server else (0, 0)
         self.counters = contender.counters() if contender.counters else {}
         self.cpu, self.processors = on_cpu(tasks), processors()
         self.ns, self.ios = time.monotonic_ns(), contender.ios()
@@ -233,6 +240,9 @@ class Look:
             "interrupt": [round((one[5] + one[6]) / max(sum(one), 1), 3) for one in ticks],
             "guest_ns": sum(sum(one) - one[3] - one[4] for one in ticks) * tick_ns,
         }
+        user, system = (now - then for now, then in zip(self.server, before.server, strict=True))
+        if user + system:
+            found["server_user"] = round(user / (user + system), 3)
         if self.counters:
             found["counters"] = {name: number - before.counters[name] for name, number in self.counters.items()}
         return found
