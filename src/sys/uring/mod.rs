@@ -542,7 +542,8 @@ impl Drop for Uring {
             let _ = self.ring.submitter().register_sync_cancel(Some(types::Timespec::new().nsec(10_000_000)), all);
             self.wait(Some(Duration::from_millis(10)));
             self.reap(&mut out, &mut ended);
-            (out.clear(), ended.clear());
+            out.clear();
+            ended.clear();
         }
         let clean = !self.table.is_working();
         // SAFETY: each field is dropped once, here, and not used again. The ring goes first.

@@ -17,7 +17,7 @@ impl Uring {
         self.start_command(file, command, owner);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn start_command(&mut self, file: FileId, command: UblkCommand, owner: Owner) -> OpToken {
         let UblkCommand { step, queue, tag, result, place, buf } = command;
         let Some((fd, flags)) = self.files.target(file) else {
