@@ -1,8 +1,10 @@
 //! What is nobody's: small helpers that depend on nothing else in the crate.
 
 mod bad;
+mod hash;
 mod open_enum;
 
 pub use bad::Bad;
 pub(crate) use bad::bad;
+pub(crate) use hash::fnv1a;
 pub(crate) use open_enum::open_enum;

@@ -26,7 +26,7 @@ pub const HOUSE: [(&str, &[&str]); 20] = [
     ("nvme::host", &["nvme::tcp", "nvme::spec", "bdev", "net", "reactor", "sys", "sys::limits", "limits", "hugepages"]),
     (
         "nvme::target::tcp",
-        &["nvme::target", "nvme::tcp", "nvme::spec", "bdev", "net", "reactor", "sys", "limits", "hugepages"],
+        &["nvme::target", "nvme::tcp", "nvme::spec", "util", "bdev", "net", "reactor", "sys", "limits", "hugepages"],
     ),
     ("bdev::device", &["bdev", "reactor", "sys", "hugepages"]),
     // A layer names no leaf.

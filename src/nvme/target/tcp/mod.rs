@@ -31,6 +31,7 @@ use crate::nvme::target::{
 use crate::reactor::mailbox::{Reach, Remote};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::socket;
+use crate::util::fnv1a;
 pub use conn::{IN_CAPSULE_ADMIN, IN_CAPSULE_IO, MAX_H2C_DATA};
 pub use home::HOME;
 use home::Home;
@@ -396,8 +397,5 @@ fn allowed(hosts: Option<Vec<String>>) -> AllowedHosts {
 
 /// A serial number that stays: 16 hexadecimal digits of a hash (FNV-1a) of the NQN.
 fn serial(nqn: &str) -> String {
-    let hash = nqn
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    format!("{hash:016X}")
+    format!("{:016X}", fnv1a(nqn.as_bytes()))
 }
