@@ -70,9 +70,6 @@ pub enum CallError {
     /// io_uring_enter failed.
     #[error("the control ring has failed: {0}")]
     Ring(io::Error),
-    /// An earlier call could not be handed over; it must not be carried out later.
-    #[error("the control ring has failed before: open another one")]
-    Unusable,
     /// More than a command can say.
     #[error("a buffer of {0} bytes is too long for a command (65535)")]
     TooLong(usize),
@@ -141,7 +138,7 @@ impl ControlRing {
     }
 
     fn on(device: File) -> Result<ControlRing, OpenError> {
-        match IoUring::<squeue::Entry128, cqueue::Entry>::builder().build(ENTRIES) {
+        match new_ring() {
             Ok(ring) => Ok(ControlRing { ring, device, calls: Calls::default() }),
             Err(error) => {
                 uring::probe()?;
@@ -171,7 +168,7 @@ impl ControlRing {
         }
         cmd.len = u16::try_from(buffer.len()).map_err(|_| CallError::TooLong(buffer.len()))?;
         if !self.ring.submission().is_empty() {
-            return Err(CallError::Unusable);
+            self.renew().map_err(CallError::Ring)?;
         }
         // What ended since the last call.
         self.reap(None);
@@ -187,10 +184,8 @@ impl ControlRing {
         let entries = [command.flags(squeue::Flags::IO_LINK), timer.into()];
         // SAFETY: the command uses no memory but its buffer, as `CALLS` says, within its length; `calls` owns it until the
         // completion. The kernel reads the timer's limit when it takes the entry, while this function runs: entries that it
-        // has not taken by its end are never handed over, since no later call enters the ring.
-        if unsafe { self.ring.submission().push_multiple(&entries) }.is_err() {
-            return Err(CallError::Unusable);
-        }
+        // has not taken by its end are never handed over, since a later call closes the ring before it enters one.
+        unsafe { self.ring.submission().push_multiple(&entries) }.expect("an empty queue has room for two");
         loop {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
@@ -209,6 +204,17 @@ impl ControlRing {
         }
     }
 
+    /// Another ring in place of one that could not be entered: what an earlier call has left in its queue must not be carried out
+    /// later.
+    fn renew(&mut self) -> io::Result<()> {
+        let fresh = new_ring()?;
+        self.reap(None);
+        self.ring = fresh;
+        // No completion of the old ring is seen any more, and the kernel may still write to the buffers.
+        std::mem::take(&mut self.calls.held).into_values().for_each(std::mem::forget);
+        Ok(())
+    }
+
     /// Takes all completions. Returns what they say about call `wanted`, its answer if there is one; what belongs to calls
     /// that timed out before is dropped.
     fn reap(&mut self, wanted: Option<u64>) -> Option<Ended> {
@@ -222,6 +228,10 @@ impl ControlRing {
         }
         found
     }
+}
+
+fn new_ring() -> io::Result<IoUring<squeue::Entry128, cqueue::Entry>> {
+    IoUring::builder().build(ENTRIES)
 }
 
 impl Drop for ControlRing {
@@ -255,6 +265,21 @@ mod tests {
             assert_eq!(*back, vec![n; usize::from(n)]);
             assert!(ring.calls.held.is_empty());
         }
+    }
+
+    #[test]
+    fn a_ring_that_could_not_be_entered_is_made_anew() {
+        let mut ring = to_null();
+        // What a failed enter leaves behind: an entry in the queue, and a call in flight.
+        let left: squeue::Entry128 = opcode::Nop::new().build().user_data(77 << 1).into();
+        // SAFETY: it uses no memory.
+        unsafe { ring.ring.submission().push(&left) }.unwrap();
+        ring.calls.begin(vec![1; 8].into());
+        for turn in 0..3 {
+            let (_, back) = ring.call(wire::U_CMD_ADD_DEV, CtrlCmd::new(0), vec![turn; 8].into(), LIMIT).unwrap();
+            assert_eq!(*back, [turn; 8]);
+        }
+        assert!(ring.ring.submission().is_empty() && ring.calls.held.is_empty());
     }
 
     #[test]
