@@ -403,6 +403,7 @@ impl Server {
             door.add(ublk::Options {
                 name: name.clone(),
                 device: claim.device().clone(),
+                backing: String::new(),
                 id: wanted.id,
                 queues: wanted.queues.unwrap_or(self.places.len() as u16),
                 depth: wanted.depth,

@@ -304,7 +304,7 @@ impl Server {
             }
             Change::UblkAdded { bdev } => {
                 let ublk = new.ublk_of(bdev).ok_or("it is not configured")?;
-                self.disks.add(ublk, &self.volumes)
+                self.disks.add(new, ublk, &self.volumes)
             }
             Change::UblkRemoved { bdev } => self.disks.remove(bdev),
             Change::HostsChanged { nqn, hosts: access } => {

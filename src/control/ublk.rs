@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::config::{Config, UblkConfig, UblkMode};
+use super::config::{Config, Driver, UblkConfig, UblkMode};
 use super::volumes::Volumes;
 use crate::bdev::registry::Claim;
 use crate::reactor::mailbox::Remote;
@@ -59,7 +59,9 @@ impl LocalDisks {
         // Numbers that are asked for come first: the kernel would give them to others.
         let (chosen, any): (Vec<_>, Vec<_>) = config.ublk.iter().partition(|ublk| ublk.id.is_some());
         let mut all = chosen.into_iter().chain(any);
-        all.try_for_each(|ublk| self.add(ublk, volumes).map_err(|why| format!("{}: {why}", config.at(ublk.place))))
+        all.try_for_each(|ublk| {
+            self.add(config, ublk, volumes).map_err(|why| format!("{}: {why}", config.at(ublk.place)))
+        })
     }
 
     fn door(&mut self) -> Result<&mut Door, String> {
@@ -74,12 +76,13 @@ impl LocalDisks {
     ///
     /// # Errors
     /// Why not.
-    pub fn add(&mut self, ublk: &UblkConfig, volumes: &Volumes) -> Result<(), String> {
+    pub fn add(&mut self, config: &Config, ublk: &UblkConfig, volumes: &Volumes) -> Result<(), String> {
         let name = &ublk.bdev;
         let claim = volumes.claim(name, "its local block device").map_err(|error| error.to_string())?;
         let options = Options {
             name: name.clone(),
             device: claim.device().clone(),
+            backing: backing(config, name),
             id: ublk.id,
             queues: ublk.queues,
             depth: ublk.depth,
@@ -92,9 +95,13 @@ impl LocalDisks {
             recover: ublk.recover,
             read_only: ublk.read_only,
         };
-        self.door()?.add(options).map_err(|error| error.to_string())?;
-        self.claims.insert(name.clone(), claim);
-        Ok(())
+        let door = self.door()?;
+        let added = door.add(options).map(drop).map_err(|error| error.to_string());
+        // Also of one that did not come up, and keeps queues for another try.
+        if door.id(name).is_some() {
+            self.claims.insert(name.clone(), claim);
+        }
+        added
     }
 
     /// Takes a device away.
@@ -143,5 +150,17 @@ impl LocalDisks {
             }
         }
         clean
+    }
+}
+
+/// What keeps the bytes of a volume: two of one name that are kept in different places are not the same.
+fn backing(config: &Config, name: &str) -> String {
+    match config.bdev(name).map(|bdev| &bdev.driver) {
+        Some(Driver::File { path, .. }) => format!("file {}", path.display()),
+        // It changes no byte.
+        Some(Driver::Inject { base, .. }) => backing(config, base),
+        Some(Driver::Malloc) => "RAM".to_owned(),
+        Some(Driver::Null { .. }) => "null".to_owned(),
+        None => String::new(),
     }
 }

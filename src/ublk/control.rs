@@ -481,6 +481,12 @@ pub fn open_char(id: u32) -> io::Result<OwnedFd> {
     open_node(Path::new(&format!("/dev/ublkc{id}")))
 }
 
+/// Whether a server has the device, in whatever container: the kernel lets one open it. One that was killed is given two seconds to
+/// go.
+pub fn is_served(id: u32) -> bool {
+    open_char(id).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+}
+
 fn open_node(node: &Path) -> io::Result<OwnedFd> {
     let mut refusal = 0;
     let opened = outlast(libc::EBUSY, || {

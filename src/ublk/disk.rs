@@ -6,15 +6,17 @@
 //!   stop     STOP_DEV: the disk is gone, tags end, queues go        or leave: no server, the disk waits for the next
 //!   close    the character device is closed; DEL_DEV
 //! ```
-//! Each step may be called again, and does what is left of it to do.
+//! Each step may be called again, and does what is left of it to do. Nothing but the end of the disk, or of this process, takes back
+//! what tags have fetched before a recovery has come to its end: a start that fails keeps its queues, and the next one goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 
-use super::control::{Control, TryStop};
+use super::control::Control;
 use super::door::DoorError;
+use super::holders::{self, Use};
 use super::params;
 use super::queue::{self, Queue, QueueOptions, Travel};
 use super::recovery::{self, Mark};
@@ -32,8 +34,6 @@ const QUEUES_END_NS: u64 = 5_000_000_000;
 const SERVER_DIES_NS: u64 = 45_000_000_000;
 /// What zero copy takes, beside user copy for what cannot go that way.
 const ZERO_COPY: Features = Features(Features::SUPPORT_ZERO_COPY.0 | Features::AUTO_BUF_REG.0);
-/// How long udev may look into a disk that somebody wants to stop, in nanoseconds.
-const UDEV_LOOKS_NS: u64 = 2_000_000_000;
 /// A reactor that is not stuck answers within this.
 const ANSWER: Duration = Duration::from_secs(1);
 /// How often such things are looked at.
@@ -64,6 +64,8 @@ pub struct Options {
     pub name: String,
     /// The volume.
     pub device: Arc<dyn BlockDevice>,
+    /// What keeps its bytes, part of its [`Identity`](super::Identity); may be empty.
+    pub backing: String,
     /// The number N of /dev/ublkbN; `None`: one that is free.
     pub id: Option<u32>,
     /// Queues; the kernel grants at most one for each processor.
@@ -107,11 +109,25 @@ pub struct Disk {
     faults: Option<Receiver<String>>,
     /// The reactors, once there are queues.
     places: Vec<Place>,
+    /// A start that has not come to its end.
+    starting: Option<Starting>,
+}
+
+/// What a start has done so far.
+struct Starting {
+    requests: Requests,
+    faults: Sender<String>,
+    /// Queues of each reactor.
+    load: Vec<usize>,
+    /// Queues that are open, the first of all.
+    opened: u16,
+    /// What a queue has told: it does not come to life any more.
+    broken: Option<String>,
 }
 
 impl Disk {
     fn new(options: Options, info: DevInfo, stage: Stage) -> Disk {
-        Disk { options, info, stage, leaving: Arc::default(), faults: None, places: Vec::new() }
+        Disk { options, info, stage, leaving: Arc::default(), faults: None, places: Vec::new(), starting: None }
     }
 
     /// Has the kernel make a device, which says by its mark whose it is.
@@ -182,10 +198,11 @@ impl Disk {
         &self.info
     }
 
-    /// Brings the disk up: queues on their reactors, then /dev/ublkbN.
+    /// Brings the disk up: queues on their reactors, then /dev/ublkbN. After an error it may be called again, and goes on with what is
+    /// left to do; or [`Disk::close`] is.
     ///
     /// # Errors
-    /// What a reactor or the kernel says. Then [`Disk::close`] is what is left to do.
+    /// What a reactor or the kernel says.
     pub fn start(&mut self, control: &mut Control, places: &[Place]) -> Result<(), DoorError> {
         let recovering = match self.stage {
             Stage::Created => false,
@@ -194,50 +211,70 @@ impl Disk {
             Stage::Stopped | Stage::Closed => return Err(self.refused("it was stopped".to_owned())),
         };
         let id = self.id();
-        let device = super::control::open_char(id).map_err(|error| {
-            self.refused(format!("/dev/ublkc{id} cannot be opened: {error}; another server may have it"))
-        })?;
-        let requests = Requests::new(device);
-        let (faults, told) = mpsc::channel();
-        self.faults = Some(told);
-        self.places = places.to_vec();
-        let mut load = vec![0; places.len()];
-        for number in 0..self.info.nr_hw_queues {
-            let cores = control.queue_affinity(id, number)?;
-            let at = choose(places, &cores, &load);
-            load[at] += 1;
-            let options = QueueOptions {
-                device: self.options.device.clone(),
-                device_number: id,
-                requests: requests.clone(),
-                number,
-                depth: self.info.queue_depth,
-                travel: self.travel(),
-                read_only: self.options.read_only,
-                leaving: self.leaving.clone(),
-                faults: faults.clone(),
-            };
-            let opened = places[at].remote.ask(move |reactor| Queue::open(reactor, options));
-            opened.ok_or(DoorError::Ended)?.map_err(|why| self.refused(why))?;
-        }
-        // The queues keep the device open, and say by their end of the channel that they have ended.
-        drop((requests, faults));
-        // A turn later what the kernel refuses has been told.
-        for place in places {
-            place.remote.ask(|_| ()).ok_or(DoorError::Ended)?;
-            place.remote.ask(|_| ()).ok_or(DoorError::Ended)?;
-        }
-        if let Some(fault) = self.fault() {
-            return Err(self.refused(fault));
-        }
+        let mut starting = match self.starting.take() {
+            Some(starting) => starting,
+            None => self.begin(places)?,
+        };
+        let begun = self.open_queues(control, &mut starting);
+        self.starting = Some(starting);
+        begun?;
         let pid = std::process::id();
         let started = if recovering { control.end_recovery(id, pid) } else { control.start(id, pid) };
         started.map_err(|error| match self.fault() {
             Some(fault) => self.refused(fault),
             None => error.into(),
         })?;
+        // The queues keep the device open, and say by their end of the channel that they have ended.
+        self.starting = None;
         self.stage = Stage::Started;
         Ok(())
+    }
+
+    fn begin(&mut self, places: &[Place]) -> Result<Starting, DoorError> {
+        let id = self.id();
+        let device = super::control::open_char(id).map_err(|error| {
+            self.refused(format!("/dev/ublkc{id} cannot be opened: {error}; another server may have it"))
+        })?;
+        let (faults, told) = mpsc::channel();
+        self.faults = Some(told);
+        self.places = places.to_vec();
+        Ok(Starting { requests: Requests::new(device), faults, load: vec![0; places.len()], opened: 0, broken: None })
+    }
+
+    /// Opens the queues that are not open yet, and waits until their tags fetch.
+    fn open_queues(&self, control: &mut Control, starting: &mut Starting) -> Result<(), DoorError> {
+        let (id, places) = (self.id(), &self.places);
+        for number in starting.opened..self.info.nr_hw_queues {
+            let cores = control.queue_affinity(id, number)?;
+            let at = choose(places, &cores, &starting.load);
+            let options = QueueOptions {
+                device: self.options.device.clone(),
+                device_number: id,
+                requests: starting.requests.clone(),
+                number,
+                depth: self.info.queue_depth,
+                travel: self.travel(),
+                read_only: self.options.read_only,
+                leaving: self.leaving.clone(),
+                faults: starting.faults.clone(),
+            };
+            let opened = places[at].remote.ask(move |reactor| Queue::open(reactor, options));
+            opened.ok_or(DoorError::Ended)?.map_err(|why| self.refused(why))?;
+            starting.load[at] += 1;
+            starting.opened += 1;
+        }
+        // A turn later what the kernel refuses has been told.
+        for place in places {
+            place.remote.ask(|_| ()).ok_or(DoorError::Ended)?;
+            place.remote.ask(|_| ()).ok_or(DoorError::Ended)?;
+        }
+        starting.broken = starting.broken.take().or_else(|| self.fault());
+        starting.broken.clone().map_or(Ok(()), |fault| Err(self.refused(fault)))
+    }
+
+    /// Whether queues run, though the disk is not up: their commands end with the disk, or with this process.
+    pub fn is_half_started(&self) -> bool {
+        self.starting.as_ref().is_some_and(|starting| starting.opened > 0)
     }
 
     /// Tells the kernel the volume's size, which has grown.
@@ -269,25 +306,18 @@ impl Disk {
     /// # Errors
     /// As [`Disk::stop`].
     pub fn is_free(&mut self, control: &mut Control) -> Result<bool, DoorError> {
-        if control.features().has(Features::SAFE_STOP_DEV) {
-            let end = monotonic_ns() + UDEV_LOOKS_NS;
-            loop {
-                // The kernel counts udev, which looks into the disk for a moment.
-                if self.try_stop(control)? {
-                    return Ok(true);
-                }
-                if monotonic_ns() > end || recovery::is_claimed(self.id()) || !recovery::holders(self.id()).is_empty() {
-                    return Ok(false);
-                }
-                std::thread::park_timeout(LOOK);
-            }
+        if matches!(self.stage, Stage::Stopped | Stage::Closed) {
+            return Ok(true);
         }
-        Ok(matches!(self.stage, Stage::Stopped | Stage::Closed)
-            || !recovery::is_claimed(self.id()) && recovery::holders(self.id()).is_empty())
+        let found = holders::stop_if_free(control, self.id())?;
+        if found == Use::Stopped {
+            self.end_queues()?;
+        }
+        Ok(found != Use::Held)
     }
 
     /// Ends the service, and leaves the disk to the next server: requests wait for it. Kernels before Linux 6.16 notice that the
-    /// service has ended when this process has.
+    /// service has ended when this process has, and so do all of one that was not started to its end.
     ///
     /// # Errors
     /// What the kernel says, or that requests in flight do not end.
@@ -338,21 +368,6 @@ impl Disk {
         self.end_queues()
     }
 
-    /// Takes the disk away unless somebody has it open. Returns whether it is gone.
-    ///
-    /// # Errors
-    /// As [`Disk::stop`].
-    fn try_stop(&mut self, control: &mut Control) -> Result<bool, DoorError> {
-        if matches!(self.stage, Stage::Stopped | Stage::Closed) {
-            return Ok(true);
-        }
-        if control.try_stop(self.id())? == TryStop::InUse {
-            return Ok(false);
-        }
-        self.end_queues()?;
-        Ok(true)
-    }
-
     /// Requests that reactors have in hand.
     fn working(&self) -> Result<usize, DoorError> {
         let id = self.id();
@@ -369,6 +384,8 @@ impl Disk {
     }
 
     fn end_queues(&mut self) -> Result<(), DoorError> {
+        // What it holds would keep the channel and the device open.
+        self.starting = None;
         let end = monotonic_ns() + QUEUES_END_NS;
         while let Some(faults) = &self.faults {
             match faults.recv_timeout(Duration::from_nanos(end.saturating_sub(monotonic_ns()))) {

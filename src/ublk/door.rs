@@ -1,15 +1,19 @@
 //! The devices of this server, and those that its predecessors left behind.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::control::{self, Control, ControlError, Unavailable};
+use uuid::Uuid;
+
+use super::control::{self, Control, ControlError, Unavailable, is_served};
 use super::disk::{Disk, Options, Place};
+use super::holders::{self, Use, users};
 use super::params;
-use super::recovery::{self, Mark, StateDirectory};
+use super::recovery::{Identity, Kin, Mark, StateDirectory, kin};
 use super::wire::{self, DevInfo, DevState, Features};
 
-/// The directory of the files that name devices to udev: the rule of scripts/udev has it too.
-const STATE: &str = "/run/reactor/ublk";
+/// The directory of the files that say whose devices are: the udev rule of scripts/udev has it too.
+pub(super) const STATE: &str = "/run/reactor/ublk";
 
 /// Why the door could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -80,41 +84,49 @@ impl Door {
         Ok(Door { control, places, state, instance: instance.to_owned(), disks: BTreeMap::new() })
     }
 
-    /// The mark of a volume's device.
-    fn mark(&self, name: &str) -> Mark {
-        Mark::new(&self.instance, name)
+    /// Whose the device of a volume is.
+    fn identity(&self, options: &Options) -> Identity {
+        let uuid = Uuid::from_bytes(options.device.common().traits().uuid);
+        Identity::new(&self.instance, &options.name, uuid, &options.backing)
     }
 
     /// Brings a volume up as a device: one that its last server left behind goes on, else a new one. Returns its number.
     ///
     /// # Errors
-    /// What the kernel says; no device is left then that was not there before.
+    /// What the kernel says. No device is left then that was not there before; one that was there and is in use waits on, for another
+    /// try or for the next server.
     pub fn add(&mut self, options: Options) -> Result<u32, DoorError> {
         let name = options.name.clone();
-        let left = self.left_behind(&options)?;
-        let mut disk = match left {
-            Some(info) => {
-                self.check_same(&options, info.dev_id)?;
-                Disk::recover(&mut self.control, options, info)?
+        let (mut disk, left) = match self.disks.remove(&name) {
+            Some(disk) if disk.is_half_started() => match goes_on_with(&disk, &options) {
+                Ok(()) => (disk, true),
+                Err(error) => {
+                    self.disks.insert(name, disk);
+                    return Err(error);
+                }
+            },
+            Some(disk) => {
+                let error =
+                    DoorError::Disk { name: name.clone(), id: disk.id(), why: "it is there already".to_owned() };
+                self.disks.insert(name, disk);
+                return Err(error);
             }
-            None => {
-                let mark = self.mark(&options.name);
-                Disk::create(&mut self.control, options, mark)?
-            }
+            None => self.take_or_make(options)?,
         };
         let id = disk.id();
-        if let Err(error) = self.state.write(id, &name, &self.instance) {
-            tracing::warn!("/dev/disk/by-id/reactor-{name} may be missing: its state file cannot be written: {error}");
-        }
         if let Err(error) = disk.start(&mut self.control, &self.places) {
-            if left.is_none()
-                && let Err(error) = self.discard(&mut disk)
-            {
-                tracing::error!("/dev/ublkb{id} stays behind: {error}");
+            if !left {
+                self.discard_failed(&mut disk);
+            } else if disk.is_half_started() {
+                // Its queues end with the disk alone. While somebody uses that, they are kept for the next try.
+                match disk.is_free(&mut self.control) {
+                    Ok(true) => self.discard_failed(&mut disk),
+                    _ => drop(self.disks.insert(name, disk)),
+                }
             }
             return Err(error);
         }
-        if left.is_some() {
+        if left {
             tracing::info!("/dev/ublkb{id} goes on with volume \"{name}\"");
             let grown = disk.has_grown(&mut self.control);
             if let Err(error) = grown.and_then(|grown| if grown { disk.resize(&mut self.control) } else { Ok(()) }) {
@@ -125,40 +137,76 @@ impl Door {
         Ok(id)
     }
 
+    /// The device of a volume, not started yet, with its state file; and whether it was left behind.
+    fn take_or_make(&mut self, options: Options) -> Result<(Disk, bool), DoorError> {
+        let (name, identity) = (options.name.clone(), self.identity(&options));
+        let left = self.left_behind(&options, &identity)?;
+        let disk = match left {
+            Some(info) => {
+                self.check_same(&options, info.dev_id)?;
+                Disk::recover(&mut self.control, options, info)?
+            }
+            None => Disk::create(&mut self.control, options, Mark::new(&identity))?,
+        };
+        if let Err(error) = self.state.write(disk.id(), &identity) {
+            let file = self.state.file(disk.id()).display().to_string();
+            tracing::warn!("/dev/disk/by-id/reactor-{name} may be missing: {file} cannot be written: {error}");
+        }
+        Ok((disk, left.is_some()))
+    }
+
+    fn discard_failed(&mut self, disk: &mut Disk) {
+        if let Err(error) = self.discard(disk) {
+            tracing::error!("/dev/ublkb{} stays behind: {error}", disk.id());
+        }
+    }
+
     /// The device of a volume that a dead server of ours has left, if it can go on.
-    fn left_behind(&mut self, options: &Options) -> Result<Option<DevInfo>, DoorError> {
-        let mark = self.mark(&options.name);
+    fn left_behind(&mut self, options: &Options, wanted: &Identity) -> Result<Option<DevInfo>, DoorError> {
+        let name = &options.name;
+        let refused = |id, why| DoorError::Disk { name: name.clone(), id, why };
         let devices = control::devices().map_err(|error| {
             let why = format!("devices that wait for a server cannot be listed: {error}");
             DoorError::Refused(why)
         })?;
+        let mut found = None;
         for id in devices {
             let Some(info) = self.control.info(id)? else { continue };
-            if Mark::from_bits(info.ublksrv_flags) != Some(mark) {
-                continue;
-            }
+            let Some(mark) = Mark::from_bits(info.ublksrv_flags) else { continue };
             let waits = info.state != DevState::DEAD && info.flags.has(Features::USER_RECOVERY);
-            if waits && options.recover {
-                return Ok(Some(info));
-            }
+            let replaced = match kin(mark, self.state.of(id, mark), wanted) {
+                Kin::Other => continue,
+                Kin::Same if waits && options.recover => {
+                    found.get_or_insert(info);
+                    continue;
+                }
+                Kin::Same => None,
+                Kin::Replaced(was) => Some(was),
+            };
             if is_served(id) {
-                let why = format!("process {} serves it", info.ublksrv_pid);
-                return Err(DoorError::Disk { name: options.name.clone(), id, why });
+                return Err(refused(id, format!("process {} serves it", info.ublksrv_pid)));
             }
-            if waits {
-                let name = &options.name;
+            if let Some(was) = replaced
+                && options.recover
+            {
+                if holders::stop_if_free(&mut self.control, id)? == Use::Held {
+                    return Err(refused(id, another(id, &was, wanted)));
+                }
+                tracing::info!("/dev/ublkb{id} was that of another volume \"{name}\" ({was}), and is deleted");
+            } else if waits {
                 tracing::warn!(
                     "/dev/ublkb{id} waited for its server and is deleted: volume \"{name}\" has recover = false"
                 );
             }
-            // Never started, or without recovery: nobody can use the disk any more.
+            // Nobody uses the disk, or nobody can any more: never started, without recovery, or given up.
             if !self.control.delete(id)? {
                 tracing::warn!(
                     "/dev/ublkb{id}, which has no server any more, is still open somewhere: it goes when that is closed"
                 );
             }
+            self.forget(id);
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// Whether users of a device that waits for its server would find the disk that they know.
@@ -177,8 +225,8 @@ impl Door {
             return Ok(());
         };
         let why = format!(
-            "it waits for its server, and {what} now: configure it as it was, or write recover = false, which deletes the device \
-             and gives errors to who uses it"
+            "it waits for its server, and {what} now: configure it as it was, or delete the device, which gives errors to who \
+             uses it: reactor ublk delete {id} --force, or recover = false"
         );
         Err(DoorError::Disk { name: options.name.clone(), id, why })
     }
@@ -186,23 +234,34 @@ impl Door {
     /// Deletes what dead servers of ours have left and nobody will take over: devices of volumes other than `names`. One that is in
     /// use stays, and is told.
     pub fn sweep(&mut self, names: &[&str]) {
-        let kept: Vec<Mark> = names.iter().map(|name| self.mark(name)).collect();
-        let ours = self.mark("");
         for id in control::devices().unwrap_or_default() {
             let Ok(Some(info)) = self.control.info(id) else { continue };
-            let Some(mark) = Mark::from_bits(info.ublksrv_flags).filter(|mark| mark.is_of_same_server(ours)) else {
+            let Some(mark) = Mark::from_bits(info.ublksrv_flags) else { continue };
+            let Some(identity) = self.state.of(id, mark) else {
+                if info.state != DevState::LIVE {
+                    let file = self.state.file(id).display().to_string();
+                    tracing::info!(
+                        "/dev/ublkb{id} has no server, and {file}, which says whose it is, is missing: if no volume of this \
+                         configuration takes it over, reactor ublk delete {id} --force deletes it"
+                    );
+                }
                 continue;
             };
-            if kept.contains(&mark) || is_served(id) {
+            if identity.server() != self.instance || names.contains(&identity.volume()) || is_served(id) {
                 continue;
             }
-            let holders = recovery::holders(id);
-            if !holders.is_empty() || recovery::is_claimed(id) {
-                let users = holders.join(", ");
-                tracing::warn!("/dev/ublkb{id} has no [[ublk]] any more, stays and waits, since it is in use: {users}");
-                continue;
-            }
-            match self.control.delete(id) {
+            let deleted = match holders::stop_if_free(&mut self.control, id) {
+                Ok(Use::Held) => {
+                    let users = users(id).join(", ");
+                    tracing::warn!(
+                        "/dev/ublkb{id} has no [[ublk]] any more, stays and waits, since it is in use: {users}"
+                    );
+                    continue;
+                }
+                Ok(Use::Free | Use::Stopped) => self.control.delete(id),
+                Err(error) => Err(error),
+            };
+            match deleted {
                 Ok(_) => {
                     tracing::info!("/dev/ublkb{id}, left behind by a server before this one, is deleted");
                     self.forget(id);
@@ -274,13 +333,23 @@ impl Door {
     }
 }
 
-/// Who uses a device, or that nobody was found who does.
-fn users(id: u32) -> Vec<String> {
-    let holders = recovery::holders(id);
-    if holders.is_empty() { vec!["by whom could not be seen".to_owned()] } else { holders }
+/// Whether a disk whose recovery has not come to its end can go on with `options`: its queues have the volume open.
+fn goes_on_with(disk: &Disk, options: &Options) -> Result<(), DoorError> {
+    let had = disk.options();
+    if Arc::ptr_eq(&had.device, &options.device) && had.read_only == options.read_only {
+        return Ok(());
+    }
+    let why = "its recovery failed half-way, and the volume or read_only has changed since: start reactor again";
+    Err(DoorError::Disk { name: options.name.clone(), id: disk.id(), why: why.to_owned() })
 }
 
-/// Whether a server has the device, in whatever container: the kernel lets one open it. One that was killed is given time to go.
-fn is_served(id: u32) -> bool {
-    control::open_char(id).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+/// That a device in use is not that of the volume which has its name now.
+fn another(id: u32, was: &Identity, now: &Identity) -> String {
+    format!(
+        "it is in use ({}), and waits for a server of another volume \"{}\": that has {was}, the one of the configuration has {now}: \
+         configure it as it was, or delete the device, which gives errors to who uses it: reactor ublk delete {id} --force, or \
+         recover = false",
+        users(id).join(", "),
+        now.volume()
+    )
 }

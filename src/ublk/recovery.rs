@@ -1,25 +1,116 @@
-//! Whose a device is: the mark that the kernel keeps with it, and the state file that names it to udev.
+//! Whose a device is: its identity, in a state file, and the mark that the kernel keeps with it.
 //!
-//! A device that outlives its server is found again by its mark, a number that the kernel stores for its creator: a magic number,
-//! a hash of the server's configuration file and one of the volume's name. Devices with another mark are never touched.
+//! A device that outlives its server is found again by its state file, which has the whole identity: the server's configuration file,
+//! the volume's name, its uuid and what its bytes are kept in. Its size is not part of it: the kernel has that, and a volume may grow.
+//! The mark is a number that the kernel stores for the device's creator: a magic number and a hash of the identity. A file counts if it
+//! agrees with the mark; one that a device of the same number has left behind does not.
+//!
+//! | mark, state file | the device is | what becomes of it at a start |
+//! |---|---|---|
+//! | the magic number is another's | not ours | never touched |
+//! | the file says the very identity of a volume | that volume's | goes on with it |
+//! | the file says a volume's name, of the same server, and another uuid or backing | that of another volume | deleted if nobody uses it; else not touched, and the start fails and names both |
+//! | the file says another volume of the same server | one that is not configured any more | deleted if nobody uses it; else told |
+//! | the file says another server | another server's | never touched |
+//! | no file, but the mark of a volume | that volume's: 48 bits of hash do not agree by chance | goes on with it |
+//! | no file, and no such mark | nobody knows whose | told; `reactor ublk delete --force` deletes it |
+//!
+//! Where there is a file, it decides: two volumes whose marks are the same stay apart.
 
-use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use crate::util::fnv1a;
 
 /// The upper 16 bits of the mark of every device of ours.
 const MAGIC: u64 = 0x5243;
+
+/// See the module's head. No part has a control character: each is a line of the state file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    server: String,
+    volume: String,
+    uuid: Uuid,
+    backing: String,
+}
+
+impl Identity {
+    /// Of the volume called `volume`, whose bytes are kept in `backing`, at the server that `server` names.
+    pub fn new(server: &str, volume: &str, uuid: Uuid, backing: &str) -> Identity {
+        Identity { server: one_line(server), volume: one_line(volume), uuid, backing: one_line(backing) }
+    }
+
+    /// What names the server: the path of its configuration.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// The volume's name.
+    pub fn volume(&self) -> &str {
+        &self.volume
+    }
+
+    /// The volume's uuid.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// What keeps its bytes, empty if its server does not say.
+    pub fn backing(&self) -> &str {
+        &self.backing
+    }
+
+    /// The lines of a state file. The first two are for udev.
+    fn to_text(&self) -> String {
+        let Identity { server, volume, uuid, backing } = self;
+        format!("REACTOR_NAME={volume}\nREACTOR_CONFIG={server}\nREACTOR_UUID={uuid}\nREACTOR_BACKING={backing}\n")
+    }
+
+    /// From the text of a state file; `None` if a part is missing.
+    fn from_text(text: &str) -> Option<Identity> {
+        let part = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        Some(Identity {
+            server: part("REACTOR_CONFIG")?.to_owned(),
+            volume: part("REACTOR_NAME")?.to_owned(),
+            uuid: part("REACTOR_UUID")?.parse().ok()?,
+            backing: part("REACTOR_BACKING")?.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uuid {}", self.uuid)?;
+        if self.backing.is_empty() { Ok(()) } else { write!(f, " on {}", self.backing) }
+    }
+}
+
+/// Without control characters; different texts stay different.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for character in text.chars() {
+        if character.is_control() || character == '\\' {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
 
 /// See the module's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(u64);
 
 impl Mark {
-    /// Of the volume that `volume` names, of the server that `instance` names.
-    pub fn new(instance: &str, volume: &str) -> Mark {
-        Mark(MAGIC << 48 | hash24(instance) << 24 | hash24(volume))
+    /// Of a device.
+    pub fn new(identity: &Identity) -> Mark {
+        let hash = fnv1a(identity.to_text().as_bytes());
+        Mark(MAGIC << 48 | (hash ^ hash >> 48) & 0xFFFF_FFFF_FFFF)
     }
 
     /// As the kernel keeps it.
@@ -31,23 +122,31 @@ impl Mark {
     pub fn from_bits(bits: u64) -> Option<Mark> {
         (bits >> 48 == MAGIC).then_some(Mark(bits))
     }
+}
 
-    /// Whether both are of one server.
-    pub fn is_of_same_server(self, other: Mark) -> bool {
-        self.0 >> 24 == other.0 >> 24
+/// What a device of ours is to a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kin {
+    /// Its own.
+    Same,
+    /// That of another volume which had the same name at the same server.
+    Replaced(Identity),
+    /// Another's, or it is not known whose.
+    Other,
+}
+
+/// What a device is to the volume of identity `wanted`; `told` is what its state file says.
+pub fn kin(mark: Mark, told: Option<Identity>, wanted: &Identity) -> Kin {
+    match told {
+        Some(told) if told == *wanted => Kin::Same,
+        Some(told) if told.server == wanted.server && told.volume == wanted.volume => Kin::Replaced(told),
+        Some(_) => Kin::Other,
+        None if mark == Mark::new(wanted) => Kin::Same,
+        None => Kin::Other,
     }
 }
 
-/// FNV-1a, folded to 24 bits.
-fn hash24(text: &str) -> u64 {
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    (hash ^ hash >> 24 ^ hash >> 48) & 0xFF_FFFF
-}
-
-/// The directory of state files, one for each device: ublkbN holds the name of its volume, for the udev rule that makes
-/// /dev/disk/by-id/reactor-NAME.
+/// The directory of state files, ublkbN for each device. The udev rule that makes /dev/disk/by-id/reactor-NAME reads them too.
 #[derive(Clone, Debug)]
 pub struct StateDirectory(PathBuf);
 
@@ -57,7 +156,8 @@ impl StateDirectory {
         StateDirectory(path)
     }
 
-    fn file(&self, id: u32) -> PathBuf {
+    /// The file of a device.
+    pub fn file(&self, id: u32) -> PathBuf {
         self.0.join(format!("ublkb{id}"))
     }
 
@@ -65,11 +165,17 @@ impl StateDirectory {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn write(&self, id: u32, name: &str, instance: &str) -> io::Result<()> {
+    pub fn write(&self, id: u32, identity: &Identity) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
         let (file, fresh) = (self.file(id), self.0.join(format!(".ublkb{id}")));
-        fs::write(&fresh, format!("REACTOR_NAME={name}\nREACTOR_CONFIG={instance}\n"))?;
+        fs::write(&fresh, identity.to_text())?;
         fs::rename(fresh, file)
+    }
+
+    /// Whose the device with this mark is, if there is a file that says so and agrees with the mark.
+    pub fn of(&self, id: u32, mark: Mark) -> Option<Identity> {
+        let text = fs::read_to_string(self.file(id)).ok()?;
+        Identity::from_text(&text).filter(|identity| Mark::new(identity) == mark)
     }
 
     /// Removes it; it may be gone.
@@ -84,65 +190,6 @@ impl StateDirectory {
     }
 }
 
-/// Names of udev's processes.
-const UDEV: [&str; 3] = ["udev-worker", "systemd-udevd", "udevd"];
-
-/// Who has /dev/ublkbN in use: mounts, swap, devices that stand on it, processes. Empty if nobody is seen. udev, which looks into each
-/// disk that comes or changes, is no user: it never needs what it reads.
-pub fn holders(id: u32) -> Vec<String> {
-    let disk = PathBuf::from(format!("/sys/block/ublkb{id}"));
-    let mut numbers = BTreeSet::new();
-    let mut found = BTreeSet::new();
-    let partitions = fs::read_dir(&disk).into_iter().flatten().flatten().map(|entry| entry.path());
-    for part in std::iter::once(disk.clone()).chain(partitions.filter(|path| path.join("partition").exists())) {
-        if let Ok(number) = fs::read_to_string(part.join("dev")) {
-            numbers.insert(number.trim().to_owned());
-        }
-        for holder in fs::read_dir(part.join("holders")).into_iter().flatten().flatten() {
-            found.insert(format!("device {}", holder.file_name().display()));
-        }
-    }
-    for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
-        let mut words = line.split(' ');
-        if words.nth(2).is_some_and(|number| numbers.contains(number)) {
-            found.insert(format!("mount {}", words.nth(1).unwrap_or("?")));
-        }
-    }
-    for line in fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1) {
-        let path = line.split_whitespace().next().unwrap_or_default();
-        if device_number(Path::new(path)).is_some_and(|number| numbers.contains(&number)) {
-            found.insert(format!("swap {path}"));
-        }
-    }
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = process.file_name().display().to_string();
-        if !name.bytes().all(|byte| byte.is_ascii_digit()) {
-            continue;
-        }
-        let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        // The name first: to ask what a descriptor is may wait for a file system that hangs.
-        let names_it = |link: &Path| fs::read_link(link).is_ok_and(|to| to.starts_with("/dev"));
-        if files
-            .map(|file| file.path())
-            .filter(|link| names_it(link))
-            .any(|link| device_number(&link).is_some_and(|number| numbers.contains(&number)))
-        {
-            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            let command = command.trim().trim_matches(['(', ')']);
-            if !UDEV.contains(&command) {
-                found.insert(format!("process {name} ({command})"));
-            }
-        }
-    }
-    found.into_iter().collect()
-}
-
-/// Whether /dev/ublkbN is claimed: mounted in any mount namespace, swapped on, or part of another device.
-pub fn is_claimed(id: u32) -> bool {
-    let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(format!("/dev/ublkb{id}"));
-    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
-}
-
 /// Whether there is a process of that number that has not ended.
 pub fn is_alive(pid: i32) -> bool {
     let about = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -151,39 +198,105 @@ pub fn is_alive(pid: i32) -> bool {
     pid > 0 && state.is_some_and(|state| state != b'Z' && state != b'X')
 }
 
-/// MAJOR:MINOR of a block device.
-fn device_number(path: &Path) -> Option<String> {
-    let about = fs::metadata(path).ok().filter(|about| about.file_type().is_block_device())?;
-    let number = about.rdev();
-    Some(format!("{}:{}", libc::major(number), libc::minor(number)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn identity(server: &str, volume: &str, uuid: u128, backing: &str) -> Identity {
+        Identity::new(server, volume, Uuid::from_u128(uuid), backing)
+    }
+
+    fn disk0() -> Identity {
+        identity("/etc/poll.toml", "disk0", 7, "file /srv/disk0.img")
+    }
+
     #[test]
-    fn a_mark_tells_server_and_volume_apart_from_others_and_from_strangers() {
-        let mark = Mark::new("/etc/reactor/poll.toml", "ram0");
+    fn a_mark_differs_with_every_part_of_the_identity_and_from_strangers() {
+        let mark = Mark::new(&disk0());
         assert_eq!(Mark::from_bits(mark.to_bits()), Some(mark));
-        assert_eq!(mark, Mark::new("/etc/reactor/poll.toml", "ram0"));
-        let sibling = Mark::new("/etc/reactor/poll.toml", "disk0");
-        assert!(mark != sibling && mark.is_of_same_server(sibling));
-        let stranger = Mark::new("/etc/reactor/other.toml", "ram0");
-        assert!(mark != stranger && !mark.is_of_same_server(stranger));
+        assert_eq!(mark, Mark::new(&disk0()));
+        for other in others() {
+            assert_ne!(mark, Mark::new(&other), "{other:?}");
+        }
         assert_eq!(Mark::from_bits(0), None);
         assert_eq!(Mark::from_bits(mark.to_bits() ^ 1 << 63), None);
     }
 
+    /// Each differs from `disk0` in one part; the first two are of another volume or server.
+    fn others() -> [Identity; 4] {
+        [
+            identity("/etc/other.toml", "disk0", 7, "file /srv/disk0.img"),
+            identity("/etc/poll.toml", "disk1", 7, "file /srv/disk0.img"),
+            identity("/etc/poll.toml", "disk0", 8, "file /srv/disk0.img"),
+            identity("/etc/poll.toml", "disk0", 7, "file /srv/disk1.img"),
+        ]
+    }
+
     #[test]
-    fn a_state_file_names_the_volume_and_goes_with_the_device() {
+    fn a_state_file_decides_also_where_marks_collide() {
+        let (wanted, mark) = (disk0(), Mark::new(&disk0()));
+        assert_eq!(kin(mark, Some(disk0()), &wanted), Kin::Same);
+        let [server, volume, uuid, backing] = others();
+        for other in [server, volume] {
+            assert_eq!(kin(mark, Some(other.clone()), &wanted), Kin::Other, "{other:?}");
+        }
+        for other in [uuid, backing] {
+            assert_eq!(kin(mark, Some(other.clone()), &wanted), Kin::Replaced(other));
+        }
+    }
+
+    #[test]
+    fn without_a_state_file_the_whole_mark_decides() {
+        assert_eq!(kin(Mark::new(&disk0()), None, &disk0()), Kin::Same);
+        for other in others() {
+            assert_eq!(kin(Mark::new(&other), None, &disk0()), Kin::Other, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_state_file_gives_back_the_identity_and_goes_with_the_device() {
         let place = tempfile::tempdir().unwrap();
         let state = StateDirectory::new(place.path().join("a/b"));
-        state.write(7, "ram0", "/etc/poll.toml").unwrap();
+        let mark = Mark::new(&disk0());
+        assert_eq!(state.of(7, mark), None);
+        state.write(7, &disk0()).unwrap();
         let text = fs::read_to_string(place.path().join("a/b/ublkb7")).unwrap();
-        assert_eq!(text, "REACTOR_NAME=ram0\nREACTOR_CONFIG=/etc/poll.toml\n");
+        assert_eq!(
+            text,
+            "REACTOR_NAME=disk0\nREACTOR_CONFIG=/etc/poll.toml\nREACTOR_UUID=00000000-0000-0000-0000-000000000007\n\
+             REACTOR_BACKING=file /srv/disk0.img\n"
+        );
+        assert_eq!(state.of(7, mark), Some(disk0()));
         state.remove(7).unwrap();
         state.remove(7).unwrap();
         assert!(!place.path().join("a/b/ublkb7").exists());
+    }
+
+    #[test]
+    fn a_file_that_does_not_agree_with_the_mark_says_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let state = StateDirectory::new(place.path().to_path_buf());
+        state.write(7, &others()[0]).unwrap();
+        assert_eq!(state.of(7, Mark::new(&disk0())), None, "left behind by another device of that number");
+        for text in ["", "REACTOR_NAME=disk0\nREACTOR_CONFIG=/etc/poll.toml\n", "REACTOR_UUID=7\n"] {
+            fs::write(state.file(7), text).unwrap();
+            assert_eq!(state.of(7, Mark::new(&disk0())), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_name_breaks_a_line() {
+        let place = tempfile::tempdir().unwrap();
+        let state = StateDirectory::new(place.path().to_path_buf());
+        let odd = identity("/etc/a\nREACTOR_NAME=x", "disk0", 7, "file /srv/a b=\"c\"");
+        state.write(7, &odd).unwrap();
+        assert_eq!(state.of(7, Mark::new(&odd)), Some(odd));
+        assert_ne!(one_line("a\nb"), one_line("a\\nb"));
+    }
+
+    #[test]
+    fn a_process_lives_until_it_has_ended() {
+        assert!(is_alive(std::process::id() as i32));
+        assert!(!is_alive(0) && !is_alive(-1) && !is_alive(i32::MAX));
     }
 }

@@ -18,7 +18,7 @@ pub const HOUSE: [(&str, &[&str]); 20] = [
     ("net", &["reactor", "sys", "sys::limits", "hugepages"]),
     // The core of the block layer: no leaf, no layer, no door.
     ("bdev", &["reactor", "sys", "limits", "hugepages"]),
-    ("ublk", &["ublk::wire", "bdev", "reactor", "sys", "limits", "hugepages"]),
+    ("ublk", &["ublk::wire", "util", "bdev", "reactor", "sys", "limits", "hugepages"]),
     // Wire types, framing and engine: bytes in, plain data out. No buffer, no reactor.
     ("nvme::spec", &["util"]),
     ("nvme::tcp", &["nvme::spec", "util"]),

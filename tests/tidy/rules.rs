@@ -52,7 +52,7 @@ pub const CHANCE: [&str; 20] = [
 ];
 
 /// Who may name a source of time or chance, and why.
-pub const CHANCE_ALLOWED: [(&str, &[&str], &str); 8] = [
+pub const CHANCE_ALLOWED: [(&str, &[&str], &str); 10] = [
     ("src/sys/predecessor.rs", &["monotonic_ns"], "bounds the wait of a control thread"),
     ("src/sys/tsc.rs", &["clock_gettime", "_rdtsc", "monotonic_ns"], "the clock itself"),
     ("src/reactor/clock.rs", &["urandom", "seed_from_kernel"], "the one seed of a real reactor"),
@@ -61,6 +61,8 @@ pub const CHANCE_ALLOWED: [(&str, &[&str], &str); 8] = [
     ("src/sys/uring/mod.rs", &["monotonic_ns"], "bounds the wait for the kernel when a ring is dropped"),
     ("src/drain.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
     ("src/ublk/disk.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
+    ("src/ublk/holders.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
+    ("src/ublk/survey.rs", &["monotonic_ns"], "bounds the waits of a command"),
 ];
 
 /// What makes a thread wait for another.
@@ -89,6 +91,11 @@ pub const BLOCKING_ALLOWED: [(&str, &[&str], &str); 8] = [
     ("src/bdev/registry.rs", &["Mutex", "recv_timeout"], "control threads alone see the registry"),
     ("src/reactor/mailbox.rs", &["recv_timeout"], "how control threads wait for a reactor's answer"),
     ("src/ublk/disk.rs", &["park_timeout", "recv_timeout"], "a control thread waits for the kernel and for its queues"),
+    (
+        "src/ublk/holders.rs",
+        &["park_timeout", "recv_timeout", "thread::spawn"],
+        "a control thread waits for udev, and bounds a look that may hang",
+    ),
 ];
 
 /// Words of unfinished work. In pieces, because this file is looked at too.
