@@ -1,9 +1,9 @@
-//! `reactor`: reads the command line, serves or measures.
+//! `reactor`: reads the command line, serves, measures, or looks after devices.
 
 use std::process::ExitCode;
 
 use reactor::control::cli::{self, Command};
-use reactor::control::{bench, log, serve};
+use reactor::control::{bench, log, serve, ublk_command};
 
 fn main() -> ExitCode {
     let command = cli::parse();
@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     let code = match &command {
         Command::Serve(options) => serve::run(options),
         Command::Bench(options) => bench::run(options),
+        Command::Ublk(options) => ublk_command::run(options),
     };
     log::flush();
     code

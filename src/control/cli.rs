@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 use super::config::{parse_core_list, parse_size};
 use crate::limits::{REACTORS_MAX, TRANSFER_MAX};
 use crate::nvme::spec::check_nqn;
+use crate::ublk::Wanted;
 
 /// What the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Command {
     Serve(ServeOptions),
     /// Drive one block device.
     Bench(BenchOptions),
+    /// Look after local block devices.
+    Ublk(UblkOptions),
 }
 
 /// `reactor --config FILE [--check]`.
@@ -26,6 +29,23 @@ pub struct ServeOptions {
     pub config: PathBuf,
     /// Validate only: open no device, bind no port, exit 0 or 2.
     pub check: bool,
+}
+
+/// `reactor ublk`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UblkOptions {
+    /// `list`: what there is.
+    List {
+        /// One JSON object instead of a table.
+        json: bool,
+    },
+    /// `delete`: takes away what no server will take over.
+    Delete {
+        /// Which.
+        device: Wanted,
+        /// Also one that is in use.
+        force: bool,
+    },
 }
 
 /// `reactor bench`.
@@ -114,7 +134,7 @@ pub enum Workload {
 /// Exit codes: 0 clean, 1 a failure at run time, 2 an error in the command line or the configuration.
 #[derive(Parser)]
 #[command(name = "reactor", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(override_usage = "reactor --config FILE [--check]\n       reactor bench --help")]
+#[command(override_usage = "reactor --config FILE [--check]\n       reactor bench --help\n       reactor ublk --help")]
 struct Cli {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE", required = true)]
@@ -129,6 +149,36 @@ struct Cli {
 #[derive(Subcommand)]
 enum CliCommand {
     Bench(BenchArgs),
+    Ublk(UblkArgs),
+}
+
+/// Show the local block devices of this machine that reactors have made, and delete those whose server is gone
+///
+/// For root. A device outlives its server where somebody uses it (recover = true), and waits for the next one.
+#[derive(Args)]
+#[command(subcommand_required = true, arg_required_else_help = false)]
+struct UblkArgs {
+    #[command(subcommand)]
+    command: UblkCommand,
+}
+
+#[derive(Subcommand)]
+enum UblkCommand {
+    /// Show the devices: volume, state, server, who uses them, and the server's configuration
+    List {
+        /// Print one JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a device whose server is gone; what its volume holds stays where it is kept
+    Delete {
+        /// Name of its volume, its number N, or /dev/ublkbN
+        #[arg(value_name = "DEVICE", value_parser = str::parse::<Wanted>)]
+        device: Wanted,
+        /// Also if it is in use: who uses it gets errors
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// Drive one volume of a configuration, or a remote namespace, and show rates and latencies
@@ -206,6 +256,10 @@ pub fn parse_from(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) 
     let cli = Cli::command().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches))?;
     match cli {
         Cli { command: Some(CliCommand::Bench(bench)), .. } => bench.into_options().map(Command::Bench),
+        Cli { command: Some(CliCommand::Ublk(ublk)), .. } => Ok(Command::Ublk(match ublk.command {
+            UblkCommand::List { json } => UblkOptions::List { json },
+            UblkCommand::Delete { device, force } => UblkOptions::Delete { device, force },
+        })),
         Cli { config: Some(config), check, command: None } => Ok(Command::Serve(ServeOptions { config, check })),
         Cli { config: None, .. } => Err(missing("--config FILE")),
     }
@@ -336,6 +390,18 @@ mod tests {
     }
 
     #[test]
+    fn looking_after_devices() {
+        let list = |json| Command::Ublk(UblkOptions::List { json });
+        assert_eq!(words("reactor ublk list").unwrap(), list(false));
+        assert_eq!(words("reactor ublk list --json").unwrap(), list(true));
+        let delete = |device, force| Command::Ublk(UblkOptions::Delete { device, force });
+        assert_eq!(words("reactor ublk delete 3").unwrap(), delete(Wanted::Number(3), false));
+        assert_eq!(words("reactor ublk delete --force /dev/ublkb3").unwrap(), delete(Wanted::Path(3), true));
+        let named = Wanted::Volume("disk0".to_owned());
+        assert_eq!(words("reactor ublk delete disk0 --force").unwrap(), delete(named, true));
+    }
+
+    #[test]
     fn bench_of_a_volume_has_defaults() {
         let expected = BenchOptions {
             target: BenchTarget::Bdev { config: "poll.toml".into(), name: "ram0".to_owned() },
@@ -444,11 +510,25 @@ mod tests {
             "reactor bench --config a --bdev b --controllers 2",
             "reactor bench --config a --bdev b --connect nvme-tcp://h/nqn.2026-11.io.reactor:vol0",
             "reactor bench --connect nvme-tcp://h/vol0",
+            "reactor ublk",
+            "reactor ublk show",
+            "reactor ublk list disk0",
+            "reactor ublk delete",
+            "reactor ublk delete --force",
+            "reactor ublk delete /dev/sda",
+            "reactor ublk delete disk0 disk1",
+            "reactor --config a ublk list",
         ] {
             let error = words(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}: {error}");
         }
-        for line in ["reactor --help", "reactor --version", "reactor bench --help"] {
+        for line in [
+            "reactor --help",
+            "reactor --version",
+            "reactor bench --help",
+            "reactor ublk --help",
+            "reactor ublk delete --help",
+        ] {
             assert_eq!(words(line).unwrap_err().exit_code(), 0, "{line}");
         }
     }

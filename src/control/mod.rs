@@ -8,5 +8,6 @@ pub mod log;
 pub mod serve;
 mod shutdown;
 mod ublk;
+pub mod ublk_command;
 mod volumes;
 mod watch;

@@ -13,7 +13,7 @@ import sys
 from harness import note, run
 
 # In the order in which their cases run.
-PARTS = ["ublk_start", "ublk_data", "ublk_order", "ublk_life", "ublk_matrix"]
+PARTS = ["ublk_start", "ublk_data", "ublk_order", "ublk_life", "ublk_left", "ublk_matrix"]
 
 
 def main():

@@ -26,6 +26,7 @@ STATES = {0: "dead", 1: "live", 2: "quiesced", 3: "fail-io"}
 
 # Numbers and directions of the control commands: _IOR is 2, _IOWR is 3.
 _GET_DEV_INFO = (2, 0x02)
+_ADD_DEV = (3, 0x04)
 _DEL_DEV = (3, 0x05)
 _STOP_DEV = (3, 0x07)
 _GET_FEATURES = (2, 0x13)
@@ -56,6 +57,14 @@ def info(number):
     _control(_GET_DEV_INFO, number, buffer)
     queues, depth, state, _, io_max, ident, server, _, flags, mark, _, _ = _DEV_INFO.unpack(buffer.raw)
     return Info(queues, depth, STATES.get(state, state), io_max, ident, server, flags, mark)
+
+
+def add(number):
+    """Makes a device as any program may: one queue of one tag, without a mark, never started."""
+    flags = 1 << 6  # UBLK_F_CMD_IOCTL_ENCODE
+    buffer = ctypes.create_string_buffer(_DEV_INFO.size)
+    buffer.raw = _DEV_INFO.pack(1, 1, 0, 0, 1 << 16, number, 0, 0, flags, 0, 0, 0)
+    _control(_ADD_DEV, number, buffer)
 
 
 def devices():

@@ -53,7 +53,7 @@ def names_by_id_appear_and_go():
     for disk, volume in zip(disks, volumes, strict=True):
         state = (STATE / disk.name).read_text().splitlines()
         expected = [f"REACTOR_NAME={volume['name']}", f"REACTOR_CONFIG={WORLD.target.config_file}"]
-        check(state == expected, f"state file of {disk.name}: {state}")
+        check(state[:2] == expected, f"state file of {disk.name}: {state}")
         link = BY_ID / f"reactor-{volume['name']}"
         wait_until(str(link), link.exists)
         check(link.resolve() == pathlib.Path(disk.path), f"{link} leads to {link.resolve()}")

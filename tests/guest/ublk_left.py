@@ -1,0 +1,327 @@
+"""Devices that a server has left: what `reactor ublk` shows and deletes of them, and which volume may go on with one."""
+
+import contextlib
+import json
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+import ublk_kernel
+from disk import MIB, MOUNT, check_copy, make_file_system, mount, pattern, unmount_and_look
+from harness import check, note, run, wait_until
+from ublk_kernel import QUIESCE
+from ublk_start import check_ends
+from ublk_world import STATE, WORLD, check_nothing_left, file, malloc, suite, ublk
+
+# Linux 6.12 takes 30 s to notice that a server has died with all its tags in hand.
+NOTICED_S = 60
+
+
+def listed():
+    """What `reactor ublk list --json` shows, by number."""
+    shown = json.loads(run(WORLD.binary, "ublk", "list", "--json").output)
+    return {device["id"]: device for device in shown["devices"]}
+
+
+def delete(*words):
+    """`reactor ublk delete`: exit code and what it said."""
+    done = run(WORLD.binary, "ublk", "delete", *words, succeed=False)
+    return done.code, f"{done.output}{done.errors}".strip()
+
+
+def check_refused(words, *said):
+    """Fails the case unless the deletion is refused with all that is to be said, and changes nothing."""
+    before = ublk_kernel.devices()
+    code, text = delete(*words)
+    check(code == 1, f"delete {' '.join(words)}: exit {code}: {text}")
+    check(all(word in text for word in said), f"delete {' '.join(words)}: not said: {' and '.join(said)}: {text}")
+    check(ublk_kernel.devices() == before, f"delete {' '.join(words)}: devices {ublk_kernel.devices()}")
+
+
+def end(how):
+    """Ends the server, and waits until the kernel has noticed."""
+    if how == "terminate":
+        WORLD.stop()
+    else:
+        run("udevadm", "settle", "--timeout=60")
+        WORLD.target.kill()
+    wait_until("devices without a server", lambda: all(state() != "live" for state in states()), NOTICED_S)
+
+
+def states():
+    return [lambda number=number: ublk_kernel.info(number).state for number in ublk_kernel.devices()]
+
+
+@suite.variants(terminate=("terminate",), kill=("kill",))
+def mounted_disk_of_a_server_that_has_gone_is_shown_and_deleted_by_force(how):
+    """It is left quiesced; the list names all; it goes by force alone, and then the mount gets errors, and nothing is
+    left."""
+    (disk,) = WORLD.serve([file("disk0", 64)], [ublk("disk0")])
+    number = int(disk.name.removeprefix("ublkb"))
+    make_file_system(disk.path, "ext4")
+    run("sync", "-f", MOUNT)
+    pid = WORLD.target.process.pid
+    shown = listed()[number]
+    check(shown["state"] == "live" and shown["server"] == {"pid": pid, "alive": True}, f"served: {shown}")
+    for words in [("disk0",), ("disk0", "--force")]:
+        check_refused(words, f"served by process {pid}", str(WORLD.target.config_file), "reload")
+    end(how)
+    check(ublk_kernel.info(number).state == "quiesced", f"{disk.path} is {ublk_kernel.info(number).state}")
+    shown = listed()[number]
+    expected = {
+        "path": disk.path,
+        "volume": "disk0",
+        "config": str(WORLD.target.config_file),
+        "backing": f"file {WORLD.config.bdev('disk0')['path']}",
+        "state": "quiesced",
+        "holders": [f"mount {MOUNT}"],
+    }
+    differs = {key: shown[key] for key, value in expected.items() if shown[key] != value}
+    check(not differs, f"the list has {differs}, not {expected}")
+    # Newer kernels forget who served it.
+    check(shown["server"] in (None, {"pid": pid, "alive": False}), f"the list has the server {shown['server']}")
+    table = run(WORLD.binary, "ublk", "list").output.splitlines()
+    words = [disk.path, "disk0", "quiesced", f"mount {MOUNT}", str(WORLD.target.config_file)]
+    check(len(table) == 2 and all(word in table[1] for word in words), f"the table is {table}")
+    for name in ["disk0", str(number), disk.path, "/dev/disk/by-id/reactor-disk0"]:
+        check_refused((name,), "in use", f"mount {MOUNT}", "--force")
+    code, text = delete("disk0", "--force")
+    check(code == 0 and disk.path in text and str(MOUNT) in text, f"exit {code}: {text}")
+    try:
+        descriptor = os.open(MOUNT / "late", os.O_WRONLY | os.O_CREAT)
+        os.write(descriptor, pattern(MIB, 3))
+        os.fsync(descriptor)
+        failed = None
+    except OSError as error:
+        failed = error
+    check(failed is not None, "a write to the mount came through, though its disk is deleted")
+    check_nothing_left()
+    check(not listed(), f"still listed: {listed()}")
+    run("umount", MOUNT)
+    check_refused(("disk0",), "no device of a volume", "reactor ublk list")
+
+
+@suite.case
+def unused_disk_of_a_killed_server_is_deleted_by_number():
+    disks = WORLD.serve([file("disk0"), file("disk1")], [ublk("disk0", id=4), ublk("disk1", id=7)])
+    for disk in disks:
+        disk.write(0, pattern(4096))
+    end("kill")
+    code, text = delete("4")
+    check(code == 0 and text == "/dev/ublkb4 is deleted", f"exit {code}: {text}")
+    check(sorted(listed()) == [7] == ublk_kernel.devices(), f"{listed()}, {ublk_kernel.devices()}")
+    check(sorted(path.name for path in STATE.iterdir()) == ["ublkb7"], f"{list(STATE.iterdir())}")
+    # The next server makes it anew, and goes on with the other.
+    again = WORLD.start()
+    check([disk.path for disk in again] == ["/dev/ublkb4", "/dev/ublkb7"], f"{[disk.path for disk in again]}")
+    again[0].expect(0, pattern(4096), "the volume of the device that was deleted")
+
+
+@suite.case
+def device_of_another_program_is_refused_and_not_shown():
+    WORLD.serve([malloc("ram0")], [ublk("ram0", id=1)])
+    ublk_kernel.add(5)
+    try:
+        check(sorted(listed()) == [1], f"listed: {listed()}")
+        for words in [("5",), ("/dev/ublkb5",), ("5", "--force")]:
+            check_refused(words, "/dev/ublkb5 was not made by reactor")
+        check_refused(("6",), "no device /dev/ublkb6")
+        WORLD.stop()
+        check(ublk_kernel.devices() == [5], f"devices {ublk_kernel.devices()}")
+    finally:
+        ublk_kernel.remove_all()
+
+
+@contextlib.contextmanager
+def changed(name, **keys):
+    """The time in which the configuration has another volume of that name."""
+    old, WORLD.config = WORLD.config, WORLD.config.copy()
+    WORLD.config.bdev(name).update(keys)
+    try:
+        yield
+    finally:
+        WORLD.config = old
+
+
+OTHER = {
+    "uuid": {"uuid": "11111111-2222-4333-8444-555555555555"},
+    "backing": {"path": "/scratch/other.img"},
+}
+
+
+@suite.variants(uuid=("uuid",), backing=("backing",))
+def mounted_disk_is_not_given_to_another_volume_of_its_name(part):
+    """Killed with a mounted disk; the volume of that name is another one now: the start fails and names both. As it was
+    before, it goes on, and not a byte has changed."""
+    (disk,) = WORLD.serve([file("disk0", 64)], [ublk("disk0")])
+    number = int(disk.name.removeprefix("ublkb"))
+    make_file_system(disk.path, "ext4")
+    run("sync", "-f", MOUNT)
+    mine = (STATE / disk.name).read_text()
+    end("kill")
+    with changed("disk0", **OTHER[part]):
+        pathlib.Path("/scratch/other.img").unlink(missing_ok=True)
+        said = [f"/dev/ublkb{number}", f"mount {MOUNT}", *OTHER[part].values(), WORLD.config.bdev("disk0")["path"]]
+        check_ends(WORLD.target, WORLD.config, 1, *said, f"reactor ublk delete {number} --force")
+    check(ublk_kernel.devices() == [number], f"devices {ublk_kernel.devices()}")
+    check(ublk_kernel.info(number).state == "quiesced", f"{disk.path} is {ublk_kernel.info(number).state}")
+    check((STATE / disk.name).read_text() == mine, f"the state file is {(STATE / disk.name).read_text()}")
+    (again,) = WORLD.start()
+    check(again.path == disk.path, f"{disk.path} came back as {again.path}")
+    run("umount", MOUNT)
+    mount(disk.path, "ext4")
+    check_copy("after a start that was refused")
+    unmount_and_look(disk.path, "ext4")
+
+
+@suite.variants(uuid=("uuid",), backing=("backing",))
+def unused_disk_of_another_volume_of_its_name_is_made_anew(part):
+    (disk,) = WORLD.serve([file("disk0")], [ublk("disk0")])
+    disk.write(0, pattern(4096, 1))
+    end("kill")
+    with changed("disk0", **OTHER[part]):
+        pathlib.Path("/scratch/other.img").unlink(missing_ok=True)
+        (disk,) = WORLD.start()
+        check(len(ublk_kernel.devices()) == 1, f"devices {ublk_kernel.devices()}")
+        disk.expect(0, bytes(4096) if part == "backing" else pattern(4096, 1), "the volume that is configured now")
+        state = (STATE / disk.name).read_text()
+        check(all(word in state for word in OTHER[part].values()), f"the state file is {state}")
+
+
+@suite.case
+def without_its_state_file_a_disk_goes_on_with_its_own_volume_alone():
+    """The directory of state files is wiped while no server is there. The mark is left: another volume does not get the
+    disk, its own does."""
+    (disk,) = WORLD.serve([file("disk0")], [ublk("disk0")])
+    number = int(disk.name.removeprefix("ublkb"))
+    disk.write(0, pattern(4096, 1))
+    descriptor = os.open(disk.path, os.O_RDONLY)
+    try:
+        end("kill")
+        shutil.rmtree(STATE)
+        shown = listed()[number]
+        check(shown["volume"] is None and shown["state"] == "quiesced", f"listed: {shown}")
+        check_refused((str(number),), "in use", f"process {os.getpid()}")
+        with changed("disk0", **OTHER["uuid"]):
+            (other,) = WORLD.start()
+            check(other.path != disk.path, f"another volume goes on with {disk.path}")
+            WORLD.stop()
+        check(ublk_kernel.devices() == [number], f"devices {ublk_kernel.devices()}")
+        (again,) = WORLD.start()
+        check(again.path == disk.path, f"{disk.path} came back as {again.path}")
+        check(os.pread(descriptor, 4096, 0) == pattern(4096, 1), "the disk has other bytes")
+        check((STATE / disk.name).exists(), "the state file is not written again")
+        end("kill")
+        shutil.rmtree(STATE)
+    finally:
+        os.close(descriptor)
+    run("udevadm", "settle", "--timeout=60")
+    check_refused((str(number),), str(STATE / disk.name), "missing", "--force")
+    code, text = delete(str(number), "--force")
+    check(code == 0, f"exit {code}: {text}")
+
+
+@suite.case
+def what_the_kernel_stands_on_a_disk_is_named():
+    """A loop device and a mount in another mount namespace hold a disk that no descriptor shows."""
+    (disk,) = WORLD.serve([file("disk0", 64)], [ublk("disk0")])
+    number = int(disk.name.removeprefix("ublkb"))
+    run("modprobe", "loop")
+    loop = run("losetup", "-f", "--show", disk.path).output.strip()
+    run("udevadm", "settle", "--timeout=60")
+    wait_until("the loop device", lambda: f"loop device {loop.removeprefix('/dev/')}" in listed()[number]["holders"])
+    WORLD.stop()
+    check(ublk_kernel.devices() == [number], "the disk below a loop device is gone")
+    WORLD.start()
+    run("losetup", "-d", loop)
+    make_file_system(disk.path, "ext4")
+    run("umount", MOUNT)
+    # The mount goes with the last process of its namespace.
+    script = f"mount {disk.path} {MOUNT} && echo && exec sleep 600"
+    hidden = run("sh", "-c", f"unshare -m --propagation private sh -c '{script}' >/dev/null & echo $!").output.strip()
+    try:
+        named = f"mount {MOUNT} (seen by process "
+        wait_until("the mount", lambda: any(who.startswith(named) for who in listed()[number]["holders"]))
+        WORLD.stop()
+        check(ublk_kernel.devices() == [number], "the disk of a mount in another namespace is gone")
+        WORLD.start()
+    finally:
+        run("kill", hidden)
+    wait_until("nobody", lambda: not listed()[number]["holders"])
+
+
+@suite.case
+def recovery_that_fails_half_way_goes_on_later():
+    """A reload brings a mounted disk back, and the server runs out of descriptors after two of its four queues. The disk
+    waits; the next reload opens the other two, and what waited comes through."""
+    (disk,) = WORLD.serve([file("disk0", 64)], [ublk("disk0", queues=4)])
+    number = int(disk.name.removeprefix("ublkb"))
+    queues = ublk_kernel.info(number).queues
+    make_file_system(disk.path, "ext4")
+    run("sync", "-f", MOUNT)
+    end("kill")
+    exports, WORLD.config.ublk = WORLD.config.ublk, []
+    WORLD.start()
+    WORLD.wait_for_log(disk.path, f"mount {MOUNT}")
+    pid = WORLD.target.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    count = len(list(pathlib.Path(f"/proc/{pid}/fd").iterdir()))
+    # One is the character device; each queue takes one more at the least.
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (count + queues, before[1]))
+    WORLD.config.ublk = exports
+    WORLD.reload()
+    (line, *_) = WORLD.wait_for_log("reload: failed", disk.path)
+    note(line)
+    check(ublk_kernel.info(number).state == "quiesced", f"{disk.path} is {ublk_kernel.info(number).state}")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    WORLD.reload()
+    WORLD.wait_for_log(disk.path, "goes on")
+    run("umount", MOUNT)
+    mount(disk.path, "ext4")
+    check_copy("after a recovery in two steps")
+    unmount_and_look(disk.path, "ext4")
+    if WORLD.features & QUIESCE:
+        # Its queues are as good as any: they end when the disk is left, and another server goes on.
+        descriptor = os.open(disk.path, os.O_RDONLY)
+        try:
+            WORLD.stop()
+            WORLD.start()
+        finally:
+            os.close(descriptor)
+
+
+@suite.variants(swept=(True,), by_command=(False,))
+def udev_that_waits_for_a_server_that_has_gone_keeps_no_disk(by_start):
+    """udev looks into a disk whose server was killed, and its read waits. It is no user: the disk can go. A program of
+    udev's name does it here at the right time."""
+    (disk,) = WORLD.serve([file("disk0")], [ublk("disk0")])
+    number = int(disk.name.removeprefix("ublkb"))
+    end("kill")
+    read = f"open('{disk.path}', 'rb', buffering=0).read(4096)"
+    script = f"open('/proc/self/comm', 'w').write('udev-worker'); raise SystemExit(3 if {read} else 0)"
+    looking = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    wait_until("udev looks", lambda: openers(disk.path))
+    check(not listed()[number]["holders"], f"users: {listed()[number]['holders']}")
+    if by_start:
+        WORLD.config.ublk = []
+        WORLD.start()
+        wait_until(f"{disk.path} gone: {' | '.join(WORLD.logged([disk.path]))}", lambda: not ublk_kernel.devices())
+    else:
+        code, text = delete("disk0")
+        check(code == 0, f"exit {code}: {text}")
+    check_nothing_left()
+    # An error, or the end of a disk that has none any more.
+    check(looking.wait(20) != 3, "a read that waited came through, though its disk is deleted")
+
+
+def openers(path):
+    """Processes that have a file open."""
+    found = set()
+    for link in pathlib.Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == path:
+                found.add(link.parts[2])
+    return found
