@@ -187,7 +187,7 @@ impl RequestData {
     ///
     /// # Panics
     /// If there are not so many bytes, here or in the region.
-    #[inline]
+    #[inline(always)]
     pub fn take_to(&self, at: usize, region: &Region, offset: usize, len: usize) -> io::Result<()> {
         let place = self.place(at, len);
         let target = region_range(region, offset, len);
@@ -204,7 +204,7 @@ impl RequestData {
     ///
     /// # Panics
     /// If there are not so many bytes, here or in the region.
-    #[inline]
+    #[inline(always)]
     pub fn give_from(&self, at: usize, region: &Region, offset: usize, len: usize) -> io::Result<()> {
         let place = self.place(at, len);
         let source = region_range(region, offset, len);
@@ -215,7 +215,7 @@ impl RequestData {
     }
 
     /// Calls `copy` until all bytes are copied: with the descriptor, how many are, how many are left, and their position.
-    #[inline]
+    #[inline(always)]
     fn each(&self, place: u64, len: usize, copy: impl Fn(i32, usize, usize, libc::off_t) -> isize) -> io::Result<()> {
         let mut done = 0;
         while done < len {
