@@ -48,7 +48,8 @@ struct Command {
 const GET_FEATURES: Command = Command { name: "GET_FEATURES", op: wire::U_CMD_GET_FEATURES, limit: PLAIN };
 const ADD: Command = Command { name: "ADD_DEV", op: wire::U_CMD_ADD_DEV, limit: STOP };
 const SET_PARAMS: Command = Command { name: "SET_PARAMS", op: wire::U_CMD_SET_PARAMS, limit: PLAIN };
-const GET_PARAMS: Command = Command { name: "GET_PARAMS", op: wire::U_CMD_GET_PARAMS, limit: PLAIN };
+/// It waits, as START_USER_RECOVERY does, while the kernel has not seen that the last server has died.
+const GET_PARAMS: Command = Command { name: "GET_PARAMS", op: wire::U_CMD_GET_PARAMS, limit: RECOVERY };
 const GET_INFO: Command = Command { name: "GET_DEV_INFO", op: wire::U_CMD_GET_DEV_INFO, limit: PLAIN };
 const AFFINITY: Command = Command { name: "GET_QUEUE_AFFINITY", op: wire::U_CMD_GET_QUEUE_AFFINITY, limit: PLAIN };
 const START_DEV: Command = Command { name: "START_DEV", op: wire::U_CMD_START_DEV, limit: START };

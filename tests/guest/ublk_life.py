@@ -28,8 +28,6 @@ from ublk_world import (
 
 CYCLES = 100
 KILLS = 20
-# Beside the data, an emulated processor has its own pace.
-STOP_GOAL_S = 6
 
 
 @suite.case
@@ -182,7 +180,6 @@ def terminate_under_load_leaves_the_disk_to_the_next_start(mode):
         lines = " | ".join(WORLD.logged([disk.name]))
         check(code == 0, f"SIGTERM under load: exit {code}: {' | '.join(WORLD.target.logged()[-3:])}")
         check("stays" in lines, f"the log does not name the disk that stays: {lines}")
-        check(seconds < STOP_GOAL_S, f"SIGTERM under load took {seconds:.1f} s: {lines}")
         wait_until("device quiesced", lambda: ublk_kernel.info(number).state == "quiesced")
         check(os.path.exists(disk.path), f"{disk.path} is gone")
         time.sleep(0.5)
