@@ -108,13 +108,17 @@ impl AtOnce for Memory {
     fn read(&self, io: &mut Io) {
         let IoCell { status, data, offset, .. } = &mut **io;
         let mut at = *offset as usize;
-        // As nearly all come from a local disk. The fewer calls there are below the submission, the better: a processor that
-        // comes back from the kernel does not know any more where they return to.
-        if let Some(Segment::Request(request)) = data.sole() {
-            if request.give_from(0, &self.region, at, request.len()).is_err() {
-                *status = IoStatus::Gone;
+        // As nearly all come. The fewer calls there are below the submission, the better: a processor that comes back from the
+        // kernel, which copies to a request, does not know any more where they return to.
+        match data.sole_mut() {
+            Some(Segment::Buf(buf)) => return self.region.read(at, buf),
+            Some(Segment::Request(request)) => {
+                if request.give_from(0, &self.region, at, request.len()).is_err() {
+                    *status = IoStatus::Gone;
+                }
+                return;
             }
-            return;
+            _ => {}
         }
         for segment in data.iter_mut() {
             match segment {
@@ -136,9 +140,11 @@ impl AtOnce for Memory {
     #[inline(always)]
     fn write(&self, io: &mut Io) {
         if io.op == IoOp::Write {
+            let at = io.offset as usize;
             match io.data.sole() {
+                Some(Segment::Buf(buf)) => self.region.write(at, buf),
                 Some(Segment::Request(request)) => {
-                    if request.take_to(0, &self.region, io.offset as usize, request.len()).is_err() {
+                    if request.take_to(0, &self.region, at, request.len()).is_err() {
                         io.status = IoStatus::Gone;
                     }
                 }
