@@ -227,6 +227,8 @@ pub struct Server {
     subsystems: Vec<Subsystem>,
     disks: Vec<(String, Ublk)>,
     nvmf_door: Option<tcp::Door>,
+    /// What a stop met that did not come to its end: told by the one that does.
+    untold: Option<Error>,
     ublk_door: Option<ublk::Door>,
     /// What holds the devices that are served.
     claims: Vec<Claim>,
@@ -266,6 +268,7 @@ impl Server {
             subsystems: Vec::new(),
             disks: Vec::new(),
             nvmf_door: None,
+            untold: None,
             ublk_door: None,
             claims: Vec::new(),
         })
@@ -450,7 +453,7 @@ impl Server {
             Stage::Created | Stage::Started => {}
             Stage::Stopped | Stage::Closed => return Ok(()),
         }
-        let mut first = Ok(());
+        let mut first = self.untold.take().map_or(Ok(()), Err);
         for (_, _, end) in self.ublk_door.take().map(|mut door| door.close(true)).unwrap_or_default() {
             first = first.and(end.map(drop).map_err(Error::from));
         }
@@ -464,6 +467,7 @@ impl Server {
             }
         }
         if !busy.is_empty() {
+            self.untold = first.err();
             return Err(Error::Busy(busy.into_iter().collect()));
         }
         self.nvmf_door = None;

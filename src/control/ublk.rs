@@ -1,6 +1,7 @@
 //! `[[ublk]]` in service: local block devices of volumes.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::config::{Config, Driver, UblkConfig, UblkMode};
@@ -156,7 +157,14 @@ impl LocalDisks {
 /// What keeps the bytes of a volume: two of one name that are kept in different places are not the same.
 fn backing(config: &Config, name: &str) -> String {
     match config.bdev(name).map(|bdev| &bdev.driver) {
-        Some(Driver::File { path, .. }) => format!("file {}", path.display()),
+        // By what it is, too: in another container the same path may be another file.
+        Some(Driver::File { path, .. }) => match std::fs::metadata(path) {
+            Ok(about) if about.file_type().is_block_device() => {
+                format!("device {:#x} {}", about.rdev(), path.display())
+            }
+            Ok(about) => format!("file {:#x}:{} {}", about.dev(), about.ino(), path.display()),
+            Err(_) => format!("file {}", path.display()),
+        },
         // It changes no byte.
         Some(Driver::Inject { base, .. }) => backing(config, base),
         Some(Driver::Malloc) => "RAM".to_owned(),

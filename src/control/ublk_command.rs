@@ -40,14 +40,12 @@ fn carry_out(options: &UblkOptions) -> Result<String, String> {
 }
 
 fn told(deleted: &Deleted) -> String {
-    let Deleted { id, users } = deleted;
-    match users.as_slice() {
-        [] => format!("/dev/ublkb{id} is deleted\n"),
-        users => format!(
-            "/dev/ublkb{id} is deleted; its number is free when the last of its users has closed it: {}\n",
-            users.join(", ")
-        ),
+    let Deleted { id, gone, users } = deleted;
+    if *gone {
+        return format!("/dev/ublkb{id} is deleted\n");
     }
+    let users = if users.is_empty() { String::new() } else { format!(": {}", users.join(", ")) };
+    format!("/dev/ublkb{id} is deleted; its number is free when the last of its users has closed it{users}\n")
 }
 
 fn to_json(devices: &[Found]) -> String {
@@ -174,8 +172,11 @@ mod tests {
 
     #[test]
     fn a_deletion_says_what_is_still_open() {
-        assert_eq!(told(&Deleted { id: 3, users: Vec::new() }), "/dev/ublkb3 is deleted\n");
-        let open = told(&Deleted { id: 3, users: vec!["mount /mnt".to_owned()] });
+        let users = vec!["mount /mnt".to_owned()];
+        assert_eq!(told(&Deleted { id: 3, gone: true, users: users.clone() }), "/dev/ublkb3 is deleted\n");
+        let unseen = told(&Deleted { id: 3, gone: false, users: Vec::new() });
+        assert!(unseen.ends_with("when the last of its users has closed it\n"), "{unseen}");
+        let open = told(&Deleted { id: 3, gone: false, users });
         assert_eq!(
             open,
             "/dev/ublkb3 is deleted; its number is free when the last of its users has closed it: mount /mnt\n"

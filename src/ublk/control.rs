@@ -482,10 +482,10 @@ pub fn open_char(id: u32) -> io::Result<OwnedFd> {
     open_node(Path::new(&format!("/dev/ublkc{id}")))
 }
 
-/// Whether a server has the device, in whatever container: the kernel lets one open it. One that was killed is given two seconds to
-/// go.
+/// Whether a server has the device, in whatever container: the kernel lets one open it. Also where that cannot be found out, for want of
+/// a node or of a right to it. A server that was killed is given two seconds to go.
 pub fn is_served(id: u32) -> bool {
-    open_char(id).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+    open_char(id).is_err() && Path::new(CLASS).join(format!("ublkc{id}")).exists()
 }
 
 fn open_node(node: &Path) -> io::Result<OwnedFd> {

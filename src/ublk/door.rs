@@ -186,9 +186,7 @@ impl Door {
             if is_served(id) {
                 return Err(refused(id, format!("process {} serves it", info.ublksrv_pid)));
             }
-            if let Some(was) = replaced
-                && options.recover
-            {
+            if let Some(was) = replaced {
                 if holders::stop_if_free(&mut self.control, id)? == Use::Held {
                     return Err(refused(id, another(id, &was, wanted)));
                 }
@@ -204,7 +202,7 @@ impl Door {
                     "/dev/ublkb{id}, which has no server any more, is still open somewhere: it goes when that is closed"
                 );
             }
-            self.forget(id);
+            self.state.forget(id, mark);
         }
         Ok(found)
     }
@@ -264,7 +262,7 @@ impl Door {
             match deleted {
                 Ok(_) => {
                     tracing::info!("/dev/ublkb{id}, left behind by a server before this one, is deleted");
-                    self.forget(id);
+                    self.state.forget(id, mark);
                 }
                 Err(error) => tracing::warn!("/dev/ublkb{id}, left behind by a server before this one, stays: {error}"),
             }
@@ -299,8 +297,10 @@ impl Door {
             return Err(DoorError::Disk { name: name.to_owned(), id, why });
         }
         disk.close(&mut self.control)?;
+        if let Some(mark) = Mark::from_bits(disk.info().ublksrv_flags) {
+            self.state.forget(id, mark);
+        }
         self.disks.remove(name);
-        self.forget(id);
         Ok(())
     }
 
@@ -322,14 +322,10 @@ impl Door {
 
     fn discard(&mut self, disk: &mut Disk) -> Result<(), DoorError> {
         disk.close(&mut self.control)?;
-        self.forget(disk.id());
-        Ok(())
-    }
-
-    fn forget(&self, id: u32) {
-        if let Err(error) = self.state.remove(id) {
-            tracing::warn!("the state file of /dev/ublkb{id}, which is gone, stays: {error}");
+        if let Some(mark) = Mark::from_bits(disk.info().ublksrv_flags) {
+            self.state.forget(disk.id(), mark);
         }
+        Ok(())
     }
 }
 
@@ -347,8 +343,7 @@ fn goes_on_with(disk: &Disk, options: &Options) -> Result<(), DoorError> {
 fn another(id: u32, was: &Identity, now: &Identity) -> String {
     format!(
         "it is in use ({}), and waits for a server of another volume \"{}\": that has {was}, the one of the configuration has {now}: \
-         configure it as it was, or delete the device, which gives errors to who uses it: reactor ublk delete {id} --force, or \
-         recover = false",
+         configure it as it was, or delete the device, which gives errors to who uses it: reactor ublk delete {id} --force",
         users(id).join(", "),
         now.volume()
     )

@@ -27,6 +27,8 @@ const UDEV: [&str; 3] = ["udev-worker", "systemd-udevd", "udevd"];
 const UDEV_LOOKS_NS: u64 = 2_000_000_000;
 /// How often a disk that udev looks into is tried again.
 const LOOK: Duration = Duration::from_millis(10);
+/// How often its users are looked for meanwhile: that goes through all processes.
+const LOOK_AROUND_NS: u64 = 500_000_000;
 /// What reading the mappings of all processes may take.
 const MAPS: Duration = Duration::from_secs(1);
 
@@ -57,13 +59,17 @@ pub fn users(id: u32) -> Vec<String> {
 /// Whether /dev/ublkbN is claimed: mounted in any mount namespace, swapped on, or part of another device. Also where that cannot be found
 /// out, for want of a descriptor say: what is taken away by mistake does not come back.
 pub fn is_claimed(id: u32) -> bool {
-    is_node_claimed(Path::new(&format!("/dev/ublkb{id}")))
+    is_node_claimed(Path::new(&format!("/dev/ublkb{id}")), Path::new(&format!("/sys/block/ublkb{id}")))
 }
 
-fn is_node_claimed(node: &Path) -> bool {
+/// `device` is where the kernel shows the device: a container may have no node of it.
+fn is_node_claimed(node: &Path, device: &Path) -> bool {
     let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(node);
-    let is_gone = |errno| matches!(errno, libc::ENOENT | libc::ENXIO | libc::ENODEV);
-    opened.is_err_and(|error| !error.raw_os_error().is_some_and(is_gone))
+    opened.is_err_and(|error| match error.raw_os_error() {
+        Some(libc::ENXIO | libc::ENODEV) => false,
+        Some(libc::ENOENT) => device.exists(),
+        _ => true,
+    })
 }
 
 /// Whether /dev/ublkbN is claimed, or somebody is seen who uses it.
@@ -91,6 +97,7 @@ pub fn stop_if_free(control: &mut Control, id: u32) -> Result<Use, ControlError>
         return Ok(if is_held(id) { Use::Held } else { Use::Free });
     }
     let end = monotonic_ns() + UDEV_LOOKS_NS;
+    let mut next_look = 0;
     loop {
         match control.try_stop(id) {
             Ok(TryStop::Stopped) => return Ok(Use::Stopped),
@@ -100,12 +107,19 @@ pub fn stop_if_free(control: &mut Control, id: u32) -> Result<Use, ControlError>
             Ok(TryStop::InUse) => {}
         }
         // The kernel counts udev, which looks into the disk for a moment; into one that has no server, for as long as that is so.
-        let seen = look(id);
-        if is_claimed(id) || !seen.users.is_empty() {
+        if is_claimed(id) {
             return Ok(Use::Held);
         }
-        if monotonic_ns() > end {
-            return Ok(if seen.udev { Use::Free } else { Use::Held });
+        let now = monotonic_ns();
+        if now >= next_look.min(end) {
+            let seen = look(id);
+            if !seen.users.is_empty() {
+                return Ok(Use::Held);
+            }
+            if now >= end {
+                return Ok(if seen.udev { Use::Free } else { Use::Held });
+            }
+            next_look = monotonic_ns() + LOOK_AROUND_NS;
         }
         std::thread::park_timeout(LOOK);
     }
@@ -315,12 +329,13 @@ mod tests {
     #[test]
     fn a_node_that_cannot_be_asked_counts_as_claimed_and_none_does_not() {
         let folder = tempfile::tempdir().unwrap();
-        let node = folder.path().join("node");
-        assert!(!is_node_claimed(&node));
+        let (node, none) = (folder.path().join("node"), folder.path().join("none"));
+        assert!(!is_node_claimed(&node, &none));
+        assert!(is_node_claimed(&node, folder.path()), "a device without a node here");
         fs::write(&node, "").unwrap();
-        assert!(!is_node_claimed(&node));
+        assert!(!is_node_claimed(&node, folder.path()));
         // The name of a file is no folder: neither free nor gone.
-        assert!(is_node_claimed(&node.join("below")));
+        assert!(is_node_claimed(&node.join("below"), &none));
     }
 
     #[test]

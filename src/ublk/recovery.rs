@@ -178,14 +178,17 @@ impl StateDirectory {
         Identity::from_text(&text).filter(|identity| Mark::new(identity) == mark)
     }
 
-    /// Removes it; it may be gone.
-    ///
-    /// # Errors
-    /// What the file system says otherwise.
-    pub fn remove(&self, id: u32) -> io::Result<()> {
+    /// Removes that of a device that is gone and had this mark. Another server may have got the number since, and its file stays.
+    pub fn forget(&self, id: u32, mark: Mark) {
+        let told = fs::read_to_string(self.file(id)).ok().and_then(|text| Identity::from_text(&text));
+        if told.is_some_and(|identity| Mark::new(&identity) != mark) {
+            return;
+        }
         match fs::remove_file(self.file(id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("{}, of a device that is gone, stays: {error}", self.file(id).display());
+            }
+            _ => {}
         }
     }
 }
@@ -267,8 +270,10 @@ mod tests {
              REACTOR_BACKING=file /srv/disk0.img\n"
         );
         assert_eq!(state.of(7, mark), Some(disk0()));
-        state.remove(7).unwrap();
-        state.remove(7).unwrap();
+        state.forget(7, Mark::new(&others()[0]));
+        assert_eq!(state.of(7, mark), Some(disk0()), "the number is another's by now");
+        state.forget(7, mark);
+        state.forget(7, mark);
         assert!(!place.path().join("a/b/ublkb7").exists());
     }
 

@@ -45,7 +45,9 @@ pub(super) async fn run(queue: &Queue, tag: u16) {
         }
         queue.begin_work();
         let request = queue.request(tag);
-        if !queue.passes_pages && data.is_none() && moves(&request) {
+        // The request whose data was asked for may have been put back, and this is another.
+        data = data.filter(|_| request.op() == RequestOp::WRITE);
+        if data.is_none() && needs_memory(queue, &request) {
             data = Some(reactor.buffer(len_of(&request)).await);
         }
         match prepare(queue, tag, &request, data, &mut io) {
@@ -69,6 +71,13 @@ fn len_of(request: &IoDesc) -> usize {
 #[inline]
 fn moves(request: &IoDesc) -> bool {
     matches!(request.op(), RequestOp::READ | RequestOp::WRITE)
+}
+
+/// Whether memory of ours is to be found for it: the kernel brings that of its own writes.
+#[inline]
+fn needs_memory(queue: &Queue, request: &IoDesc) -> bool {
+    let brings = queue.travel == Travel::ByKernel && request.op() == RequestOp::WRITE;
+    !queue.passes_pages && moves(request) && !brings
 }
 
 /// What the block layer calls it.
@@ -116,7 +125,7 @@ fn prepare(queue: &Queue, tag: u16, request: &IoDesc, data: Option<Buf>, io: &mu
         }
         io.data.push_buf(buf);
     } else {
-        // The kernel has copied less than all of a write.
+        // The kernel has copied less than all of a write, or nothing.
         return Err(IoStatus::DeviceError);
     }
     if queue.read_only && op.writes() { Err(IoStatus::ReadOnly) } else { Ok(()) }

@@ -126,6 +126,14 @@ pub enum Refusal {
         /// The server's configuration.
         config: String,
     },
+    /// A program that uses the library serves it.
+    #[error("/dev/ublkb{id} is served by process {pid}, a program with a device of its own: end that")]
+    OfProgram {
+        /// The device.
+        id: u32,
+        /// The program.
+        pid: i32,
+    },
     /// Some process has its character device, and it is not the one that the kernel names.
     #[error(
         "/dev/ublkb{id} is served still: process {pid}, which the kernel names, is not seen here; it may be in a container, or another \
@@ -166,7 +174,9 @@ pub enum Refusal {
 pub struct Deleted {
     /// The number that it had.
     pub id: u32,
-    /// Who still has it open, and gets errors: the number is free when the last has closed it.
+    /// Whether its number is free. Else it will be when the last of its users has closed it.
+    pub gone: bool,
+    /// Who used it, as far as seen.
     pub users: Vec<String>,
 }
 
@@ -221,12 +231,12 @@ impl Survey {
             return Err(Refusal::Held { id, users: users(id) });
         }
         // Who has the disk mounted is not seen any more once it is gone.
-        let users = users(id);
+        let users = holders::holders(id);
         let gone = self.control.delete(id)?;
-        if let Err(error) = self.state.remove(id) {
-            tracing::warn!("{} stays: {error}", self.state.file(id).display());
+        if let Some(identity) = &device.identity {
+            self.state.forget(id, Mark::new(identity));
         }
-        Ok(Deleted { id, users: if gone { Vec::new() } else { users } })
+        Ok(Deleted { id, gone, users })
     }
 }
 
@@ -274,6 +284,10 @@ fn choose<'a>(ours: &'a [Found], foreign: &[u32], wanted: &Wanted) -> Result<&'a
 fn may_delete(device: &Found, force: bool, file: &str) -> Result<(), Refusal> {
     let id = device.id;
     if let (true, DevState::LIVE, Some(pid)) = (device.alive, device.state, device.server) {
+        // Programs that serve devices of their own have no configuration, and say of no backing.
+        if device.identity.as_ref().is_some_and(|identity| identity.backing().is_empty()) {
+            return Err(Refusal::OfProgram { id, pid });
+        }
         let config = device.identity.as_ref().map_or("its configuration", Identity::server).to_owned();
         return Err(Refusal::Served { id, pid, config });
     }
@@ -368,6 +382,9 @@ mod tests {
                 "/dev/ublkb3 is served by process 812: take its [[ublk]] out of /etc/poll.toml and reload (kill -HUP 812)"
             );
         }
+        let library = Some(Identity::new("/usr/bin/x", "disk0", Uuid::nil(), ""));
+        let why = may(&Found { identity: library, ..served.clone() }, true).unwrap_err();
+        assert!(why.ends_with("process 812, a program with a device of its own: end that"), "{why}");
         // The number of its server may be another process's by now.
         assert_eq!(may(&Found { alive: true, ..free.clone() }, false), Ok(()));
         let held = Found { holders: vec!["mount /mnt".to_owned(), "process 9 (dd)".to_owned()], ..free.clone() };

@@ -74,6 +74,8 @@ class Reactor:
         self.process = None
         self.printed = []
         self.ready = threading.Event()
+        # How often it was killed.
+        self.kills = 0
 
     def start(self, config):
         """Starts it and returns when it has printed `reactor: ready`."""
@@ -113,6 +115,7 @@ class Reactor:
 
     def kill(self):
         """Ends it as a crash does."""
+        self.kills += 1
         self.process.kill()
         self.process.wait()
 

@@ -26,6 +26,12 @@ def listed():
     return {device["id"]: device for device in shown["devices"]}
 
 
+def backing_of(path):
+    """What a list shows of a volume in that file: its file system, its inode, its name."""
+    about = os.stat(path)
+    return f"file {about.st_dev:#x}:{about.st_ino} {path}"
+
+
 def delete(*words):
     """`reactor ublk delete`: exit code and what it said."""
     done = run(WORLD.binary, "ublk", "delete", *words, succeed=False)
@@ -75,7 +81,7 @@ def mounted_disk_of_a_server_that_has_gone_is_shown_and_deleted_by_force(how):
         "path": disk.path,
         "volume": "disk0",
         "config": str(WORLD.target.config_file),
-        "backing": f"file {WORLD.config.bdev('disk0')['path']}",
+        "backing": backing_of(WORLD.config.bdev("disk0")["path"]),
         "state": "quiesced",
         "holders": [f"mount {MOUNT}"],
     }

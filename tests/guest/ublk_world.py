@@ -28,6 +28,8 @@ KERNEL_DEFECT = re.compile(r"BUG:|WARNING:|Oops|blocked for more than|general pr
 
 # Linux before 6.15 may end the command of a request that is on its way to a server that is dying ("ublk: fix race between
 # io_uring_cmd_complete_in_task and ublk_cancel_cmd"): what comes to it then finds a ring that is gone.
+CRASH = re.compile(r"BUG: |Oops|general protection")
+TRACE_LINES = 40
 KILL_DEFECT = re.compile(r"io_fallback_req_func")
 KILL_DEFECT_FIXED = (6, 15)
 
@@ -60,6 +62,8 @@ class World:
         self.others = []
         self.config = None
         self.kernel_said = 0
+        # Of the target, before the case.
+        self.kills = 0
         self.features = ublk_kernel.features()
 
     def serve(self, bdevs, exports, **reactor):
@@ -108,6 +112,7 @@ class World:
 
     def before(self):
         self.kernel_said = len(kernel_lines())
+        self.kills = self.target.kills
         left = ublk_kernel.devices()
         check(not left, f"devices before the case: {left}")
 
@@ -130,8 +135,10 @@ class World:
     def excuse(self, kernel_said):
         """Why a failed case says nothing about reactor: this kernel has crashed by a defect of its own."""
         release = tuple(int(number) for number in os.uname().release.split(".")[:2])
-        crashed = any(KERNEL_DEFECT.search(line) for line in kernel_said)
-        if release < KILL_DEFECT_FIXED and crashed and any(KILL_DEFECT.search(line) for line in kernel_said):
+        if release >= KILL_DEFECT_FIXED or self.target.kills == self.kills:
+            return None
+        crash = next((at for at, line in enumerate(kernel_said) if CRASH.search(line)), len(kernel_said))
+        if any(KILL_DEFECT.search(line) for line in kernel_said[crash : crash + TRACE_LINES]):
             return f"Linux {os.uname().release} has crashed, a defect of its own when a server is killed"
         return None
 
