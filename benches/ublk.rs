@@ -56,7 +56,7 @@ impl Bare {
         (0..memory.len()).step_by(4096).for_each(|at| memory.write(at, &[1]));
         let commands = || OpenOptions::new().read(true).write(true).open("/dev/null").expect("/dev/null");
         let requests = Requests::stand_in(queue.data(0).0.try_clone().expect("a descriptor"), commands());
-        let pages = (0..DEPTH).map(|tag| requests.way().to(0, tag, LEN, None)).collect();
+        let pages = (0..DEPTH).map(|tag| requests.data(0, tag, LEN, None)).collect();
         let entries = u32::from(DEPTH) * 2;
         let ring: IoUring =
             IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries).expect("a ring");

@@ -88,24 +88,13 @@ impl Requests {
         Ok(self.commands.as_ref().unwrap_or(&self.memory).try_clone()?.into())
     }
 
-    /// A way to the data of requests.
-    pub fn way(&self) -> Way {
-        Way(self.memory.clone())
-    }
-}
-
-/// A way to the data of the requests of a device.
-#[derive(Clone, Debug)]
-pub struct Way(Arc<File>);
-
-impl Way {
     /// The data of the request that `tag` of `queue` has in hand, `len` bytes.
     ///
     /// `place` is where the kernel has registered it in the table of buffers of this reactor's ring. The result is counted by an
     /// atomic: [`RequestData::renew`] makes it that of the next request.
     #[inline]
-    pub fn to(&self, queue: u16, tag: u16, len: u32, place: Option<u16>) -> RequestData {
-        RequestData { device: self.0.clone(), position: wire::io_buf_position(queue, tag), len, place }
+    pub fn data(&self, queue: u16, tag: u16, len: u32, place: Option<u16>) -> RequestData {
+        RequestData { device: self.memory.clone(), position: wire::io_buf_position(queue, tag), len, place }
     }
 }
 
@@ -133,7 +122,7 @@ impl RequestData {
         self.len == 0
     }
 
-    /// Makes it the data of another request of the same device, as [`Way::to`].
+    /// Makes it the data of another request of the same device, as [`Requests::data`].
     #[inline]
     pub fn renew(&mut self, queue: u16, tag: u16, len: u32, place: Option<u16>) {
         (self.position, self.len, self.place) = (wire::io_buf_position(queue, tag), len, place);

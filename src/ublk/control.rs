@@ -27,8 +27,11 @@ const STOP: Duration = Duration::from_secs(30);
 /// Of a removal. What is not gone by then is in use, and goes with its last user.
 const REMOVE: Duration = Duration::from_secs(4);
 
-/// Of the start of a recovery. Kernels before Linux 6.16 learn that a server has died from a command that waits; where all tags had
-/// requests there was none, and they find out by the time-out of a request, after 30 s.
+/// What the kernel has to let go of a server that was killed, in nanoseconds. Before Linux 6.16 it learns of that from a command
+/// that waits; where all tags had requests there was none, and it finds out by the time-out of a request, after 30 s.
+pub const SERVER_DIES_NS: u64 = 45_000_000_000;
+
+/// Of the start of a recovery, which may wait for that.
 const RECOVERY: Duration = Duration::from_secs(75);
 
 /// Cores that an affinity mask has room for: as many as a kernel can be built for.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 
-use super::control::Control;
+use super::control::{Control, SERVER_DIES_NS};
 use super::door::DoorError;
 use super::holders::{self, Use};
 use super::params;
@@ -29,9 +29,6 @@ use crate::sys::ublk::Requests;
 /// What a queue has to end once the kernel has cancelled its commands, in nanoseconds.
 const QUEUES_END_NS: u64 = 5_000_000_000;
 
-/// What the kernel has to let go of a server that was killed, in nanoseconds. Before Linux 6.16 it learns of that from a command
-/// that waits; where all tags had requests there was none, and it finds out by the time-out of a request, after 30 s.
-const SERVER_DIES_NS: u64 = 45_000_000_000;
 /// What zero copy takes, beside user copy for what cannot go that way.
 const ZERO_COPY: Features = Features(Features::SUPPORT_ZERO_COPY.0 | Features::AUTO_BUF_REG.0);
 /// A reactor that is not stuck answers within this.

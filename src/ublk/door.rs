@@ -290,18 +290,20 @@ impl Door {
     /// # Errors
     /// If somebody uses it, with who it is; or what the kernel says.
     pub fn remove(&mut self, name: &str) -> Result<(), DoorError> {
-        let Some(disk) = self.disks.get_mut(name) else { return Ok(()) };
-        let id = disk.id();
+        let Some(mut disk) = self.disks.remove(name) else { return Ok(()) };
+        let removed = self.discard_if_free(&mut disk);
+        if removed.is_err() {
+            self.disks.insert(name.to_owned(), disk);
+        }
+        removed
+    }
+
+    fn discard_if_free(&mut self, disk: &mut Disk) -> Result<(), DoorError> {
         if !disk.is_free(&mut self.control)? {
-            let why = format!("it is in use: {}", users(id).join(", "));
-            return Err(DoorError::Disk { name: name.to_owned(), id, why });
+            let (name, id) = (disk.options().name.clone(), disk.id());
+            return Err(DoorError::Disk { name, id, why: format!("it is in use: {}", users(id).join(", ")) });
         }
-        disk.close(&mut self.control)?;
-        if let Some(mark) = Mark::from_bits(disk.info().ublksrv_flags) {
-            self.state.forget(id, mark);
-        }
-        self.disks.remove(name);
-        Ok(())
+        self.discard(disk)
     }
 
     /// Ends the service of all devices. What nobody uses is deleted, and so is what does not outlive its server; what is in use stays

@@ -15,7 +15,7 @@ use super::wire::{self, IoDesc};
 use crate::bdev::{BlockDevice, Handle, Unaddressed};
 use crate::reactor::{Reactor, Sink, TaskId};
 use crate::sys::op::{Completion, Ended, FileId, Owner, Payload, UblkCommand, UblkStep};
-use crate::sys::ublk::{Descriptors, RequestData, Requests, Way};
+use crate::sys::ublk::{Descriptors, RequestData, Requests};
 
 /// How the bytes of requests travel.
 ///
@@ -99,7 +99,7 @@ pub(super) struct Queue {
     /// Whether the volume takes the pages of requests as they are, so that no memory of ours is needed.
     pub passes_pages: bool,
     pub read_only: bool,
-    way: Way,
+    requests: Requests,
     /// Where the data of requests is registered with the ring, by tag; tags beyond have no place.
     places: Vec<u16>,
     tags: Vec<Tag>,
@@ -148,7 +148,7 @@ impl Queue {
             travel,
             passes_pages,
             read_only,
-            way: requests.way(),
+            requests,
             places,
             tags: (0..depth).map(|_| Tag::default()).collect(),
             alive: Cell::new(depth),
@@ -237,7 +237,7 @@ impl Queue {
     /// The data of a tag's request.
     #[inline]
     pub fn pages(&self, tag: u16, request: &IoDesc, len: usize) -> RequestData {
-        self.way.to(self.number, tag, len as u32, self.registered(tag, request))
+        self.requests.data(self.number, tag, len as u32, self.registered(tag, request))
     }
 
     /// Makes the data of a tag's last request that of the next.

@@ -2,17 +2,13 @@
 
 use std::str::FromStr;
 
-use super::control::{self, Control, ControlError, Unavailable, is_served};
+use super::control::{self, Control, ControlError, SERVER_DIES_NS, Unavailable, is_served};
 use super::door::STATE;
 use super::holders::{self, Use, users};
 use super::recovery::{self, Identity, Mark, StateDirectory};
 use super::wire::{DevInfo, DevState};
 use crate::limits::UBLK_IDS;
 use crate::sys::tsc::monotonic_ns;
-
-/// What the kernel has to let go of a server that was killed, in nanoseconds: before Linux 6.16 it may need the time-out of a request
-/// to notice, 30 s.
-const SERVER_DIES_NS: u64 = 45_000_000_000;
 
 /// A device that a reactor has made.
 #[derive(Clone, Debug, PartialEq, Eq)]
