@@ -173,6 +173,8 @@ def without_the_module_it_warns_and_goes_on():
     with NoModule():
         disks = WORLD.serve([malloc("ram0"), malloc("ram1")], [ublk("ram0"), ublk("ram1")])
         check(not disks, f"disks {disks}")
+        # The log has a thread of its own: "ready" may be there first.
+        WORLD.wait_for_log("ublk")
         lines = WORLD.logged(["ublk"])
         check(len(lines) == 1 and "WARN" in lines[0], f"{len(lines)} lines about ublk: {lines}")
         check("modprobe" in lines[0], f"what to do is not said: {lines[0]}")
