@@ -10,6 +10,10 @@ use super::{Channel, Common, DeviceError};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus};
 
+/// Largest unmap or write zeroes of memory done in one step: giving back that much populated memory takes 40 to 110 us of the reactor
+/// (100 to 250 at worst), filling it with zeros 80 to 95; giving back what holds no memory 1 us.
+pub const ZEROES_MAX: u64 = 1 << 20;
+
 /// Compare and writes of one channel that wait for other reactors at a time.
 const HELPERS: usize = 4;
 

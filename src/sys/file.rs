@@ -9,6 +9,9 @@ use std::path::Path;
 
 use super::predecessor::outlast;
 
+/// What statfs(2) says of ramfs.
+const RAMFS_MAGIC: libc::c_long = 0x8584_58F6;
+
 /// What O_DIRECT asks of each read and write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectAlign {
@@ -121,7 +124,7 @@ pub fn stop_direct(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the file lives in memory only: direct I/O on it means nothing.
+/// Whether the file lives in memory only, where each byte is reached at once and direct I/O means nothing.
 ///
 /// # Errors
 /// What fstatfs(2) says.
@@ -132,7 +135,26 @@ pub fn is_in_memory(file: &File) -> io::Result<bool> {
     if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(matches!(stat.f_type, libc::TMPFS_MAGIC | libc::HUGETLBFS_MAGIC))
+    Ok(matches!(stat.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC))
+}
+
+/// Makes a range read as zeros by giving its blocks back; the file keeps its length. A reactor may do so with a file in memory.
+///
+/// # Errors
+/// What fallocate(2) says; EOPNOTSUPP where the file system has no holes.
+pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (offset.cast_signed(), len.cast_signed());
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    loop {
+        // SAFETY: no pointers; the result is checked.
+        if unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 /// Sector sizes of a block device.

@@ -8,6 +8,7 @@ pub mod affinity;
 pub mod descriptor;
 pub mod file;
 pub mod limits;
+pub mod mapped;
 pub mod op;
 pub mod predecessor;
 pub mod socket;

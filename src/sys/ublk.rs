@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use hugepages::Region;
 
+use super::mapped::MappedFile;
 use crate::ublk::wire::{self, IoDesc};
 
 /// The descriptors of one queue, one for each tag, which the kernel writes.
@@ -183,6 +184,32 @@ impl RequestData {
         self.each(place, len, |fd, done, left, place| {
             // SAFETY: a range of the region, which the caller keeps; the kernel copies to it as any core may.
             unsafe { libc::pread(fd, std::ptr::with_exposed_provenance_mut(target + done), left, place) }
+        })
+    }
+
+    /// Copies all of a write to a mapped file, from `offset` of it on; EFAULT if there is no memory for it, or no such place.
+    ///
+    /// # Errors
+    /// As [`RequestData::take`].
+    #[inline]
+    pub fn take_to_file(&self, file: &MappedFile, offset: usize) -> io::Result<()> {
+        let target = file.range(offset, self.len()).ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?;
+        self.each(self.position, self.len(), |fd, done, left, place| {
+            // SAFETY: a range of the mapping, which the caller keeps, and to which there are no references.
+            unsafe { libc::pread(fd, std::ptr::with_exposed_provenance_mut(target + done), left, place) }
+        })
+    }
+
+    /// Copies all of a read from a mapped file, from `offset` of it on; EFAULT if there is no such place.
+    ///
+    /// # Errors
+    /// As [`RequestData::give`].
+    #[inline]
+    pub fn give_from_file(&self, file: &MappedFile, offset: usize) -> io::Result<()> {
+        let source = file.range(offset, self.len()).ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?;
+        self.each(self.position, self.len(), |fd, done, left, place| {
+            // SAFETY: as in `take_to_file`; the kernel only reads it.
+            unsafe { libc::pwrite(fd, std::ptr::with_exposed_provenance(source + done), left, place) }
         })
     }
 

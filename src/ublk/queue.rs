@@ -19,7 +19,7 @@ use crate::sys::ublk::{Descriptors, RequestData, Requests};
 
 /// How the bytes of requests travel.
 ///
-/// | | copies of a read, of a write: RAM | a file | a layer that looks at bytes |
+/// | | copies of a read, of a write: RAM, a file in memory | a file | a layer that looks at bytes |
 /// |---|---|---|---|
 /// | `InPlace` | | none | |
 /// | `ByServer` | 1 | 1 | 1, and what is below |

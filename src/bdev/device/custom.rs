@@ -36,7 +36,7 @@ use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
 
 /// Largest unmap or write zeroes that a disk gets in one call: it ends before other I/O of the reactor goes on.
-pub const ZEROES_MAX: u64 = 1 << 20;
+pub const ZEROES_MAX: u64 = at_once::ZEROES_MAX;
 
 /// Zeros to write where a disk has no better way.
 static ZEROES: [u8; BOUNCE] = [0; BOUNCE];

@@ -11,15 +11,11 @@ use std::rc::Rc;
 
 use hugepages::{Region, RegionOptions};
 
-use crate::bdev::at_once::{self, AtOnce};
+use crate::bdev::at_once::{self, AtOnce, ZEROES_MAX};
 use crate::bdev::scatter::{self, BOUNCE};
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoCell, IoOp, IoStatus, Segment};
-
-/// Largest unmap or write zeroes done in one step: giving back that much populated memory takes 40 to 110 us of the reactor
-/// (100 to 250 at worst), filling it with zeros 80 to 95; giving back what holds no memory 1 us.
-pub const ZEROES_MAX: u64 = 1 << 20;
 
 /// From this many bytes on zeroing gives pages back instead of filling them: 4 to 5 us for this much against 2, but a host that
 /// zeroes its whole volume must not make it take its whole size in memory.

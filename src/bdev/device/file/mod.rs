@@ -13,12 +13,14 @@
 //! - *Acknowledged* is not durable until a flush (`volatile_cache`); a write with FUA is written with RWF_DSYNC. After a
 //!   failed fdatasync the kernel may have dropped what it could not write and report success to the next one, so
 //!   from the first failure on every flush of the volume fails, until it is opened again.
+//! - *In memory* (tmpfs, ramfs) a file has a channel of its own, without the ring: see `memory`.
 //! - *Holes*: a sparse file costs a worker thread of the kernel per write that must allocate (the ring cannot do it without
 //!   waiting), as do fdatasync and fallocate. Only reads and writes of allocated blocks are the fast path.
 //! - *One opener*: a lock on the open file description keeps other processes and volumes out, O_EXCL does for a block device.
 //! - A file that someone shortened gives an error where it ends, and no bytes.
 
 mod channel;
+mod memory;
 mod open;
 #[cfg(test)]
 mod sim_tests;
@@ -31,10 +33,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::bdev::at_once;
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 use crate::reactor::Reactor;
 use crate::sys::descriptor::Descriptor;
 use channel::FileChannel;
+use memory::InMemory;
 use open::Backing;
 
 /// Largest unmap or write zeroes done in one step. Where the kernel has no way of its own zeros are written, a few
@@ -59,7 +63,7 @@ pub struct Options {
     pub block_size: u32,
     /// A multiple of the block size.
     pub physical_block_size: u32,
-    /// Direct I/O where the file system can.
+    /// Direct I/O where the file system can, and is not in memory.
     pub direct: bool,
     /// The reactor that orders its compare and writes.
     pub home: u16,
@@ -132,7 +136,8 @@ impl File {
         let physical = options.physical_block_size.max(geometry.unit).max(geometry.physical);
         // Smaller blocks than those of direct I/O go through a bounce buffer.
         let whole = geometry.unit <= options.block_size;
-        let unaddressed = if whole { Unaddressed::Passes } else { Unaddressed::Copies };
+        let in_memory = matches!(backing, Backing::Memory(..));
+        let unaddressed = if whole && !in_memory { Unaddressed::Passes } else { Unaddressed::Copies };
         let traits = Traits {
             name: options.name,
             driver: "file",
@@ -147,7 +152,7 @@ impl File {
             unaddressed,
             concurrent: true,
             limits: DeviceLimits {
-                zeroes_max: ZEROES_MAX,
+                zeroes_max: if in_memory { at_once::ZEROES_MAX } else { ZEROES_MAX },
                 data_align: geometry.memory,
                 write_granularity: physical.max(allocation),
                 unmap_granularity: physical.max(allocation),
@@ -175,6 +180,9 @@ impl BlockDevice for File {
     }
 
     fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
+        if let Backing::Memory(shared, _) = &self.backing {
+            return at_once::open(reactor, &self.common, InMemory::new(shared.clone()));
+        }
         let descriptor = self.backing.descriptor().map_err(|error| DeviceError::Io {
             what: format!("volume \"{}\": another descriptor of its file", self.common.traits().name),
             error,

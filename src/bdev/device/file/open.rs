@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::memory::MemoryFile;
 use super::{BOUNCE_LEN, Geometry, Options};
 use crate::bdev::DeviceError;
 use crate::sys::descriptor::Descriptor;
@@ -21,6 +23,8 @@ const CAUTIOUS: DirectAlign = DirectAlign { memory: 4096, offset: 4096 };
 pub(super) enum Backing {
     /// A regular file.
     Regular(fs::File, PathBuf),
+    /// A file in memory.
+    Memory(Arc<MemoryFile>, PathBuf),
     /// A block device.
     BlockDevice(fs::File, PathBuf),
     /// Something that is open already.
@@ -78,9 +82,13 @@ pub(super) fn open(options: &Options) -> Result<Opened, DeviceError> {
         true => Some(file::sectors(&file).map_err(naming.io(format_args!("cannot find the sector size of {shown}")))?),
         false => None,
     };
+    let in_memory = !device && file::is_in_memory(&file).map_err(naming.io(format_args!("cannot look at {shown}")))?;
     let mut align = None;
-    if options.direct && note.is_none() {
-        match direct_align(&file, device, options.size) {
+    if in_memory {
+        note = None;
+        file::stop_direct(&file).map_err(naming.io(format_args!("cannot use {shown} without O_DIRECT")))?;
+    } else if options.direct && note.is_none() {
+        match direct_align(&file, options.size) {
             Ok(found) => align = Some(found),
             Err(reason) => {
                 note = Some(buffered_note(options, &reason));
@@ -102,9 +110,11 @@ pub(super) fn open(options: &Options) -> Result<Opened, DeviceError> {
         allocation: if device { 1 } else { PAGE },
         direct: align.is_some(),
     };
-    let backing = match device {
-        true => Backing::BlockDevice(file, path.to_owned()),
-        false => Backing::Regular(file, path.to_owned()),
+    let path = path.to_owned();
+    let backing = match (device, in_memory) {
+        (true, _) => Backing::BlockDevice(file, path),
+        (false, true) => Backing::Memory(Arc::new(MemoryFile::new(file, options.size)), path),
+        (false, false) => Backing::Regular(file, path),
     };
     Ok(Opened { backing, geometry, note })
 }
@@ -159,11 +169,7 @@ fn buffered_note(options: &Options, reason: &str) -> String {
 }
 
 /// What direct I/O on this file asks for, or why there is none.
-fn direct_align(file: &fs::File, device: bool, size: u64) -> Result<DirectAlign, String> {
-    // The file system of a device's node says nothing about the device.
-    if !device && file::is_in_memory(file).map_err(|e| e.to_string())? {
-        return Err("its file system is in memory".to_owned());
-    }
+fn direct_align(file: &fs::File, size: u64) -> Result<DirectAlign, String> {
     let align = match file::direct_align(file) {
         Ok(Some(Some(align))) => align,
         Ok(Some(None)) => return Err("its file system has none".to_owned()),
@@ -183,22 +189,24 @@ fn direct_align(file: &fs::File, device: bool, size: u64) -> Result<DirectAlign,
 impl Backing {
     /// Another descriptor of the same open file, for a reactor's ring.
     pub(super) fn descriptor(&self) -> io::Result<Descriptor> {
-        match self {
-            Backing::Regular(file, _) | Backing::BlockDevice(file, _) => {
-                Ok(Descriptor::from(std::os::fd::OwnedFd::from(file.try_clone()?)))
-            }
-            Backing::Open(descriptor) => descriptor.try_clone(),
-        }
+        let file = match self {
+            Backing::Regular(file, _) | Backing::BlockDevice(file, _) => file,
+            Backing::Memory(shared, _) => &shared.file,
+            Backing::Open(descriptor) => return descriptor.try_clone(),
+        };
+        Ok(Descriptor::from(std::os::fd::OwnedFd::from(file.try_clone()?)))
     }
 
     /// Makes a file longer, durably, or finds that a block device has become larger.
     pub(super) fn grow(&self, name: &str, size: u64) -> Result<(), DeviceError> {
         let naming = Naming(name);
+        let lengthen = |file: &fs::File, path: &Path| {
+            let done = file.set_len(size).and_then(|()| file.sync_all());
+            done.map_err(naming.io(format_args!("cannot make {} {size} bytes long", path.display())))
+        };
         match self {
-            Backing::Regular(file, path) => file
-                .set_len(size)
-                .and_then(|()| file.sync_all())
-                .map_err(naming.io(format_args!("cannot make {} {size} bytes long", path.display()))),
+            Backing::Regular(file, path) => lengthen(file, path),
+            Backing::Memory(shared, path) => lengthen(&shared.file, path),
             Backing::BlockDevice(file, path) => {
                 let shown = path.display();
                 // Channels use offsets of their own: the shared position is nobody's.
