@@ -101,7 +101,11 @@ pub const NAMESPACES_MAX: u32 = 256;
 /// Queues of one ublk device: as many as there can be reactors, since more would share them. The kernel would take 4096.
 pub const UBLK_QUEUES_MAX: u16 = 64;
 
-/// Commands in flight on one queue of a ublk device: what the kernel takes (`UBLK_MAX_QUEUE_DEPTH`).
+/// Commands in flight on one queue of a ublk device by default: four jobs of depth 64. With half of that, as other ublk servers have it,
+/// four such jobs got half the I/Os.
+pub const UBLK_DEPTH: u16 = 256;
+
+/// The most of them: what the kernel takes (`UBLK_MAX_QUEUE_DEPTH`).
 pub const UBLK_DEPTH_MAX: u16 = 4096;
 
 /// Numbers of ublk devices, from 0: as many as one major number has minors (`UBLK_MINORS`, 20 bits).

@@ -60,7 +60,7 @@ use crate::bdev::device::custom;
 use crate::bdev::registry::{Claim, Mode, Registry, RegistryError};
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::drain;
-use crate::limits::{REACTORS_MAX, UBLK_DEPTH_MAX, UBLK_IDS, UBLK_QUEUES_MAX};
+use crate::limits::{REACTORS_MAX, UBLK_DEPTH, UBLK_DEPTH_MAX, UBLK_IDS, UBLK_QUEUES_MAX};
 use crate::nvme::spec::check_nqn;
 use crate::nvme::target::tcp;
 use crate::reactor::Idle;
@@ -110,7 +110,7 @@ pub struct Ublk {
     pub id: Option<u32>,
     /// Queues; `None`: one for each reactor. The kernel grants at most one for each processor.
     pub queues: Option<u16>,
-    /// Commands in flight on each; 128 by default.
+    /// Commands in flight on each; 256 by default.
     pub depth: u16,
     /// How data travels; the best that the kernel has, by default.
     pub mode: UblkMode,
@@ -120,7 +120,7 @@ pub struct Ublk {
 
 impl Default for Ublk {
     fn default() -> Ublk {
-        Ublk { id: None, queues: None, depth: 128, mode: UblkMode::Auto, read_only: false }
+        Ublk { id: None, queues: None, depth: UBLK_DEPTH, mode: UblkMode::Auto, read_only: false }
     }
 }
 

@@ -7,19 +7,16 @@ use super::bdev::{Bdevs, unknown_bdev};
 use super::model::{UblkConfig, UblkMode};
 use super::reader::{Key, Table};
 use super::source::Source;
-use crate::limits::{UBLK_DEPTH_MAX, UBLK_IDS, UBLK_QUEUES_MAX};
+use crate::limits::{UBLK_DEPTH, UBLK_DEPTH_MAX, UBLK_IDS, UBLK_QUEUES_MAX};
 
 const BDEV: Key = Key::new("bdev", "write bdev = \"ram0\"");
 const ID: Key = Key::new("id", "write id = 0 for /dev/ublkb0, or leave it out for a free one");
 const QUEUES: Key = Key::new("queues", "write queues = 2, or leave it out for one per reactor");
-const DEPTH: Key = Key::new("depth", "write depth = 128");
+const DEPTH: Key = Key::new("depth", "write depth = 256");
 const MODE: Key = Key::new("mode", "write mode = \"auto\"");
 const RECOVER: Key = Key::new("recover", "write recover = true");
 const REQUIRED: Key = Key::new("required", "write required = true");
 const READ_ONLY: Key = Key::new("read_only", "write read_only = true");
-
-/// Default of `depth`, as other ublk servers have it: enough for a queue of the kernel to be busy.
-const DEPTH_DEFAULT: u16 = 128;
 
 /// What has to differ from table to table, each with the line where it was given first.
 #[derive(Default)]
@@ -68,7 +65,7 @@ fn read_one(
     let bdev = read_bdev(source, table, bdevs, &mut given.bdevs);
     let id = read_id(source, table, &mut given.ids);
     let queues = count(QUEUES, UBLK_QUEUES_MAX, u16::try_from(reactors).ok());
-    let depth = count(DEPTH, UBLK_DEPTH_MAX, Some(DEPTH_DEFAULT));
+    let depth = count(DEPTH, UBLK_DEPTH_MAX, Some(UBLK_DEPTH));
     let mode = table.get(MODE).map_or(Some(UblkMode::Auto), |value| value.choice(&modes).map(|mode| mode.value));
     let (recover, required, read_only) = (flag(RECOVER, true), flag(REQUIRED, false), flag(READ_ONLY, false));
     Some(UblkConfig {
