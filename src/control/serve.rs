@@ -186,16 +186,22 @@ impl Server {
         if let Err(error) = self.announce() {
             tracing::warn!("the connect lines cannot be printed: {error}");
         }
-        if let Err(error) = self.reactors.feed() {
-            tracing::warn!("the DMA arena stays smaller than configured: {error}");
-        }
         let watch = Watch::start(self.reactors.remotes());
         if let Err(error) = &watch {
             tracing::warn!("what reactors notice is not logged: {error}");
         }
+        let mut growing = true;
         loop {
-            // All that are pending: one left behind would only be seen with the next.
-            let pending: Vec<i32> = self.signals.wait().collect();
+            if growing {
+                growing = self.reactors.feed_some().unwrap_or_else(|error| {
+                    tracing::warn!("the DMA arena stays smaller than configured: {error}");
+                    false
+                });
+            }
+            // All that are pending: one left behind would only be seen with the next. A large arena takes a minute to map, and
+            // nobody who wants an end or a reload waits for that.
+            let pending: Vec<i32> =
+                if growing { self.signals.pending().collect() } else { self.signals.wait().collect() };
             if pending.iter().any(|&signal| signal != SIGHUP && signal != SIGUSR1) {
                 break;
             }

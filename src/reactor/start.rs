@@ -128,19 +128,25 @@ impl Reactors {
     /// Maps the rest of the arena and spreads it over the reactors; blocks this control thread, not the reactors.
     ///
     /// # Errors
-    /// If memory could not be mapped: the reactors go on with what they have.
+    /// As [`Reactors::feed_some`].
     pub fn feed(&mut self) -> Result<(), ArenaError> {
-        loop {
-            let grown = grow(&self.arena)?;
-            if grown.is_empty() {
-                return Ok(());
-            }
-            for (chunk, info) in grown {
-                let remote = &self.remotes[self.fed % self.remotes.len()];
-                self.fed += 1;
-                remote.send(Box::new(move |reactor| reactor.add_chunk(chunk, info)));
-            }
+        while self.feed_some()? {}
+        Ok(())
+    }
+
+    /// Maps a little more of the arena, for a reactor. Returns whether there may be more.
+    ///
+    /// # Errors
+    /// If memory could not be mapped: the reactors go on with what they have.
+    pub fn feed_some(&mut self) -> Result<bool, ArenaError> {
+        let grown = grow(&self.arena)?;
+        let more = !grown.is_empty();
+        for (chunk, info) in grown {
+            let remote = &self.remotes[self.fed % self.remotes.len()];
+            self.fed += 1;
+            remote.send(Box::new(move |reactor| reactor.add_chunk(chunk, info)));
         }
+        Ok(more)
     }
 
     /// Stops all reactors and waits for their threads. Returns the number of DMA buffers that never came home.

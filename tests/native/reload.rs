@@ -52,6 +52,21 @@ async fn watching(reactor: &std::rc::Rc<reactor::reactor::Reactor>, address: Soc
 }
 
 #[test]
+fn nobody_waits_until_all_memory_is_mapped() {
+    const MEMORY: u64 = 6 << 30;
+    let place = Place::new();
+    let with = |mib| {
+        let text = config(&[("disk0", "malloc", mib)], &[(0, &[(1, "disk0")])]);
+        text.replace("\"64MiB\"", &format!("{MEMORY}\nhugepages = \"off\""))
+    };
+    let mut server = place.serve(&with(8));
+    reload(&place, &mut server, &with(24), "bdev \"disk0\" grows from 8MiB to 24MiB");
+    let mapped = server.program.resident();
+    server.stop();
+    assert!(mapped < MEMORY / 2, "{mapped} bytes are there when the reload is done");
+}
+
+#[test]
 fn growth_is_seen_by_hosts_and_keeps_data() {
     for driver in ["file", "malloc"] {
         let place = Place::new();

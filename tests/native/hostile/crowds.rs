@@ -31,24 +31,17 @@ fn raise_limits() {
     setrlimit(Resource::Nofile, limit).unwrap();
 }
 
-/// Resident memory of the program, in bytes.
-fn resident(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.program.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
-}
-
 /// Resident memory once it no longer grows by itself: DMA memory is populated while serving.
 fn settled(server: &Server) -> u64 {
-    let (mut last, mut since) = (resident(server), now());
+    let (mut last, mut since) = (server.program.resident(), now());
     until(PATIENCE, || {
-        let current = resident(server);
+        let current = server.program.resident();
         if current.abs_diff(last) > 256 << 10 {
             (last, since) = (current, now());
         }
         now() - since > Duration::from_secs(1)
     });
-    resident(server)
+    server.program.resident()
 }
 
 /// A controller: its admin queue and one I/O queue.
@@ -280,7 +273,7 @@ fn connections_hold_no_more_memory_than_their_formula_says() {
             checker.next_phase();
             let crowd = (held.come)(server.address());
             std::thread::park_timeout(Duration::from_secs(1));
-            let now = resident(&server);
+            let now = server.program.resident();
             let grown = now.saturating_sub(alone);
             *peak = now.max(*peak);
             report += &format!(
