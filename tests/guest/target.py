@@ -37,7 +37,7 @@ class Config:
         return next(subsystem for subsystem in self.subsystems if subsystem["nqn"] == nqn)
 
     def toml(self):
-        lines = [*_table("[reactor]", self.reactor), *_table("[memory]", {"size": "128MiB"})]
+        lines = [*_table("[reactor]", self.reactor), *_table("[memory]", {"size": "48MiB"})]
         for bdev in self.bdevs:
             lines += _table("[[bdev]]", bdev)
         if self.listen:

@@ -15,6 +15,8 @@ from target import Config, Reactor, binary
 
 STATE = pathlib.Path("/run/reactor/ublk")
 RULES = pathlib.Path("/etc/udev/rules.d")
+# In a file system in memory.
+TARGET = pathlib.Path("/tmp/target")
 BY_ID = pathlib.Path("/dev/disk/by-id")
 FULL = "--full" in sys.argv[1:]
 SEED = next((int(word.split("=")[1]) for word in sys.argv[1:] if word.startswith("--seed=")), 1)
@@ -40,7 +42,13 @@ def malloc(name, size_mib=16, **more):
 
 def file(name, size_mib=16, **more):
     """A volume in a file of the scratch disk. What a case before this one has left there goes with `fresh`."""
-    return {"name": name, "driver": "file", "path": str(SCRATCH / f"{name}.img"), "size": size_mib * MIB, **more}
+    path = str(SCRATCH / f"{name}.img")
+    return {"name": name, "driver": "file", "path": path, "size": size_mib * MIB, **more}
+
+
+def file_in_memory(name, size_mib=16, **more):
+    """A volume in a file on tmpfs."""
+    return file(name, size_mib, **more, path=str(TARGET / f"{name}.img"))
 
 
 def inject(name, base, *rules):
@@ -55,7 +63,7 @@ class World:
     """reactor and what it now serves."""
 
     def __init__(self):
-        self.directory = pathlib.Path("/tmp/target")
+        self.directory = TARGET
         self.directory.mkdir()
         self.binary = binary()
         self.target = Reactor(self.binary, self.directory)
@@ -69,7 +77,7 @@ class World:
     def serve(self, bdevs, exports, **reactor):
         """Starts reactor with volumes of which nothing is there yet; returns their disks in the order of `exports`."""
         for bdev in bdevs:
-            if bdev["driver"] == "file" and bdev["path"].startswith(f"{SCRATCH}/"):
+            if bdev["driver"] == "file" and bdev["path"].startswith((f"{SCRATCH}/", f"{TARGET}/")):
                 pathlib.Path(bdev["path"]).unlink(missing_ok=True)
         self.config = Config(bdevs, ublk=exports, **reactor)
         return self.start()
@@ -187,12 +195,20 @@ def fio_words(disk, job="verify", **names):
     return ["fio", "--output-format=terse", f"/test/fio/{job}.fio"], environment
 
 
-def fio(disk, cpu=None, **names):
-    """Writes with checksums, reads back and compares; on one processor if `cpu` is given."""
+def fio(disk, **names):
+    """Writes with checksums, reads back and compares."""
     words, environment = fio_words(disk, **names)
-    if cpu is not None:
-        words = ["taskset", "-c", str(cpu), *words]
     run(*words, timeout_s=FIO_TIMEOUT_S, environment=environment)
+
+
+def fio_on_each(cpus, disk, **names):
+    """The same on each of some processors, one after the other."""
+    words, environment = fio_words(disk, **names)
+    everything, job = pathlib.Path(words.pop()).read_text().split("[verify]\n")
+    jobs = [f"[cpu{cpu}]\nstonewall\ncpus_allowed={cpu}\n{job}" for cpu in cpus]
+    path = WORLD.directory / "on-each.fio"
+    path.write_text("\n".join([everything, *jobs]))
+    run(*words, path, timeout_s=FIO_TIMEOUT_S, environment=environment)
 
 
 class Load:
