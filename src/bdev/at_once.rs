@@ -1,14 +1,19 @@
 //! Channels of devices whose I/O ends within its submission, all but what has to wait for others: a contended compare and write, a
 //! write to the range of one, a reset behind these.
+//!
+//! Copies between a device and requests of the kernel's ([`Segment::Request`]) are calls into the kernel, from which a processor comes
+//! back with its caches of code and branches cold. So those of many requests that have arrived together wait until all of them were
+//! taken, and then come one right after the other.
 
+use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::task::Poll;
 
 use super::exclusion::{Gate, Range, Resume};
 use super::steps::{Outstanding, WorkQueue};
 use super::{Channel, Common, DeviceError};
-use crate::reactor::Reactor;
-use crate::reactor::io::{Io, IoOp, IoStatus};
+use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
+use crate::reactor::{Deferred, Reactor};
 
 /// Largest unmap or write zeroes of memory done in one step: giving back that much populated memory takes 40 to 110 us of the reactor
 /// (100 to 250 at worst), filling it with zeros 80 to 95; giving back what holds no memory 1 us.
@@ -16,6 +21,13 @@ pub const ZEROES_MAX: u64 = 1 << 20;
 
 /// Compare and writes of one channel that wait for other reactors at a time.
 const HELPERS: usize = 4;
+
+/// From so many requests that arrive together their copies are made together. Of 64 a 4 KiB read through ublk then took 97 ns beside its
+/// copy instead of 117, a write 90 instead of 120; of 8 as long as without, and one alone 340 instead of 220.
+const TOGETHER: usize = 16;
+
+/// In the scratch of an I/O, above the generation of [`Outstanding`]: a write that must not be carried out now.
+const HELD: u64 = 1 << 8;
 
 /// What a device that ends its I/O at once is on one reactor. An I/O succeeds unless this says otherwise in it.
 pub trait AtOnce: 'static {
@@ -38,8 +50,11 @@ pub trait AtOnce: 'static {
 pub fn open(reactor: &Rc<Reactor>, common: &Common, device: impl AtOnce) -> Result<Box<dyn Channel>, DeviceError> {
     Gate::check_home(reactor, common)?;
     let inner = Rc::new_cyclic(|me: &Weak<Inner<_>>| Inner {
+        me: me.clone(),
         reactor: reactor.clone(),
         device,
+        collected: RefCell::default(),
+        spare: RefCell::default(),
         gate: Gate::open(reactor, common, me.clone()),
         contended: WorkQueue::new(reactor),
         outstanding: Outstanding::new(reactor),
@@ -63,8 +78,13 @@ pub fn open(reactor: &Rc<Reactor>, common: &Common, device: impl AtOnce) -> Resu
 struct AtOnceChannel<D: AtOnce>(Rc<Inner<D>>);
 
 struct Inner<D> {
+    me: Weak<Inner<D>>,
     reactor: Rc<Reactor>,
     device: D,
+    /// I/Os on requests that wait for the others of this turn.
+    collected: RefCell<Vec<Io>>,
+    /// The other list of the two that take turns, empty but while one is carried out.
+    spare: RefCell<Vec<Io>>,
     gate: Rc<Gate>,
     contended: WorkQueue,
     /// What did not end within its submission.
@@ -75,6 +95,9 @@ impl<D: AtOnce> Channel for AtOnceChannel<D> {
     #[inline]
     fn submit(&self, mut io: Io) -> Poll<Io> {
         let inner = &*self.0;
+        if inner.reactor.arrived() >= TOGETHER && matches!(io.data.sole(), Some(Segment::Request(_))) {
+            return inner.collect(io);
+        }
         match io.op {
             IoOp::Read => inner.device.read(&mut io),
             IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes => {
@@ -107,6 +130,28 @@ impl<D: AtOnce> Drop for AtOnceChannel<D> {
     }
 }
 
+impl<D: AtOnce> Deferred for Inner<D> {
+    fn run(&self) {
+        let mut all = self.collected.replace(self.spare.take());
+        for io in &mut all {
+            match io.op {
+                IoOp::Read => self.device.read(io),
+                _ if self.gate.may_write(Range::of(io)) => self.device.write(io),
+                _ => io.scratch |= HELD,
+            }
+        }
+        for mut io in all.drain(..) {
+            if io.scratch & HELD == 0 {
+                self.end(io);
+            } else {
+                io.scratch &= !HELD;
+                self.gate.hold_back(io);
+            }
+        }
+        self.spare.replace(all);
+    }
+}
+
 impl<D: AtOnce> Resume for Inner<D> {
     fn resume(&self, mut io: Io) {
         self.device.write(&mut io);
@@ -115,6 +160,21 @@ impl<D: AtOnce> Resume for Inner<D> {
 }
 
 impl<D: AtOnce> Inner<D> {
+    /// Apart from the way of a single request, which is to be short.
+    #[inline]
+    fn collect(&self, io: Io) -> Poll<Io> {
+        self.wait(io, |io| {
+            let mut collected = self.collected.borrow_mut();
+            if collected.is_empty()
+                && let Some(me) = self.me.upgrade()
+            {
+                self.reactor.defer(me);
+            }
+            collected.push(io);
+        })
+    }
+
+    #[inline]
     fn wait(&self, mut io: Io, queue: impl FnOnce(Io)) -> Poll<Io> {
         io.scratch = u64::from(self.outstanding.enter());
         queue(io);

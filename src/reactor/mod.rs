@@ -92,6 +92,12 @@ pub trait Poller {
     fn poll(&self) -> Activity;
 }
 
+/// Work that is done once a turn, for all that came up in it, by who asked for that with [`Reactor::defer`].
+pub trait Deferred {
+    /// Does it. As a [`Poller`] it moves finished Ios to [`Reactor::complete`], and enters no channel.
+    fn run(&self);
+}
+
 /// What a turn did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -127,6 +133,8 @@ pub struct Reactor {
     mailbox: Mailbox,
     table: IoTable,
     completions: RefCell<Vec<Io>>,
+    deferred: RefCell<Vec<Rc<dyn Deferred>>>,
+    arrived: Cell<usize>,
     /// The other list of the two that take turns, empty but for [`Reactor::unwind_completions`].
     unwinding: RefCell<Vec<Io>>,
     layers: RefCell<Vec<Option<Box<dyn Layer>>>>,
@@ -167,6 +175,8 @@ impl Reactor {
             mailbox,
             table: IoTable::new(),
             completions: RefCell::new(Vec::with_capacity(4096)),
+            deferred: RefCell::default(),
+            arrived: Cell::default(),
             unwinding: RefCell::new(Vec::with_capacity(4096)),
             layers: RefCell::new(Vec::new()),
             // The doorbell needs no sink: its completion is noticed by `turn` itself.
@@ -215,11 +225,13 @@ impl Reactor {
                 Activity::Waiting => waiting = true,
             }
         }
+        busy |= self.run_deferred();
         busy |= self.unwind_completions();
         self.wake_buffer_waiters();
         busy |= self.run_tasks();
         busy |= self.mailbox.flush();
-        let again = self.tasks.ready_len() > 0 || !self.completions.borrow().is_empty();
+        let nothing_left = self.completions.borrow().is_empty() && self.deferred.borrow().is_empty();
+        let again = self.tasks.ready_len() > 0 || !nothing_left;
         busy |= self.backend.borrow_mut().flush(again);
         self.stats.turn_ended(busy);
         if busy || again {
@@ -258,6 +270,7 @@ impl Reactor {
     /// Wakes nobody: each task goes on from here, one after the other. Most belong to the same sink.
     #[inline]
     fn dispatch_ended(&self, all: &mut Vec<Ended>) {
+        self.arrived.set(all.len());
         let mut polling = self.tasks.begin();
         let mut last: Option<(u32, Rc<dyn Sink>)> = None;
         for ended in all.drain(..) {
@@ -274,6 +287,7 @@ impl Reactor {
             }
         }
         drop(polling);
+        self.arrived.set(0);
         self.stalls.end_batch(&self.clock);
     }
 
@@ -298,6 +312,22 @@ impl Reactor {
             }
         }
         any
+    }
+
+    fn run_deferred(&self) -> bool {
+        if self.deferred.borrow().is_empty() {
+            return false;
+        }
+        // What is asked for meanwhile is for the next turn.
+        let mut all = self.deferred.take();
+        for work in all.drain(..) {
+            self.stalls.watch_batched(&self.clock, "deferred", || work.run());
+        }
+        let mut deferred = self.deferred.borrow_mut();
+        if deferred.is_empty() {
+            *deferred = all;
+        }
+        true
     }
 
     #[inline]
@@ -497,6 +527,19 @@ impl Reactor {
         self.completions.borrow_mut().push(io);
     }
 
+    /// How many ends of commands go to their sinks now, one after the other: what a task does that is polled for one of them may go together
+    /// with what the others do, by [`Reactor::defer`]. 0 at other times.
+    #[inline]
+    pub fn arrived(&self) -> usize {
+        self.arrived.get()
+    }
+
+    /// Has work done later in this turn, or in the next: after all that has arrived in it, and before completed I/Os go up their stacks.
+    /// To be asked for once until it is done.
+    pub fn defer(&self, work: Rc<dyn Deferred>) {
+        self.deferred.borrow_mut().push(work);
+    }
+
     /// Starts an operation of the backend.
     #[inline]
     pub fn submit_op(&self, op: Op, owner: Owner) -> OpToken {
@@ -666,6 +709,7 @@ impl Reactor {
         self.table.close();
         self.tasks.clear();
         self.completions.borrow_mut().clear();
+        drop(self.deferred.take());
         // Dropped while nothing is borrowed: devices that go take leave of layers and sinks.
         let services = std::mem::take(&mut *self.services.borrow_mut());
         drop(services);
