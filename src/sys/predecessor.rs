@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::tsc::monotonic_ns;
 
 /// How long the kernel may take: its workers cancel, wait for what is in flight, and for grace periods of RCU.
-const LIMIT_NS: u64 = 2_000_000_000;
+pub const LIMIT_NS: u64 = 2_000_000_000;
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(5);
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -482,19 +482,34 @@ fn devices_in(class: &Path) -> io::Result<Vec<u32>> {
 /// # Errors
 /// What open(2) says: EBUSY if another server has it, ENOENT if there is no such device.
 pub fn open_char(id: u32) -> io::Result<OwnedFd> {
-    open_node(Path::new(&format!("/dev/ublkc{id}")))
+    open_node(&node_of(id))
 }
 
-/// Whether a server has the device, in whatever container: the kernel lets one open it. Also where that cannot be found out, for want of
-/// a node or of a right to it. A server that was killed is given two seconds to go.
-pub fn is_served(id: u32) -> bool {
-    open_char(id).is_err() && Path::new(CLASS).join(format!("ublkc{id}")).exists()
+/// As [`open_char`], at once.
+///
+/// # Errors
+/// What open(2) says.
+pub fn try_open_char(id: u32) -> io::Result<OwnedFd> {
+    try_open_node(&node_of(id))
+}
+
+/// Whether the kernel has the character device of a device, with or without a node here.
+pub fn has_char(id: u32) -> bool {
+    Path::new(CLASS).join(format!("ublkc{id}")).exists()
+}
+
+fn node_of(id: u32) -> PathBuf {
+    format!("/dev/ublkc{id}").into()
+}
+
+fn try_open_node(node: &Path) -> io::Result<OwnedFd> {
+    OpenOptions::new().read(true).write(true).open(node).map(OwnedFd::from)
 }
 
 fn open_node(node: &Path) -> io::Result<OwnedFd> {
     let mut refusal = 0;
     let opened = outlast(libc::EBUSY, || {
-        OpenOptions::new().read(true).write(true).open(node).map_err(|error| match error.raw_os_error() {
+        try_open_node(node).map_err(|error| match error.raw_os_error() {
             Some(errno @ (libc::EBUSY | libc::ENOENT | libc::EACCES)) => {
                 refusal = errno;
                 io::Error::from_raw_os_error(libc::EBUSY)
@@ -502,7 +517,7 @@ fn open_node(node: &Path) -> io::Result<OwnedFd> {
             _ => error,
         })
     });
-    opened.map(OwnedFd::from).map_err(|error| match error.raw_os_error() {
+    opened.map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => io::Error::from_raw_os_error(refusal),
         _ => error,
     })

@@ -17,9 +17,10 @@ use std::time::Duration;
 use super::control::{Control, SERVER_DIES_NS};
 use super::door::DoorError;
 use super::holders::{self, Use};
+use super::left;
 use super::params;
 use super::queue::{self, Queue, QueueOptions, Travel};
-use super::recovery::{self, Mark};
+use super::recovery::Mark;
 use super::wire::{DevInfo, Features};
 use crate::bdev::{BlockDevice, Unaddressed};
 use crate::reactor::mailbox::Remote;
@@ -166,7 +167,7 @@ impl Disk {
                 // The kernel still clears up after its last server.
                 Err(error)
                     if error.errno() == Some(libc::EBUSY)
-                        && !recovery::is_alive(info.ublksrv_pid)
+                        && !left::serves(info.dev_id, info.ublksrv_pid)
                         && monotonic_ns() < end =>
                 {
                     std::thread::park_timeout(LOOK);

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::control::{self, Control, ControlError, Unavailable, is_served};
+use super::control::{self, Control, ControlError, Unavailable};
 use super::disk::{Disk, Options, Place};
-use super::holders::{self, Use, users};
+use super::holders::users;
+use super::left::{self, Kept};
 use super::params;
 use super::recovery::{Identity, Kin, Mark, StateDirectory, kin};
 use super::wire::{self, DevInfo, DevState, Features};
@@ -183,21 +184,21 @@ impl Door {
                 Kin::Same => None,
                 Kin::Replaced(was) => Some(was),
             };
-            if is_served(id) {
-                return Err(refused(id, format!("process {} serves it", info.ublksrv_pid)));
-            }
+            // What is this volume's nobody uses, or nobody can any more: never started, without recovery, or given up.
+            let removed =
+                left::remove(&mut self.control, &info, replaced.is_some()).map_err(|kept| match (kept, &replaced) {
+                    (Kept::Control(error), _) => error.into(),
+                    (Kept::Held(users), Some(was)) => refused(id, another(id, &users, was, wanted)),
+                    (kept, _) => refused(id, kept.to_string()),
+                })?;
             if let Some(was) = replaced {
-                if holders::stop_if_free(&mut self.control, id)? == Use::Held {
-                    return Err(refused(id, another(id, &was, wanted)));
-                }
                 tracing::info!("/dev/ublkb{id} was that of another volume \"{name}\" ({was}), and is deleted");
             } else if waits {
                 tracing::warn!(
                     "/dev/ublkb{id} waited for its server and is deleted: volume \"{name}\" has recover = false"
                 );
             }
-            // Nobody uses the disk, or nobody can any more: never started, without recovery, or given up.
-            if !self.control.delete(id)? {
+            if !removed.gone {
                 tracing::warn!(
                     "/dev/ublkb{id}, which has no server any more, is still open somewhere: it goes when that is closed"
                 );
@@ -245,26 +246,20 @@ impl Door {
                 }
                 continue;
             };
-            if identity.server() != self.instance || names.contains(&identity.volume()) || is_served(id) {
+            if identity.server() != self.instance || names.contains(&identity.volume()) {
                 continue;
             }
-            let deleted = match holders::stop_if_free(&mut self.control, id) {
-                Ok(Use::Held) => {
-                    let users = users(id).join(", ");
-                    tracing::warn!(
-                        "/dev/ublkb{id} has no [[ublk]] any more, stays and waits, since it is in use: {users}"
-                    );
-                    continue;
-                }
-                Ok(Use::Free | Use::Stopped) => self.control.delete(id),
-                Err(error) => Err(error),
-            };
-            match deleted {
+            match left::remove(&mut self.control, &info, true) {
                 Ok(_) => {
                     tracing::info!("/dev/ublkb{id}, left behind by a server before this one, is deleted");
                     self.state.forget(id, mark);
                 }
-                Err(error) => tracing::warn!("/dev/ublkb{id}, left behind by a server before this one, stays: {error}"),
+                Err(Kept::Served(_)) => {}
+                Err(Kept::Held(users)) => tracing::warn!(
+                    "/dev/ublkb{id} has no [[ublk]] any more, stays and waits, since it is in use: {}",
+                    users.join(", ")
+                ),
+                Err(kept) => tracing::warn!("/dev/ublkb{id}, left behind by a server before this one, stays: {kept}"),
             }
         }
     }
@@ -342,11 +337,11 @@ fn goes_on_with(disk: &Disk, options: &Options) -> Result<(), DoorError> {
 }
 
 /// That a device in use is not that of the volume which has its name now.
-fn another(id: u32, was: &Identity, now: &Identity) -> String {
+fn another(id: u32, users: &[String], was: &Identity, now: &Identity) -> String {
     format!(
         "it is in use ({}), and waits for a server of another volume \"{}\": that has {was}, the one of the configuration has {now}: \
          configure it as it was, or delete the device, which gives errors to who uses it: reactor ublk delete {id} --force",
-        users(id).join(", "),
+        users.join(", "),
         now.volume()
     )
 }

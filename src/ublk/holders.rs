@@ -23,6 +23,8 @@ use crate::sys::tsc::monotonic_ns;
 
 /// Names of udev's processes.
 const UDEV: [&str; 3] = ["udev-worker", "systemd-udevd", "udevd"];
+/// Stands for the users of a device that is in use, where none is seen.
+pub const UNSEEN: &str = "by whom could not be seen";
 /// How long udev may look into a disk that somebody wants to stop, in nanoseconds.
 const UDEV_LOOKS_NS: u64 = 2_000_000_000;
 /// How often a disk that udev looks into is tried again.
@@ -53,7 +55,7 @@ struct Seen {
 /// As [`holders`], of a device that is in use: or that nobody was found who does.
 pub fn users(id: u32) -> Vec<String> {
     let holders = holders(id);
-    if holders.is_empty() { vec!["by whom could not be seen".to_owned()] } else { holders }
+    if holders.is_empty() { vec![UNSEEN.to_owned()] } else { holders }
 }
 
 /// Whether /dev/ublkbN is claimed: mounted in any mount namespace, swapped on, or part of another device. Also where that cannot be found

@@ -8,7 +8,7 @@
 //! A queue belongs to one reactor, and each of its tags to one task there. The kernel hands a request over by completing the
 //! command that the tag has in the ring; its commit carries the result and waits for the next one.
 //!
-//! Whose a device is, and what becomes of one that was left behind, stands in `recovery`; [`Survey`] is for people who look.
+//! Whose a device is, and what becomes of one that was left behind, stands in `recovery`, how it is deleted in `left`; [`Survey`] is for people who look.
 //!
 //! [`wire`] is what the kernel and a server say to each other, [`control`] the commands that make and unmake devices.
 
@@ -16,6 +16,7 @@ pub mod control;
 mod disk;
 mod door;
 mod holders;
+mod left;
 mod params;
 mod queue;
 mod recovery;

@@ -193,14 +193,6 @@ impl StateDirectory {
     }
 }
 
-/// Whether there is a process of that number that has not ended.
-pub fn is_alive(pid: i32) -> bool {
-    let about = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the command's name, which may hold anything.
-    let state = about.rsplit_once(") ").and_then(|(_, rest)| rest.bytes().next());
-    pid > 0 && state.is_some_and(|state| state != b'Z' && state != b'X')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,11 +289,5 @@ mod tests {
         state.write(7, &odd).unwrap();
         assert_eq!(state.of(7, Mark::new(&odd)), Some(odd));
         assert_ne!(one_line("a\nb"), one_line("a\\nb"));
-    }
-
-    #[test]
-    fn a_process_lives_until_it_has_ended() {
-        assert!(is_alive(std::process::id() as i32));
-        assert!(!is_alive(0) && !is_alive(-1) && !is_alive(i32::MAX));
     }
 }

@@ -2,13 +2,13 @@
 
 use std::str::FromStr;
 
-use super::control::{self, Control, ControlError, SERVER_DIES_NS, Unavailable, is_served};
+use super::control::{self, Control, ControlError, Unavailable};
 use super::door::STATE;
-use super::holders::{self, Use, users};
-use super::recovery::{self, Identity, Mark, StateDirectory};
+use super::holders;
+use super::left::{self, Kept, Kernel};
+use super::recovery::{Identity, Mark, StateDirectory};
 use super::wire::{DevInfo, DevState};
 use crate::limits::UBLK_IDS;
-use crate::sys::tsc::monotonic_ns;
 
 /// A device that a reactor has made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Found {
     pub state: DevState,
     /// The process that serves it, or did last; `None` if there never was one, or the kernel does not say any more.
     pub server: Option<i32>,
-    /// Whether that process lives.
+    /// Whether that process still serves it.
     pub alive: bool,
     /// Who uses it.
     pub holders: Vec<String>,
@@ -35,7 +35,7 @@ impl Found {
             identity,
             state: info.state,
             server,
-            alive: server.is_some_and(recovery::is_alive),
+            alive: server.is_some_and(|pid| left::serves(info.dev_id, pid)),
             holders: holders::holders(info.dev_id),
         }
     }
@@ -157,6 +157,14 @@ pub enum Refusal {
         /// By whom.
         users: Vec<String>,
     },
+    /// While it was waited for, it became another device, or got a server.
+    #[error("/dev/ublkb{id} has changed meanwhile and is not deleted: {what}")]
+    Changed {
+        /// The device.
+        id: u32,
+        /// How it has changed.
+        what: String,
+    },
     /// The kernel.
     #[error("{0}")]
     Control(#[from] ControlError),
@@ -196,21 +204,26 @@ impl Survey {
     /// # Errors
     /// What the kernel says.
     pub fn list(&mut self) -> Result<Vec<Found>, Refusal> {
-        self.look().map(|(found, _)| found)
+        let infos = self.look()?;
+        Ok(self.ours(&infos))
     }
 
-    /// Devices of ours, and the numbers of others.
-    fn look(&mut self) -> Result<(Vec<Found>, Vec<u32>), Refusal> {
-        let (mut ours, mut foreign) = (Vec::new(), Vec::new());
+    /// All devices, ours and others.
+    fn look(&mut self) -> Result<Vec<DevInfo>, Refusal> {
+        let mut infos = Vec::new();
         for id in control::devices().map_err(Refusal::List)? {
             // It may go meanwhile.
-            let Some(info) = self.control.info(id)? else { continue };
-            match Mark::from_bits(info.ublksrv_flags) {
-                Some(mark) => ours.push(Found::new(&info, self.state.of(id, mark))),
-                None => foreign.push(id),
-            }
+            infos.extend(self.control.info(id)?);
         }
-        Ok((ours, foreign))
+        Ok(infos)
+    }
+
+    fn ours(&self, infos: &[DevInfo]) -> Vec<Found> {
+        let found = |info: &DevInfo| {
+            let mark = Mark::from_bits(info.ublksrv_flags)?;
+            Some(Found::new(info, self.state.of(info.dev_id, mark)))
+        };
+        infos.iter().filter_map(found).collect()
     }
 
     /// Deletes a device whose server is gone. One that is in use only with `force`.
@@ -218,22 +231,37 @@ impl Survey {
     /// # Errors
     /// Why not; nothing has changed then, unless the kernel failed half-way.
     pub fn delete(&mut self, wanted: &Wanted, force: bool) -> Result<Deleted, Refusal> {
-        let (ours, foreign) = self.look()?;
-        let device = choose(&ours, &foreign, wanted)?;
-        let id = device.id;
-        may_delete(device, force, &self.state.file(id).display().to_string())?;
-        wait_for_server(device)?;
-        if !force && holders::stop_if_free(&mut self.control, id)? == Use::Held {
-            return Err(Refusal::Held { id, users: users(id) });
-        }
-        // Who has the disk mounted is not seen any more once it is gone.
-        let users = holders::holders(id);
-        let gone = self.control.delete(id)?;
-        if let Some(identity) = &device.identity {
-            self.state.forget(id, Mark::new(identity));
-        }
-        Ok(Deleted { id, gone, users })
+        let infos = self.look()?;
+        let ours = self.ours(&infos);
+        delete(&mut self.control, &self.state, &infos, &ours, wanted, force)
     }
+}
+
+/// As [`Survey::delete`]. `ours` are those of ours among the devices that `infos` were read of.
+fn delete(
+    kernel: &mut impl Kernel,
+    state: &StateDirectory,
+    infos: &[DevInfo],
+    ours: &[Found],
+    wanted: &Wanted,
+    force: bool,
+) -> Result<Deleted, Refusal> {
+    let is_ours = |info: &DevInfo| ours.iter().any(|found| found.id == info.dev_id);
+    let foreign: Vec<u32> = infos.iter().filter(|info| !is_ours(info)).map(|info| info.dev_id).collect();
+    let device = choose(ours, &foreign, wanted)?;
+    let id = device.id;
+    may_delete(device, force, &state.file(id).display().to_string())?;
+    let Some(info) = infos.iter().find(|info| info.dev_id == id) else { return Err(Refusal::None(device.path())) };
+    let removed = left::remove(kernel, info, !force).map_err(|kept| match kept {
+        Kept::Served(pid) => Refusal::Hidden { id, pid },
+        Kept::Held(users) => Refusal::Held { id, users },
+        Kept::Changed(what) => Refusal::Changed { id, what },
+        Kept::Control(error) => Refusal::Control(error),
+    })?;
+    if let Some(identity) = &device.identity {
+        state.forget(id, Mark::new(identity));
+    }
+    Ok(Deleted { id, gone: removed.gone, users: removed.users })
 }
 
 /// The device that is meant.
@@ -296,19 +324,6 @@ fn may_delete(device: &Found, force: bool, file: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Waits until the kernel has let go of a device's server, which may have been killed just now.
-fn wait_for_server(device: &Found) -> Result<(), Refusal> {
-    let (id, pid) = (device.id, device.server.unwrap_or_default());
-    // Where the kernel takes the server for gone, whoever still has the device has opened it since.
-    let end = monotonic_ns() + if device.state == DevState::LIVE { SERVER_DIES_NS } else { 0 };
-    while is_served(id) {
-        if monotonic_ns() > end {
-            return Err(Refusal::Hidden { id, pid });
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -318,6 +333,31 @@ mod tests {
     fn device(id: u32, volume: Option<&str>) -> Found {
         let identity = volume.map(|name| Identity::new("/etc/poll.toml", name, Uuid::nil(), "file /srv/x"));
         Found { id, identity, state: DevState::QUIESCED, server: Some(812), alive: false, holders: Vec::new() }
+    }
+
+    #[test]
+    fn a_device_that_is_replaced_while_its_server_is_waited_for_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let state = StateDirectory::new(place.path().to_path_buf());
+        for (force, deleted) in [(false, false), (true, false), (false, true)] {
+            let found = Found { state: DevState::LIVE, ..device(3, Some("disk0")) };
+            let info = left::tests::info(3, DevState::LIVE, 812);
+            let mut kernel = left::tests::Fake::busy_for(info, 30);
+            if !deleted {
+                kernel.change_at(20, |info| info.ublksrv_flags += 1);
+            }
+            state.write(3, found.identity.as_ref().unwrap()).unwrap();
+            let result = delete(&mut kernel, &state, &[info], &[found], &Wanted::Path(3), force);
+            assert_eq!(
+                result.map_err(|why| why.to_string()),
+                if deleted {
+                    Ok(Deleted { id: 3, gone: true, users: Vec::new() })
+                } else {
+                    Err("/dev/ublkb3 has changed meanwhile and is not deleted: its number is that of another device, of a reactor".to_owned())
+                }
+            );
+            assert_eq!((kernel.changed_anything(), state.file(3).exists()), (deleted, !deleted));
+        }
     }
 
     #[test]
