@@ -585,7 +585,7 @@ impl Reactor {
         self.backend.borrow_mut().take_places(count)
     }
 
-    /// Gives such places back once nothing is registered there any more.
+    /// Gives such places back, with what may still be registered there: no I/O to it may be in flight.
     pub fn give_places(&self, places: Vec<u16>) {
         self.backend.borrow_mut().give_places(places);
     }

@@ -58,6 +58,12 @@ pub(super) fn working(reactor: &Reactor, device: u32) -> usize {
     of_device.filter_map(|(_, queue)| queue.upgrade()).map(|queue| usize::from(queue.working.get())).sum()
 }
 
+/// The queues of a reactor, for tests.
+#[cfg(test)]
+pub(super) fn all(reactor: &Reactor) -> Vec<Rc<Queue>> {
+    Queues::of(reactor).0.borrow().iter().filter_map(|(_, queue)| queue.upgrade()).collect()
+}
+
 /// What a queue is made from.
 #[derive(Clone)]
 pub(super) struct QueueOptions {
@@ -189,6 +195,10 @@ impl Queue {
         // Where there is none, registering fails at a place beyond the table, and the request says so.
         let place = (self.travel == Travel::InPlace).then(|| self.place(tag).unwrap_or(u16::MAX));
         let command = UblkCommand { step, queue: self.number, tag, result, place, buf };
+        #[cfg(test)]
+        if let Some(kernel) = self.reactor.service::<super::stand_in::tests::Kernel>() {
+            return kernel.take(command);
+        }
         self.reactor.submit_command(self.file, command, Owner { sink: self.sink.get(), tag: u64::from(tag) });
     }
 
@@ -283,6 +293,8 @@ impl Sink for Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         self.reactor.remove_file(self.file);
+        // Requests that were not committed, since the next server is to have them, are registered there still: the ring lets go of
+        // them, or the kernel would keep the device from that server.
         self.reactor.give_places(std::mem::take(&mut self.places));
     }
 }
