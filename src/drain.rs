@@ -46,7 +46,12 @@ pub fn drain(door: Option<&Door>, remotes: &[Remote], limit: Duration) -> BTreeS
     }
 }
 
-/// Which volumes have I/O in flight, each as `volume "NAME"`, and which reactors do not say, as `reactor ID`.
+/// What a reactor is called among volumes.
+pub fn name_of(reactor: u16) -> String {
+    format!("reactor {reactor}")
+}
+
+/// Which volumes have I/O in flight, each as `volume "NAME"`, and which reactors do not say, by [`name_of`].
 pub fn busy(remotes: &[Remote]) -> BTreeSet<String> {
     let names = |remote: &Remote| {
         let answer = remote.ask_within(ANSWER, |reactor| {
@@ -54,7 +59,7 @@ pub fn busy(remotes: &[Remote]) -> BTreeSet<String> {
             let name = |handle: &Handle| format!("volume \"{}\"", handle.common().traits().name);
             Handle::all(reactor).iter().filter(busy).map(name).collect::<Vec<_>>()
         });
-        answer.unwrap_or_else(|| vec![format!("reactor {}", remote.id())])
+        answer.unwrap_or_else(|| vec![name_of(remote.id())])
     };
     remotes.iter().flat_map(names).collect()
 }

@@ -38,6 +38,9 @@
 //! Each step may be called again and does what is left of it to do: nothing, once it is done. They go forward only: a server that
 //! was stopped does not start again. `close` stops first what still runs, and so does dropping.
 //!
+//! A reactor that panics, by a bug here or in a device, does not come back: what it had in flight is lost, and the volumes of other
+//! reactors may wait for it. Whichever of `stop` and `close` comes next takes down all that is left, and says so by [`Error::Panicked`].
+//!
 //! # Threads
 //! All of it is for ordinary threads, never for a reactor: the calls wait for reactors, and for the kernel. No signal is handled
 //! here, and nothing written to standard output; what is worth a line goes to `tracing`, to whoever subscribes to it. One
@@ -83,6 +86,8 @@ const NAME_SPACE: Uuid = Uuid::from_u128(0x3a86_61d4_0c0f_4e6b_8b57_26f4_90de_7c
 const END: Duration = Duration::from_millis(3200);
 /// And a final flush this long.
 const FLUSH: Duration = Duration::from_secs(2);
+/// Where a reactor has panicked, the others have this long to end: their rings wait two seconds for what the kernel has in hand.
+const REACTORS: Duration = Duration::from_secs(5);
 
 /// What a server is made from.
 #[derive(Clone, Debug)]
@@ -196,6 +201,15 @@ pub enum Error {
     /// it may be tried again.
     #[error("no end of what is in flight on: {}", .0.join(", "))]
     Busy(Vec<String>),
+    /// A bug, here or in a device: reactors have panicked, and what they had in flight is lost. Nothing is left of the server but
+    /// what is named.
+    #[error("a panic has ended reactor {}{}", numbers(.reactors), .unsure.iter().map(|what| format!("; {what}")).collect::<String>())]
+    Panicked {
+        /// Those that have.
+        reactors: Vec<u16>,
+        /// What did not come to a good end with them, each in words.
+        unsure: Vec<String>,
+    },
     /// What was acknowledged may not be durable.
     #[error("volume \"{name}\": the final flush failed: {status:?}")]
     Flush {
@@ -207,6 +221,10 @@ pub enum Error {
     /// A bug, here or in a device: memory that is lost.
     #[error("{0} buffers did not come home: this is a bug")]
     Leaked(usize),
+}
+
+fn numbers(reactors: &[u16]) -> String {
+    reactors.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// A subsystem: its listeners' addresses as asked for, and its volumes in the order of their namespaces.
@@ -453,6 +471,45 @@ impl Server {
             Stage::Created | Stage::Started => {}
             Stage::Stopped | Stage::Closed => return Ok(()),
         }
+        if self.panicked().is_empty() {
+            let stopped = self.stop_in_order();
+            // What it waits for may be with a reactor that has panicked since.
+            if !matches!(stopped, Err(Error::Busy(_))) || self.panicked().is_empty() {
+                return stopped;
+            }
+        }
+        Err(self.take_down())
+    }
+
+    /// Reactors that nobody has stopped, and have ended.
+    fn panicked(&self) -> Vec<u16> {
+        self.remotes().iter().filter(|remote| remote.has_ended()).map(Remote::id).collect()
+    }
+
+    /// The end of a server without all its reactors: as much of an orderly one as those that are left can do.
+    fn take_down(&mut self) -> Error {
+        let reactors = self.panicked();
+        let mut unsure: Vec<String> = self.untold.take().iter().map(Error::to_string).collect();
+        let busy = drain::drain(self.nvmf_door.as_ref(), self.remotes(), END);
+        let ended = |name: &String| reactors.iter().any(|id| *name == drain::name_of(*id));
+        unsure.extend(
+            busy.into_iter().filter(|name| !ended(name)).map(|name| format!("no end of what was in flight on {name}")),
+        );
+        for (name, status) in drain::flush(&self.registry.devices(), self.remotes(), FLUSH) {
+            let why = status.map_or("did not end".to_owned(), |status| format!("failed: {status:?}"));
+            unsure.push(format!("volume \"{name}\": the final flush {why}"));
+        }
+        let stuck = self.reactors.take().map(|reactors| reactors.stop_within(REACTORS)).unwrap_or_default();
+        unsure.extend(stuck.iter().map(|id| format!("reactor {id} does not end, and keeps its memory")));
+        // Requests that a reactor had in hand end when nobody has the character device open any more.
+        for (_, _, end) in self.ublk_door.take().map(|mut door| door.close(true)).unwrap_or_default() {
+            unsure.extend(end.err().map(|error| error.to_string()));
+        }
+        self.forget_exports();
+        Error::Panicked { reactors, unsure }
+    }
+
+    fn stop_in_order(&mut self) -> Result<(), Error> {
         let mut first = self.untold.take().map_or(Ok(()), Err);
         for (_, _, end) in self.ublk_door.take().map(|mut door| door.close(true)).unwrap_or_default() {
             first = first.and(end.map(drop).map_err(Error::from));
@@ -470,11 +527,15 @@ impl Server {
             self.untold = first.err();
             return Err(Error::Busy(busy.into_iter().collect()));
         }
+        self.forget_exports();
+        first
+    }
+
+    fn forget_exports(&mut self) {
         self.nvmf_door = None;
         self.bound.clear();
         self.claims.clear();
         self.stage = Stage::Stopped;
-        first
     }
 
     /// Ends the reactors, and drops the devices. Stops first what has not been stopped.
@@ -487,11 +548,15 @@ impl Server {
         if self.stage != Stage::Stopped {
             return stopped;
         }
+        let panicked = self.panicked();
         let leaked = self.reactors.take().map_or(0, Reactors::stop);
         self.places.clear();
         self.registry = Registry::new(Vec::new());
         self.stage = Stage::Closed;
         stopped?;
+        if !panicked.is_empty() {
+            return Err(Error::Panicked { reactors: panicked, unsure: Vec::new() });
+        }
         if leaked > 0 { Err(Error::Leaked(leaked)) } else { Ok(()) }
     }
 }

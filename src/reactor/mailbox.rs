@@ -211,6 +211,11 @@ impl Remote {
         while self.0.inbox.pop().is_some() {}
     }
 
+    /// Whether the reactor has ended, or ends: it answers nobody any more. One that nobody has stopped has panicked.
+    pub fn has_ended(&self) -> bool {
+        self.0.closed.load(Ordering::SeqCst)
+    }
+
     /// Runs `f` on the reactor and waits for its answer. For control threads only: it blocks.
     ///
     /// `None` if the reactor ended before it answered.

@@ -1,10 +1,12 @@
 //! Starting reactors: one pinned thread per core, or one on the calling thread for tools and tests.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hugepages::{Arena, ArenaError, Chunk, ChunkInfo, Pool};
 
@@ -16,8 +18,11 @@ use super::{Idle, Reactor};
 use crate::limits::ARENA_AT_START;
 use crate::sys::affinity;
 use crate::sys::socket::Doorbell;
-use crate::sys::tsc::Tsc;
+use crate::sys::tsc::{Tsc, monotonic_ns};
 use crate::sys::uring::{SetupError, Uring};
+
+/// How often a reactor that is to end is looked at.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Why reactors could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -104,9 +109,14 @@ impl Reactors {
                 if started.recv().is_err() {
                     return 0;
                 }
+                // Dropped by a panic as well: whoever waits for an answer is told that there is none.
+                let answers = Answers(parts.mailbox.own().clone());
                 let reactor = parts.build();
-                reactor.run(idle);
-                reactor.shut_down()
+                let ran = catch_unwind(AssertUnwindSafe(|| reactor.run(idle)));
+                drop(answers);
+                // What it has of sockets, files and the ring goes after a panic too: nothing of it is used again, and only dropped.
+                let leaked = reactor.shut_down();
+                ran.map_or_else(|panic| resume_unwind(panic), |()| leaked)
             })?);
         }
         drop(report);
@@ -154,6 +164,21 @@ impl Reactors {
         self.join()
     }
 
+    /// As [`Reactors::stop`], but a reactor that has not ended within `limit`, since what it does there never comes to an end, is
+    /// left to the end of the process, and keeps its memory. Returns their numbers.
+    pub fn stop_within(mut self, limit: Duration) -> Vec<u16> {
+        for remote in &self.remotes {
+            remote.stop();
+        }
+        let start = monotonic_ns();
+        while !self.threads.iter().all(JoinHandle::is_finished) && Duration::from_nanos(monotonic_ns() - start) < limit
+        {
+            std::thread::park_timeout(LOOK);
+        }
+        let threads = self.remotes.iter().zip(self.threads.drain(..));
+        threads.filter(|(_, thread)| !thread.is_finished()).map(|(remote, _)| remote.id()).collect()
+    }
+
     fn join(&mut self) -> usize {
         for remote in &self.remotes {
             remote.stop();
@@ -165,6 +190,15 @@ impl Reactors {
 impl Drop for Reactors {
     fn drop(&mut self) {
         self.join();
+    }
+}
+
+/// While it is there, a reactor answers.
+struct Answers(Remote);
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

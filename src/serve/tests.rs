@@ -244,11 +244,79 @@ fn a_device_that_keeps_an_io_keeps_the_server_until_it_lets_go() {
     });
 }
 
+/// Ends a reactor as a device with a bug might.
+fn panic_on(server: &Server, reactor: usize) {
+    let remote = server.remotes()[reactor].clone();
+    remote.send(Box::new(|_| panic!("as a device might")));
+    while !remote.has_ended() {
+        std::thread::yield_now();
+    }
+}
+
 #[test]
-fn a_reactor_that_has_ended_is_named() {
+fn what_a_panic_leaves_of_a_server_is_taken_down_once() {
+    for by_stop in [true, false] {
+        let ram = Ram::new();
+        let mut server = server();
+        server.add("own", ram.clone()).unwrap().nvmf(FREE, NQN, "own").unwrap().start().unwrap();
+        let address = server.addresses()[0];
+        panic_on(&server, 0);
+        assert_eq!(server.remotes()[0].ask(|_| ()), None, "whoever asks it is told");
+        let began = std::time::Instant::now();
+        let first = if by_stop { server.stop() } else { server.close() };
+        assert_eq!(text(first), "a panic has ended reactor 0; volume \"own\": the final flush did not end");
+        assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+        assert_eq!(
+            (server.stage(), server.exports()),
+            (if by_stop { Stage::Stopped } else { Stage::Closed }, Vec::new())
+        );
+        drop(TcpListener::bind(address).expect("nobody listens any more"));
+        for _ in 0..2 {
+            server.stop().unwrap();
+            server.close().unwrap();
+        }
+        assert_eq!(Arc::strong_count(&ram), 1, "the disk is dropped");
+    }
+}
+
+#[test]
+fn a_panic_after_the_end_of_service_is_told_at_the_close() {
     let mut server = server();
-    server.remotes()[0].send(Box::new(|_| panic!("as a device might")));
-    assert_eq!(text(server.stop()), "no end of what is in flight on: reactor 0");
+    server.add("own", Ram::new()).unwrap().start().unwrap();
+    server.stop().unwrap();
+    panic_on(&server, 0);
+    assert_eq!(text(server.close()), "a panic has ended reactor 0");
+    server.close().unwrap();
+}
+
+#[test]
+fn an_io_that_a_panic_has_taken_along_keeps_nobody() {
+    let base = custom::Options { name: "base".to_owned(), uuid: [2; 16], home: 0 };
+    let hold = Rule { op: Some(IoOp::Read), when: When::From(1), count: None, action: Action::Hold };
+    let layer = Inject::new(InjectOptions {
+        name: "held".to_owned(),
+        uuid: [3; 16],
+        base: Arc::new(custom::Custom::new(base, Ram::new()).unwrap()),
+        rules: vec![hold],
+    })
+    .unwrap();
+    let mut server = server();
+    server.add_device(Arc::new(layer)).unwrap().nvmf(FREE, NQN, "held").unwrap().start().unwrap();
+    let address = server.addresses()[0];
+    on_host(|reactor| async move {
+        let (_controller, held) = connect(&reactor, address, 1).await;
+        let closing = std::thread::Builder::new().spawn(move || {
+            while drain::busy(server.remotes()).is_empty() {
+                std::thread::yield_now();
+            }
+            panic_on(&server, 0);
+            (text(server.close()), server.stage())
+        });
+        assert!(run(&held, IoOp::Read, 0, &mut [0; 512]).await != IoStatus::Success);
+        let (close, stage) = closing.unwrap().join().unwrap();
+        assert!(close.starts_with("a panic has ended reactor 0"), "{close}");
+        assert_eq!(stage, Stage::Closed);
+    });
 }
 
 #[test]
