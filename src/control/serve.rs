@@ -229,7 +229,11 @@ impl Server {
         }
         let diff = config::diff(&self.config, &loaded.config);
         let mut running = diff.running.clone();
-        for change in &diff.changes {
+        // What runs does not name a device that has not come up; that it is configured no more is seen here alone.
+        let given_up = self.disks.given_up(&diff.running).into_iter().map(|bdev| Change::UblkRemoved { bdev });
+        // First: it holds its volume.
+        let changes: Vec<Change> = given_up.chain(diff.changes).collect();
+        for change in &changes {
             match self.apply(change, &diff.running) {
                 Ok(()) if matches!(change, Change::Refused { .. }) => tracing::warn!("reload: {change}"),
                 Ok(()) => tracing::info!("reload: {change}"),
@@ -240,7 +244,7 @@ impl Server {
                 }
             }
         }
-        if diff.changes.is_empty() {
+        if changes.is_empty() {
             tracing::info!("reload: nothing has changed");
         }
         self.config = running;

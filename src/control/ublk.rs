@@ -117,6 +117,12 @@ impl LocalDisks {
         Ok(())
     }
 
+    /// Volumes without a device in a configuration, whose device of an earlier one has not come up, and waits for another try.
+    pub fn given_up(&self, config: &Config) -> Vec<String> {
+        let unfinished = self.door.iter().flat_map(Door::unfinished);
+        unfinished.filter(|name| config.ublk_of(name).is_none()).map(str::to_owned).collect()
+    }
+
     /// The volume has grown.
     ///
     /// # Errors

@@ -264,6 +264,12 @@ impl Door {
         }
     }
 
+    /// Volumes whose devices were left behind, and did not come up again for want of something: another [`Door::add`] goes on with
+    /// them, or [`Door::remove`] ends them.
+    pub fn unfinished(&self) -> impl Iterator<Item = &str> {
+        self.disks.iter().filter(|(_, disk)| disk.is_half_started()).map(|(name, _)| name.as_str())
+    }
+
     /// The number of a volume's device.
     pub fn id(&self, name: &str) -> Option<u32> {
         self.disks.get(name).map(Disk::id)
