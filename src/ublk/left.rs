@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::control::{self, Control, ControlError, SERVER_DIES_NS};
 use super::holders::{self, Use};
 use super::recovery::Mark;
-use super::wire::{DevInfo, DevState};
+use super::wire::{DevInfo, DevState, Features};
 use crate::sys::predecessor;
 use crate::sys::tsc::monotonic_ns;
 
@@ -135,16 +135,18 @@ pub fn is_served(kernel: &mut impl Kernel, info: &DevInfo) -> bool {
         if !notices || passed > SERVER_DIES_NS || kernel.serves(id, pid) {
             return true;
         }
-        if !told {
-            told = true;
-            tracing::info!(
-                "/dev/ublkb{id}: process {pid}, which served it, has ended, and the kernel has not noticed: waiting for that, up to \
-                 {} s",
-                SERVER_DIES_NS / 1_000_000_000
-            );
+        if !std::mem::replace(&mut told, true) {
+            tell_wait(id, pid);
         }
     }
     false
+}
+
+fn tell_wait(id: u32, pid: i32) {
+    tracing::info!(
+        "/dev/ublkb{id}: process {pid}, which served it, has ended, and the kernel has not noticed: waiting for that, up to {} s",
+        SERVER_DIES_NS / 1_000_000_000
+    );
 }
 
 /// That a device is served, by process `pid` if the kernel names one.
@@ -196,7 +198,29 @@ pub fn remove(kernel: &mut impl Kernel, info: &DevInfo, spare: bool) -> Result<R
     let users = kernel.holders(id);
     // Looking for users took its time.
     check_same(kernel, info)?;
-    Ok(Removed { gone: kernel.delete(id)?, users })
+    let mut gone = kernel.delete(id)?;
+    // The removal has begun, and waits for what the server had in hand: until the kernel notices that nobody will answer.
+    if !gone && users.is_empty() && info.state == DevState::LIVE {
+        tell_wait(id, info.ublksrv_pid);
+        gone = has_gone(kernel, info)?;
+    }
+    Ok(Removed { gone, users })
+}
+
+/// Waits until a device is gone that is being deleted. Returns whether it is.
+fn has_gone(kernel: &mut impl Kernel, device: &DevInfo) -> Result<bool, ControlError> {
+    let start = kernel.later();
+    while kernel.info(device.dev_id)?.is_some_and(|now| made(&now) == made(device)) {
+        if kernel.later() - start > SERVER_DIES_NS {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What stays the same as long as a device is there.
+fn made(info: &DevInfo) -> (u64, Features, u16, u16, u32) {
+    (info.ublksrv_flags, info.flags, info.nr_hw_queues, info.queue_depth, info.owner_uid)
 }
 
 /// Fails unless a device is still the one that `before` was read of, and has no server.
@@ -208,7 +232,6 @@ fn check_same(kernel: &mut impl Kernel, before: &DevInfo) -> Result<(), Kept> {
     let Some(now) = kernel.info(before.dev_id)? else {
         return Err(Kept::Changed("it is gone".to_owned()));
     };
-    let made = |info: &DevInfo| (info.ublksrv_flags, info.flags, info.nr_hw_queues, info.queue_depth, info.owner_uid);
     if made(&now) != made(before) {
         let whose = if Mark::from_bits(now.ublksrv_flags).is_some() { "of a reactor" } else { "of another program" };
         return Err(Kept::Changed(format!("its number is that of another device, {whose}")));

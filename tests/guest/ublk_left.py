@@ -14,7 +14,7 @@ from disk import MIB, MOUNT, check_copy, make_file_system, mount, pattern, unmou
 from harness import check, note, run, wait_until
 from ublk_kernel import QUIESCE
 from ublk_start import check_ends
-from ublk_world import STATE, WORLD, check_nothing_left, file, malloc, suite, ublk
+from ublk_world import STATE, WORLD, check_nothing_left, file, inject, malloc, suite, ublk
 
 # Linux 6.12 takes 30 s to notice that a server has died with all its tags in hand.
 NOTICED_S = 60
@@ -259,19 +259,16 @@ def what_the_kernel_stands_on_a_disk_is_named():
     wait_until("nobody", lambda: not listed()[number]["holders"])
 
 
-@suite.case
-def recovery_that_fails_half_way_goes_on_later():
-    """A reload brings a mounted disk back, and the server runs out of descriptors after two of its four queues. The disk
-    waits; the next reload opens the other two, and what waited comes through."""
-    (disk,) = WORLD.serve([file("disk0", 64)], [ublk("disk0", queues=4)])
+@contextlib.contextmanager
+def half_way(disk, user):
+    """A reload brings a disk in use back, and the server runs out of descriptors after two of its four queues: the time
+    until it has descriptors again, with the configuration that has the disk."""
     number = int(disk.name.removeprefix("ublkb"))
     queues = ublk_kernel.info(number).queues
-    make_file_system(disk.path, "ext4")
-    run("sync", "-f", MOUNT)
     end("kill")
     exports, WORLD.config.ublk = WORLD.config.ublk, []
     WORLD.start()
-    WORLD.wait_for_log(disk.path, f"mount {MOUNT}")
+    WORLD.wait_for_log(disk.path, user)
     pid = WORLD.target.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     count = len(list(pathlib.Path(f"/proc/{pid}/fd").iterdir()))
@@ -282,7 +279,18 @@ def recovery_that_fails_half_way_goes_on_later():
     (line, *_) = WORLD.wait_for_log("reload: failed", disk.path)
     note(line)
     check(ublk_kernel.info(number).state == "quiesced", f"{disk.path} is {ublk_kernel.info(number).state}")
+    yield
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@suite.case
+def recovery_that_fails_half_way_goes_on_later():
+    """The disk is mounted, and waits; the next reload opens the other two queues, and what waited comes through."""
+    (disk,) = WORLD.serve([file("disk0", 64)], [ublk("disk0", queues=4)])
+    make_file_system(disk.path, "ext4")
+    run("sync", "-f", MOUNT)
+    with half_way(disk, f"mount {MOUNT}"):
+        pass
     WORLD.reload()
     WORLD.wait_for_log(disk.path, "goes on")
     run("umount", MOUNT)
@@ -297,6 +305,30 @@ def recovery_that_fails_half_way_goes_on_later():
             WORLD.start()
         finally:
             os.close(descriptor)
+
+
+@suite.case
+def recovery_that_failed_half_way_is_given_up_with_its_table():
+    """The next configuration has neither the disk nor its volume: as any other disk, it stays while somebody has it open,
+    is told by name, and goes with the reload after that."""
+    (disk,) = WORLD.serve([file("disk0"), malloc("ram0")], [ublk("disk0", queues=4)])
+    run("udevadm", "settle", "--timeout=60")
+    descriptor = os.open(disk.path, os.O_RDONLY)
+    try:
+        with half_way(disk, f"process {os.getpid()}"):
+            pass
+        WORLD.config.ublk = []
+        WORLD.config.bdevs = [bdev for bdev in WORLD.config.bdevs if bdev["name"] != "disk0"]
+        WORLD.reload()
+        WORLD.wait_for_log("reload: failed", disk.path, "in use", f"process {os.getpid()}")
+        WORLD.wait_for_log("reload: failed", "removed", "disk0", "its local block device")
+        check(len(ublk_kernel.devices()) == 1, f"devices {ublk_kernel.devices()}")
+    finally:
+        os.close(descriptor)
+    WORLD.reload()
+    wait_until(f"{disk.path} gone", lambda: not ublk_kernel.devices())
+    check_nothing_left()
+    WORLD.target.assert_alive()
 
 
 @suite.variants(swept=(True,), by_command=(False,))
@@ -323,6 +355,39 @@ def udev_that_waits_for_a_server_that_has_gone_keeps_no_disk(by_start):
     check_nothing_left()
     # An error, or the end of a disk that has none any more.
     check(looking.wait(20) != 3, "a read that waited came through, though its disk is deleted")
+
+
+@suite.variants(swept=("swept",), replaced=("replaced",), by_command=("by command",))
+def disk_of_a_server_that_was_killed_with_all_its_tags_in_hand_can_go(how):
+    """Older kernels take up to 30 s to notice that such a server is gone. It is not taken for one that serves."""
+    hold = {"op": "write", "every": 1, "action": "hold"}
+    (disk,) = WORLD.serve([file("base"), inject("disk0", "base", hold)], [ublk("disk0", id=3, queues=1, depth=1)])
+    run("udevadm", "settle", "--timeout=60")
+    # As udev, which is no user.
+    write = f"os.pwritev(os.open('{disk.path}', os.O_RDWR | os.O_DIRECT), [mmap.mmap(-1, 4096)], 0)"
+    name = "open('/proc/self/comm', 'w').write('udev-worker')"
+    script = f"import mmap, os; {name}; {write}"
+    writing = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    inflight = pathlib.Path(f"/sys/block/{disk.name}/inflight")
+    wait_until("a write in hand", lambda: inflight.read_text().split()[1] == "1")
+    WORLD.target.kill()
+    if how == "by command":
+        code, text = delete("disk0")
+        check(code == 0, f"exit {code}: {text}")
+    elif how == "swept":
+        WORLD.config.ublk = []
+        WORLD.start()
+    else:
+        with changed("base", **OTHER["backing"]):
+            pathlib.Path(OTHER["backing"]["path"]).unlink(missing_ok=True)
+            (again,) = WORLD.start()
+            check(again.path == disk.path and ublk_kernel.devices() == [3], f"{again.path}, {ublk_kernel.devices()}")
+    if how != "by command":
+        note(" | ".join(WORLD.logged([disk.path])))
+    if how != "replaced":
+        wait_until(f"{disk.path} gone", lambda: not ublk_kernel.devices(), NOTICED_S)
+        check_nothing_left()
+    writing.wait(NOTICED_S)
 
 
 def openers(path):

@@ -1,11 +1,12 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::ublk::wire::Features;
 
 const SECOND: u64 = 1_000_000_000;
 /// Not zero: where the clock stands at first means nothing.
 const BEGIN: u64 = 77 * SECOND;
+
+type Change = fn(&mut DevInfo);
 
 /// A device of a reactor.
 pub fn info(id: u32, state: DevState, pid: i32) -> DevInfo {
@@ -32,7 +33,10 @@ pub struct Fake {
     /// Whether the process that it names serves it.
     serves: bool,
     used: Use,
-    change: Option<(u64, fn(&mut DevInfo))>,
+    change: Option<(u64, Change)>,
+    /// How long a removal takes: longer than it is waited for, unless it is nothing.
+    removal: u64,
+    deleted_at: Option<u64>,
     /// What happens when the disk is stopped.
     after_stop: Option<fn(&mut Fake)>,
     steps: Vec<&'static str>,
@@ -49,13 +53,15 @@ impl Fake {
             serves: false,
             used: Use::Free,
             change: None,
+            removal: 0,
+            deleted_at: None,
             after_stop: None,
             steps: Vec::new(),
         }
     }
 
     /// The device changes after so many seconds.
-    pub fn change_at(&mut self, seconds: u64, change: fn(&mut DevInfo)) {
+    pub fn change_at(&mut self, seconds: u64, change: Change) {
         self.change = Some((BEGIN + seconds * SECOND, change));
     }
 
@@ -75,7 +81,7 @@ impl Fake {
 
 impl Kernel for Fake {
     fn info(&mut self, _: u32) -> Result<Option<DevInfo>, ControlError> {
-        Ok(self.device)
+        Ok(self.device.filter(|_| self.deleted_at.is_none_or(|at| self.now < at)))
     }
 
     fn stop_if_free(&mut self, _: u32) -> Result<Use, ControlError> {
@@ -88,7 +94,8 @@ impl Kernel for Fake {
 
     fn delete(&mut self, _: u32) -> Result<bool, ControlError> {
         self.steps.push("delete");
-        Ok(true)
+        self.deleted_at = Some(self.now + self.removal);
+        Ok(self.removal == 0)
     }
 
     fn try_open(&mut self, _: u32) -> io::Result<()> {
@@ -161,9 +168,25 @@ fn what_was_left_is_deleted_once_its_server_is_gone() {
 }
 
 #[test]
+fn a_removal_that_waits_for_a_dead_server_is_waited_for() {
+    let quiesced = info(3, DevState::QUIESCED, -1);
+    for (before, used, removal_s, gone, waits_s) in [
+        (live(), Use::Free, 30, true, 29..=30),
+        (live(), Use::Free, 99, false, 45..=46),
+        // It waits for its users, and for udev.
+        (live(), Use::Held, 30, false, 0..=0),
+        (quiesced, Use::Free, 30, false, 0..=0),
+    ] {
+        let mut kernel = Fake { used, removal: removal_s * SECOND, ..Fake::busy_for(before, 0) };
+        assert_eq!(kernel.remove(&before, false).unwrap().gone, gone, "{before:?}, {used:?}");
+        assert!(waits_s.contains(&kernel.waited_s()), "{before:?}, {used:?}: waited {} s", kernel.waited_s());
+    }
+}
+
+#[test]
 fn what_has_changed_while_it_was_waited_for_is_left_alone() {
     let left = info(3, DevState::QUIESCED, -1);
-    let changes: [(DevInfo, fn(&mut DevInfo), &str); 6] = [
+    let changes: [(DevInfo, Change, &str); 6] = [
         (live(), |info| info.ublksrv_flags ^= 1, "its number is that of another device, of a reactor"),
         (live(), |info| info.ublksrv_flags = 0, "its number is that of another device, of another program"),
         (live(), |info| info.queue_depth += 1, "its number is that of another device, of a reactor"),
