@@ -57,13 +57,17 @@ pub const CHANCE_ALLOWED: [(&str, &[&str], &str); 10] = [
     ("src/sys/predecessor.rs", &["monotonic_ns"], "bounds the wait of a control thread"),
     ("src/sys/tsc.rs", &["clock_gettime", "_rdtsc", "monotonic_ns"], "the clock itself"),
     ("src/reactor/clock.rs", &["urandom", "seed_from_kernel"], "the one seed of a real reactor"),
-    ("src/reactor/start.rs", &["Tsc::calibrate", "seed_from_kernel"], "gives real reactors their clock and seed"),
+    (
+        "src/reactor/start.rs",
+        &["Tsc::calibrate", "seed_from_kernel", "monotonic_ns"],
+        "gives real reactors their clock and seed, and bounds the wait for their end",
+    ),
     ("src/bdev/conformance/mod.rs", &["seed_from_kernel"], "the seed of a run, which a failure prints"),
     ("src/sys/uring/mod.rs", &["monotonic_ns"], "bounds the wait for the kernel when a ring is dropped"),
     ("src/drain.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
     ("src/ublk/disk.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
     ("src/ublk/holders.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
-    ("src/ublk/survey.rs", &["monotonic_ns"], "bounds the waits of a command"),
+    ("src/ublk/left.rs", &["monotonic_ns"], "bounds the waits of a control thread"),
 ];
 
 /// What makes a thread wait for another.
@@ -83,13 +87,15 @@ pub const BLOCKING: [&str; 12] = [
 ];
 
 /// Who may block, and why. `src/control/` and `src/main.rs` run on control threads alone.
-pub const BLOCKING_ALLOWED: [(&str, &[&str], &str); 9] = [
+pub const BLOCKING_ALLOWED: [(&str, &[&str], &str); 11] = [
     ("src/sys/predecessor.rs", &["park_timeout"], "a control thread waits for the kernel"),
     ("hugepages/src/arena.rs", &["Mutex"], "growth, on control threads"),
     ("hugepages/src/region.rs", &["Mutex"], "growth, on control threads"),
     ("src/bdev/conformance/mod.rs", &["recv_timeout"], "the suite's caller waits for its reactors"),
     ("src/drain.rs", &["park_timeout", "recv_timeout"], "a control thread waits for what is to end"),
     ("src/bdev/registry.rs", &["Mutex", "recv_timeout"], "control threads alone see the registry"),
+    ("src/reactor/start.rs", &["park_timeout"], "a control thread waits for reactors that are to end"),
+    ("src/ublk/left.rs", &["park_timeout"], "a control thread waits for the kernel"),
     ("src/reactor/mailbox.rs", &["recv_timeout"], "how control threads wait for a reactor's answer"),
     ("src/ublk/disk.rs", &["park_timeout", "recv_timeout"], "a control thread waits for the kernel and for its queues"),
     (

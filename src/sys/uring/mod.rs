@@ -211,12 +211,18 @@ impl Uring {
             // What is queued names the chunks by their numbers.
             self.enter();
         }
-        let nothing = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }];
-        for index in self.registered_chunks.drain(..).enumerate().filter_map(|(index, there)| there.then_some(index)) {
-            // SAFETY: an entry is emptied; the kernel keeps the memory pinned for operations in flight on its own.
-            let emptied = unsafe { self.ring.submitter().register_buffers_update(index as u32, &nothing, None) };
+        let chunks = std::mem::take(&mut self.registered_chunks);
+        for index in (0..).zip(chunks).filter_map(|(index, there)| there.then_some(index)) {
+            let emptied = self.empty_entries(index, 1);
             debug_assert!(emptied.is_ok(), "a registered buffer cannot be given back: {emptied:?}");
         }
+    }
+
+    /// Empties `count` entries of the table of registered buffers, whatever they hold.
+    fn empty_entries(&self, first: u32, count: usize) -> io::Result<()> {
+        let nothing = vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; count];
+        // SAFETY: entries are emptied; the kernel keeps the memory pinned for operations in flight on its own.
+        unsafe { self.ring.submitter().register_buffers_update(first, &nothing, None) }
     }
 
     /// Hands an operation to the kernel with the next [`Uring::flush`] (or now, if the submission queue is full).
@@ -555,5 +561,53 @@ impl Drop for Uring {
                 ManuallyDrop::drop(&mut self.rx);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hugepages::{Arena, Pool};
+
+    use super::*;
+    use crate::sys::socket::{Doorbell, Eventfd};
+
+    #[test]
+    fn places_that_are_given_back_are_empty() {
+        let pool = Pool::new(0);
+        for chunk in Arena::heap(16 << 20).grow(16 << 20).unwrap() {
+            pool.add(chunk);
+        }
+        let mut uring = Uring::new(&pool, &Doorbell::Eventfd(Eventfd::new().unwrap())).unwrap();
+        let zeroes = std::fs::File::open("/dev/zero").unwrap();
+        let bytes = Box::leak(vec![7_u8; 4096].into_boxed_slice());
+        let memory = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
+        let all = uring.places.clone();
+        let mut places = uring.take_places(5);
+        // A gap: another queue has what is between.
+        let kept = places.remove(2);
+        for &place in places.iter().chain(&[kept]) {
+            // SAFETY: the memory is never given back.
+            unsafe { uring.ring.submitter().register_buffers_update(u32::from(place), &memory, None) }.unwrap();
+        }
+        let reads = |uring: &mut Uring, place: u16| {
+            use std::os::fd::AsRawFd;
+            let fd = io_uring::types::Fd(zeroes.as_raw_fd());
+            let entry = opcode::ReadFixed::new(fd, memory[0].iov_base.cast(), 16, place).build();
+            // SAFETY: as above.
+            unsafe { uring.ring.submission().push(&entry.user_data(u64::MAX - 9)) }.unwrap();
+            uring.ring.submit_and_wait(1).unwrap();
+            let ended = uring.ring.completion().next().unwrap();
+            ended.result()
+        };
+        assert_eq!(reads(&mut uring, places[0]), 16);
+        uring.give_places(places.clone());
+        for &place in &places {
+            assert_eq!(reads(&mut uring, place), -libc::EFAULT, "place {place} is occupied");
+        }
+        assert_eq!(reads(&mut uring, kept), 16, "another queue's place");
+        uring.give_places(vec![kept]);
+        let mut now = uring.take_places(all.len());
+        now.sort_unstable_by(|a, b| b.cmp(a));
+        assert_eq!(now, all);
     }
 }

@@ -93,9 +93,7 @@ impl Uring {
         places.sort_unstable_by(|a, b| b.cmp(a));
         for run in places.chunk_by(|a, b| *a == *b + 1) {
             let first = u32::from(run[run.len() - 1]);
-            let nothing = vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; run.len()];
-            // SAFETY: entries are emptied; the kernel keeps pages for operations in flight on its own.
-            match unsafe { self.ring.submitter().register_buffers_update(first, &nothing, None) } {
+            match self.empty_entries(first, run.len()) {
                 Ok(()) => self.places.extend_from_slice(run),
                 Err(error) => {
                     self.notes.push(format!("{} places of the ring's table of buffers are lost: {error}", run.len()));
@@ -115,53 +113,5 @@ impl Uring {
                 *buf = None;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use hugepages::{Arena, Pool};
-
-    use super::*;
-    use crate::sys::socket::{Doorbell, Eventfd};
-
-    #[test]
-    fn places_that_are_given_back_are_empty() {
-        let pool = Pool::new(0);
-        for chunk in Arena::heap(16 << 20).grow(16 << 20).unwrap() {
-            pool.add(chunk);
-        }
-        let mut uring = Uring::new(&pool, &Doorbell::Eventfd(Eventfd::new().unwrap())).unwrap();
-        let zeroes = std::fs::File::open("/dev/zero").unwrap();
-        let bytes = Box::leak(vec![7_u8; 4096].into_boxed_slice());
-        let memory = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
-        let all = uring.places.clone();
-        let mut places = uring.take_places(5);
-        // A gap: another queue has what is between.
-        let kept = places.remove(2);
-        for &place in places.iter().chain(&[kept]) {
-            // SAFETY: the memory is never given back.
-            unsafe { uring.ring.submitter().register_buffers_update(u32::from(place), &memory, None) }.unwrap();
-        }
-        let reads = |uring: &mut Uring, place: u16| {
-            use std::os::fd::AsRawFd;
-            let fd = io_uring::types::Fd(zeroes.as_raw_fd());
-            let entry = opcode::ReadFixed::new(fd, memory[0].iov_base.cast(), 16, place).build();
-            // SAFETY: as above.
-            unsafe { uring.ring.submission().push(&entry.user_data(u64::MAX - 9)) }.unwrap();
-            uring.ring.submit_and_wait(1).unwrap();
-            let ended = uring.ring.completion().next().unwrap();
-            ended.result()
-        };
-        assert_eq!(reads(&mut uring, places[0]), 16);
-        uring.give_places(places.clone());
-        for &place in &places {
-            assert_eq!(reads(&mut uring, place), -libc::EFAULT, "place {place} is occupied");
-        }
-        assert_eq!(reads(&mut uring, kept), 16, "another queue's place");
-        uring.give_places(vec![kept]);
-        let mut now = uring.take_places(all.len());
-        now.sort_unstable_by(|a, b| b.cmp(a));
-        assert_eq!(now, all);
     }
 }
