@@ -7,8 +7,9 @@ use super::*;
 use crate::bdev::Handle;
 use crate::bdev::device::custom::{self, Custom};
 use crate::bdev::device::malloc::{Malloc, Options};
+use crate::bdev::device::testing::two_reactors;
 use crate::reactor::Sink;
-use crate::reactor::io::IoStatus;
+use crate::reactor::io::{IoStatus, Segment};
 use crate::reactor::start::solo;
 use crate::sys::op::{Completion, Owner, Payload, UblkCommand, UblkStep};
 use crate::ublk::queue;
@@ -48,6 +49,55 @@ fn requests_are_answered_from_and_to_the_volume_for_each_tag() {
     assert_eq!(reactor.shut_down(), 0);
 }
 
+/// Until the volume's home answers, nobody knows whether it has the ranges of writes held for somebody else.
+#[test]
+fn writes_that_arrive_together_wait_for_whoever_holds_their_ranges() {
+    const DEPTH: u16 = 64;
+    const LEN: usize = 4096;
+    let data = |tag: u16| vec![tag as u8 + 1; LEN];
+    let reactors = two_reactors();
+    let (here, home) = (&reactors.remotes()[0], &reactors.remotes()[1]);
+    let device = ram_at(usize::from(DEPTH) * LEN, 1);
+    let (answer, answered) = mpsc::channel::<()>();
+    home.send(Box::new(move |_| answered.recv().unwrap_or_default()));
+    let served = device.clone();
+    here.ask(move |reactor| {
+        let load = Load { depth: DEPTH, op: IoOp::WRITE, len: LEN as u32 };
+        let stand_in = StandIn::open(reactor, &served, load).unwrap();
+        for tag in 0..DEPTH {
+            let (memory, at) = stand_in.data(tag);
+            memory.write_all_at(&data(tag), at).unwrap();
+        }
+        reactor.set_service(Rc::new(stand_in));
+    });
+    let read_all = || {
+        let (sender, receiver) = mpsc::channel();
+        let device = device.clone();
+        here.send(Box::new(move |reactor| {
+            let (handle, here) = (Handle::open(reactor, &device).unwrap(), reactor.clone());
+            reactor.spawn("test", async move {
+                let mut io = here.create_io().unwrap();
+                io.data.push_buf(here.pool().alloc(usize::from(DEPTH) * LEN).unwrap());
+                io.prepare(crate::reactor::io::IoOp::Read, 0, u64::from(DEPTH) * LEN as u64);
+                let mut io = handle.execute(io).await;
+                let Some(Segment::Buf(buf)) = io.data.pop() else { panic!("a buffer went in") };
+                sender.send(buf.to_vec()).unwrap();
+                here.retire_io(io);
+            });
+        }));
+        receiver.recv().unwrap()
+    };
+    let ends = move |reactor: &Rc<Reactor>| reactor.service::<StandIn>().unwrap().has_ended().unwrap();
+    while here.ask(|reactor| queue::working(reactor, 0)) != Some(usize::from(DEPTH)) {}
+    assert!(read_all().iter().all(|byte| *byte == 0), "written without the home's word");
+    answer.send(()).unwrap();
+    let expected: Vec<u8> = (0..DEPTH).flat_map(data).collect();
+    while read_all() != expected {}
+    here.ask(|reactor| reactor.service::<StandIn>().unwrap().stop());
+    while here.ask(ends) != Some(true) {}
+    assert_eq!(reactors.stop(), 0);
+}
+
 /// Gets the commands of a reactor's queues, if it is a service of that, and ends them when a test has a request for them.
 #[derive(Default)]
 pub struct Kernel(RefCell<Vec<UblkCommand>>);
@@ -85,6 +135,10 @@ impl custom::Disk for Bytes {
 }
 
 fn ram(size: usize) -> Arc<dyn BlockDevice> {
+    ram_at(size, 0)
+}
+
+fn ram_at(size: usize, home: u16) -> Arc<dyn BlockDevice> {
     let options = Options {
         name: "ram".to_owned(),
         uuid: [0; 16],
@@ -92,7 +146,7 @@ fn ram(size: usize) -> Arc<dyn BlockDevice> {
         block_size: 512,
         physical_block_size: 512,
         hugepages: false,
-        home: 0,
+        home,
     };
     Arc::new(Malloc::new(options).unwrap())
 }
