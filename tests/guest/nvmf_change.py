@@ -20,6 +20,7 @@ from host import (
     nvme,
     nvme_json,
 )
+from jobs import fio
 from nvmf_world import (
     EMULATION_SLACK_S,
     FOURK,
@@ -28,7 +29,6 @@ from nvmf_world import (
     MAIN,
     STOP_LIMIT_S,
     WORLD,
-    fio,
     only_reactor,
     suite,
 )
@@ -206,7 +206,7 @@ def hugepages_are_used_where_reserved():
         WORLD.before()
         connect(MAIN, "-i", 4, "--data-digest")
         for nsid in (1, 2):
-            fio(Block(MAIN, nsid), "libaio", "randrw", "4k-1m", jobs=2, size_mib=8)
+            fio(Block(MAIN, nsid), ENGINE="libaio", RW="randrw", SIZES="4k-1m", JOBS=2, SIZE="8m")
         # The arena has 128 MiB, of which 32 are there when it says that it is ready.
         wait_until("64 hugepages in use", lambda: before - free() >= 64)
         disconnect_all()

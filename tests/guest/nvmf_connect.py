@@ -7,7 +7,8 @@ import time
 from disk import MIB, pattern
 from harness import Failure, check, run, wait_until
 from host import SERVICE, Block, connect, controllers, disconnect_all, discover, identity, nvme, nvme_json
-from nvmf_world import ALICE, FOURK, GROW, GUARD, MAIN, PREFIX, PRIVATE, WORLD, fio, only_reactor, suite
+from jobs import fio
+from nvmf_world import ALICE, FOURK, GROW, GUARD, MAIN, PREFIX, PRIVATE, WORLD, only_reactor, suite
 
 
 @suite.case
@@ -60,7 +61,7 @@ def connect_with(queues, options):
         block.write(index * MIB, pattern(size, index))
     for index, size in enumerate((512, 4096, 8192, 65536, MIB)):
         block.expect(index * MIB, pattern(size, index), f"{size} bytes")
-    fio(block, "libaio", "randrw", "512-64k", jobs=queues, size_mib=1)
+    fio(block, ENGINE="libaio", RW="randrw", SIZES="512-64k", JOBS=queues, SIZE="1m")
 
 
 @suite.case

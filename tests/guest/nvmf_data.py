@@ -7,20 +7,28 @@ import threading
 from disk import MIB, MOUNT, SCRATCH, check_copy, make_file_system, mount, pattern, unmount_and_look
 from harness import Failure, check, run, wait_until
 from host import Block, connect, disconnect_all, nvme, nvme_json
-from nvmf_world import FOURK, GROW, GUARD, GUARDED, MAIN, WORLD, fio, only_reactor, suite
+from jobs import all_kinds_of_load, fio
+from nvmf_world import FOURK, GROW, GUARD, GUARDED, MAIN, WORLD, only_reactor, suite
 
 
 @suite.variants(
-    malloc_4k_random=(1, "libaio", "randwrite", "4k", 4, 4),
+    malloc_4k_random=(1, "libaio", "randwrite", "4k-4k", 4, 4),
     malloc_mixed_sizes=(1, "io_uring", "randwrite", "4k-1m", 2, 24),
-    malloc_64k_sequential=(1, "io_uring", "write", "64k", 2, 16),
-    file_4k_random=(2, "io_uring", "randwrite", "4k", 4, 4),
+    malloc_64k_sequential=(1, "io_uring", "write", "64k-64k", 2, 16),
+    file_4k_random=(2, "io_uring", "randwrite", "4k-4k", 4, 4),
     file_mixed_sizes=(2, "libaio", "randrw", "4k-1m", 2, 24),
-    file_1m_sequential=(2, "libaio", "write", "1m", 2, 32),
+    file_1m_sequential=(2, "libaio", "write", "1m-1m", 2, 32),
 )
-def fio_verify(nsid, engine, pattern_name, sizes, jobs, size_mib):
+def fio_verify(nsid, engine, direction, sizes, jobs, size_mib):
     connect(MAIN, "-i", 4)
-    fio(Block(MAIN, nsid), engine, pattern_name, sizes, jobs=jobs, size_mib=size_mib, depth=32)
+    names = {"ENGINE": engine, "RW": direction, "SIZES": sizes, "JOBS": jobs, "SIZE": f"{size_mib}m"}
+    fio(Block(MAIN, nsid), **names, DEPTH=32)
+
+
+@suite.case
+def all_jobs_run():
+    connect(MAIN, "-i", 4)
+    all_kinds_of_load(Block(MAIN, 1))
 
 
 @suite.case
@@ -31,7 +39,7 @@ def fio_verify_both_namespaces_with_digests():
 
     def one(block):
         try:
-            fio(block, "libaio", "randrw", "4k-256k", jobs=2, size_mib=8)
+            fio(block, ENGINE="libaio", RW="randrw", JOBS=2, SIZE="8m")
         except Failure as error:
             failures.append(str(error))
 
@@ -192,7 +200,7 @@ def block_size_4096():
     told = nvme_json("id-ns", block.path)
     check(told["lbafs"][told["flbas"] & 15]["ds"] == 12, "the LBA format is not 4096 bytes")
     check(block.size() == 64 * MIB, f"size {block.size()}")
-    fio(block, "libaio", "randwrite", "4k-256k", jobs=2, size_mib=8)
+    fio(block, ENGINE="libaio", JOBS=2, SIZE="8m")
 
 
 @suite.case

@@ -22,6 +22,7 @@ EMULATION_SLACK_S = 2
 def first_config():
     volume = {"driver": "malloc", "block_size": 512}
     return Config(
+        memory_mib=128,
         listen=[f"127.0.0.1:{SERVICE}", f"[::1]:{SERVICE}"],
         bdevs=[
             {"name": "ram0", **volume, "size": 320 * MIB},
@@ -92,14 +93,3 @@ suite = Suite(WORLD.before, WORLD.after, WORLD.recover)
 def only_reactor(what):
     if WORLD.self_check:
         raise Unsupported(f"nvmet has no {what}")
-
-
-def fio(block, engine, pattern_name, sizes, jobs=1, size_mib=8, depth=16):
-    """Writes with checksums, reads back and compares; every job has a region of its own."""
-    split = "bsrange" if "-" in sizes else "bs"
-    run(
-        "fio", "--name=verify", f"--filename={block.path}", "--direct=1", "--thread", f"--ioengine={engine}",
-        f"--rw={pattern_name}", f"--{split}={sizes}", f"--iodepth={depth}", f"--numjobs={jobs}",
-        f"--size={size_mib}m", f"--offset_increment={size_mib}m", "--verify=crc32c", "--verify_fatal=1",
-        "--do_verify=1", "--group_reporting", "--output-format=terse",
-    )  # fmt: skip

@@ -20,11 +20,12 @@ LOG_LINES_SHOWN = 12
 class Config:
     """What a target serves, in the shape of reactor's configuration file."""
 
-    def __init__(self, bdevs, listen=(), subsystems=(), ublk=(), **reactor):
+    def __init__(self, bdevs, listen=(), subsystems=(), ublk=(), memory_mib=48, **reactor):
         self.bdevs = bdevs
         self.listen = list(listen)
         self.subsystems = list(subsystems)
         self.ublk = list(ublk)
+        self.memory = {"size": f"{memory_mib}MiB"}
         self.reactor = {"cores": [0, 1], **reactor}
 
     def copy(self):
@@ -37,7 +38,7 @@ class Config:
         return next(subsystem for subsystem in self.subsystems if subsystem["nqn"] == nqn)
 
     def toml(self):
-        lines = [*_table("[reactor]", self.reactor), *_table("[memory]", {"size": "48MiB"})]
+        lines = [*_table("[reactor]", self.reactor), *_table("[memory]", self.memory)]
         for bdev in self.bdevs:
             lines += _table("[[bdev]]", bdev)
         if self.listen:

@@ -8,7 +8,8 @@ import time
 
 from disk import MIB, MOUNT, check_copy, make_file_system, mount, pattern, unmount_and_look
 from harness import Failure, check, run, wait_until
-from ublk_world import WORLD, file, fio, inject, malloc, suite, ublk
+from jobs import all_kinds_of_load, fio
+from ublk_world import WORLD, file, file_in_memory, inject, malloc, suite, ublk
 
 # What an emulated processor may add to the time of one I/O.
 EMULATION_SLACK_S = 1.5
@@ -73,7 +74,13 @@ def file_system(kind, bdev, options):
 def zeros_after(words):
     """Zeros where data was, and the data on both sides untouched. Write zeroes with the permission to unmap is
     punch_hole, without it zero_range."""
-    volumes = [malloc("ram0"), malloc("ram4k", block_size=4096), file("disk0"), file("cached", direct=False)]
+    volumes = [
+        malloc("ram0"),
+        malloc("ram4k", block_size=4096),
+        file("disk0"),
+        file("cached", direct=False),
+        file_in_memory("memory"),
+    ]
     for disk in WORLD.serve(volumes, [ublk(volume["name"]) for volume in volumes]):
         data = pattern(4 * MIB, 20)
         disk.write(0, data)
@@ -205,6 +212,23 @@ def inject_delays_one_write_and_no_other():
     check(seconds[-2] < EMULATION_SLACK_S, f"another write took {seconds[-2]:.2f} s")
     for index in range(12):
         disk.expect(index * MIB, pattern(4096, index), f"write {index}")
+
+
+@suite.case
+def all_jobs_run():
+    (disk,) = WORLD.serve([file("disk0", 32)], [ublk("disk0")])
+    all_kinds_of_load(disk)
+
+
+@suite.case
+def more_tags_than_places_leaves_the_rest_on_copy():
+    """Four queues of the largest depth on one ring, whose table of buffers has no room for all of them."""
+    (disk,) = WORLD.serve([file("disk0", 32)], [ublk("disk0", queues=4, depth=4096)], cores=[0])
+    fio(disk, JOBS=4, SIZE="8m", SIZES="4k-64k", DEPTH=64)
+    for number in range(32):
+        disk.write(number * MIB, pattern(MIB, number))
+    for number in range(32):
+        disk.expect(number * MIB, pattern(MIB, number), f"MiB {number}")
 
 
 @suite.case

@@ -15,8 +15,9 @@ import threading
 
 from disk import MIB, same
 from harness import check, note
+from jobs import fio_on_each
 from ublk_kernel import ZERO_COPY
-from ublk_world import CPUS, FULL, SEED, WORLD, file, file_in_memory, fio_on_each, inject, malloc, suite, ublk
+from ublk_world import CPUS, FULL, SEED, WORLD, file, file_in_memory, inject, malloc, suite, ublk
 
 SIZE = 16 * MIB
 STEPS = 40
@@ -199,7 +200,7 @@ def combination(row):
     queues = len(list(pathlib.Path(f"/sys/block/{disk.name}/mq").iterdir()))
     check(queues == row["queues"], f"{queues} queues")
     sizes = f"{row['block']}-256k"
-    fio_on_each(CPUS, disk, SIZE="1m", SIZES=sizes, ENGINE="libaio")
+    fio_on_each(CPUS, disk, WORLD.directory, SIZE="1m", SIZES=sizes, ENGINE="libaio")
     model = walk(disk, row["block"], SEED)
     WORLD.stop()
     path = WORLD.config.bdevs[0].get("path")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import jobs
 import ublk_kernel
 from disk import MIB, MOUNT, SCRATCH, Disk
 from harness import Failure, Suite, Unsupported, check, kernel_lines, run, wait_until
@@ -23,7 +24,6 @@ SEED = next((int(word.split("=")[1]) for word in sys.argv[1:] if word.startswith
 CPUS = sorted(os.sched_getaffinity(0))
 # That of a process which hangs: a machine needs 2 s, an emulated one beside others up to four times that.
 STOP_LIMIT_S = 30
-FIO_TIMEOUT_S = 120
 
 # What a kernel says when something in it has gone wrong.
 KERNEL_DEFECT = re.compile(r"BUG:|WARNING:|Oops|blocked for more than|general protection|refcount_t|KASAN|lockup")
@@ -188,36 +188,13 @@ def needs(feature, what):
         raise Unsupported(f"ublk of Linux {os.uname().release} has no {what}")
 
 
-def fio_words(disk, job="verify", **names):
-    """The command line and the environment of a job file of scripts/fio."""
-    names = {"ENGINE": "io_uring", "SIZES": "4k-256k", "SIZE": "4m", "DEPTH": 16, "JOBS": 1, **names}
-    environment = {**os.environ, "DEVICE": disk.path, **{name: str(value) for name, value in names.items()}}
-    return ["fio", "--output-format=terse", f"/test/fio/{job}.fio"], environment
-
-
-def fio(disk, **names):
-    """Writes with checksums, reads back and compares."""
-    words, environment = fio_words(disk, **names)
-    run(*words, timeout_s=FIO_TIMEOUT_S, environment=environment)
-
-
-def fio_on_each(cpus, disk, **names):
-    """The same on each of some processors, one after the other."""
-    words, environment = fio_words(disk, **names)
-    everything, job = pathlib.Path(words.pop()).read_text().split("[verify]\n")
-    jobs = [f"[cpu{cpu}]\nstonewall\ncpus_allowed={cpu}\n{job}" for cpu in cpus]
-    path = WORLD.directory / "on-each.fio"
-    path.write_text("\n".join([everything, *jobs]))
-    run(*words, path, timeout_s=FIO_TIMEOUT_S, environment=environment)
-
-
 class Load:
     """fio verify on a disk over and over, until it is told to end."""
 
     running = set()
 
     def __init__(self, disk, **names):
-        words, environment = fio_words(disk, **names)
+        words, environment = jobs.words(disk, **names)
         script = 'while [ ! -e "$END" ]; do "$@" || exit 1; echo; done'
         self.end_file = WORLD.directory / f"end-{disk.name}"
         self.end_file.unlink(missing_ok=True)
@@ -250,7 +227,7 @@ class Load:
         goal = self.writes() + count
         wait_until(f"{count} more writes", lambda: self.check_goes_on() or self.writes() >= goal, timeout_s)
 
-    def end(self, timeout_s=FIO_TIMEOUT_S):
+    def end(self, timeout_s=jobs.TIMEOUT_S):
         """Lets the round end and says how many there were; fails the case if one found an error."""
         self.end_file.touch()
         try:
