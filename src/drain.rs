@@ -46,12 +46,7 @@ pub fn drain(door: Option<&Door>, remotes: &[Remote], limit: Duration) -> BTreeS
     }
 }
 
-/// What a reactor is called among volumes.
-pub fn name_of(reactor: u16) -> String {
-    format!("reactor {reactor}")
-}
-
-/// Which volumes have I/O in flight, each as `volume "NAME"`, and which reactors do not say, by [`name_of`].
+/// Which volumes have I/O in flight, each as `volume "NAME"`, and which reactors do not say, as `reactor ID`.
 pub fn busy(remotes: &[Remote]) -> BTreeSet<String> {
     let names = |remote: &Remote| {
         let answer = remote.ask_within(ANSWER, |reactor| {
@@ -59,7 +54,7 @@ pub fn busy(remotes: &[Remote]) -> BTreeSet<String> {
             let name = |handle: &Handle| format!("volume \"{}\"", handle.common().traits().name);
             Handle::all(reactor).iter().filter(busy).map(name).collect::<Vec<_>>()
         });
-        answer.unwrap_or_else(|| vec![name_of(remote.id())])
+        answer.unwrap_or_else(|| vec![format!("reactor {}", remote.id())])
     };
     remotes.iter().flat_map(names).collect()
 }
@@ -78,7 +73,11 @@ pub fn flush(
         let name = device.common().traits().name.clone();
         left.insert(name.clone(), None);
         let (sender, device) = (sender.clone(), device.clone());
-        remotes[usize::from(device.common().home())].send(Box::new(move |reactor| {
+        let home = &remotes[usize::from(device.common().home())];
+        // Any other does for what is not served by its home alone.
+        let other = remotes.iter().find(|remote| home.has_ended() && !remote.has_ended());
+        let remote = other.filter(|_| device.common().traits().concurrent).unwrap_or(home);
+        remote.send(Box::new(move |reactor| {
             let (Ok(handle), here) = (Handle::open(reactor, &device), reactor.clone()) else { return };
             reactor.spawn("final flush", async move {
                 let Some(mut io) = here.create_io() else { return };

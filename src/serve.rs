@@ -490,11 +490,11 @@ impl Server {
     fn take_down(&mut self) -> Error {
         let reactors = self.panicked();
         let mut unsure: Vec<String> = self.untold.take().iter().map(Error::to_string).collect();
-        let busy = drain::drain(self.nvmf_door.as_ref(), self.remotes(), END);
-        let ended = |name: &String| reactors.iter().any(|id| *name == drain::name_of(*id));
-        unsure.extend(
-            busy.into_iter().filter(|name| !ended(name)).map(|name| format!("no end of what was in flight on {name}")),
-        );
+        // Nothing is acknowledged after the final flush.
+        self.ublk_door.iter().for_each(ublk::Door::hold);
+        let living: Vec<Remote> = self.remotes().iter().filter(|remote| !remote.has_ended()).cloned().collect();
+        let busy = drain::drain(self.nvmf_door.as_ref(), &living, END);
+        unsure.extend(busy.into_iter().map(|name| format!("no end of what was in flight on {name}")));
         for (name, status) in drain::flush(&self.registry.devices(), self.remotes(), FLUSH) {
             let why = status.map_or("did not end".to_owned(), |status| format!("failed: {status:?}"));
             unsure.push(format!("volume \"{name}\": the final flush {why}"));

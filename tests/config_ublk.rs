@@ -42,7 +42,7 @@ fn all(config: &Config) -> Vec<Keys<'_>> {
 #[test]
 fn all_but_the_volume_has_a_default() {
     let config = with("[[ublk]]\nbdev = \"ram0\"\n");
-    assert_eq!(all(&config), [("ram0", None, [1, 128], UblkMode::Auto, [true, false, false])]);
+    assert_eq!(all(&config), [("ram0", None, [1, 256], UblkMode::Auto, [true, false, false])]);
     assert_eq!(config.at(config.ublk[0].place), "poll.toml:10");
     assert!(config.ublk_of("ram0").is_some() && config.ublk_of("ram1").is_none());
 }

@@ -303,6 +303,8 @@ fn devices_and_layers_allocate_nothing_per_io() {
     locally("malloc", ram(), 0, &ALL);
     locally("file, direct", file(folder.path(), true), 0, &ALL);
     locally("file, page cache", file(folder.path(), false), 0, &ALL);
+    let memory = tempfile::TempDir::new_in("/dev/shm").unwrap();
+    locally("file, in memory", file(memory.path(), true), 0, &ALL);
     locally("inject over null", inject(null(CompleteIn::Poll)), 0, &ALL);
     locally("inject twice over malloc", inject(inject(ram())), 0, &ALL);
     let small = |traits: &mut Traits| {

@@ -2,8 +2,8 @@
 //! write to the range of one, a reset behind these.
 //!
 //! Copies between a device and requests of the kernel's ([`Segment::Request`]) are calls into the kernel, from which a processor comes
-//! back with its caches of code and branches cold. So those of many requests that have arrived together wait until all of them were
-//! taken, and then come one right after the other.
+//! back with its caches of code and branches cold. So those of many short requests that have arrived together wait until all of them
+//! were taken, and then come one right after the other.
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -26,6 +26,9 @@ const HELPERS: usize = 4;
 /// copy instead of 117, a write 86 instead of 120; of 8 as long as without, and one alone, which would take 340 instead of 220, does not
 /// wait.
 const TOGETHER: usize = 16;
+
+/// Longest request that waits for others: the longer one is, the less it gains, and the more all of them take at a time.
+const TOGETHER_LEN: usize = 16 << 10;
 
 /// In the scratch of an I/O, above the generation of [`Outstanding`]: a write that must not be carried out now.
 const HELD: u64 = 1 << 8;
@@ -96,7 +99,10 @@ impl<D: AtOnce> Channel for AtOnceChannel<D> {
     #[inline]
     fn submit(&self, mut io: Io) -> Poll<Io> {
         let inner = &*self.0;
-        if inner.reactor.arrived() >= TOGETHER && matches!(io.data.sole(), Some(Segment::Request(_))) {
+        if inner.reactor.arrived() >= TOGETHER
+            && let Some(Segment::Request(request)) = io.data.sole()
+            && request.len() <= TOGETHER_LEN
+        {
             return inner.collect(io);
         }
         match io.op {
@@ -127,11 +133,19 @@ impl<D: AtOnce> Channel for AtOnceChannel<D> {
 impl<D: AtOnce> Drop for AtOnceChannel<D> {
     fn drop(&mut self) {
         self.0.contended.close();
+        // What is collected would go on to the gate, from where nobody takes it any more.
+        for io in self.0.collected.take() {
+            self.0.end(io.with_status(IoStatus::Aborted));
+        }
         self.0.abort_held();
     }
 }
 
 impl<D: AtOnce> Deferred for Inner<D> {
+    fn name(&self) -> &'static str {
+        "copies of requests"
+    }
+
     fn run(&self) {
         let mut all = self.collected.replace(self.spare.take());
         for io in &mut all {

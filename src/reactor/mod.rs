@@ -94,6 +94,8 @@ pub trait Poller {
 
 /// Work that is done once a turn, for all that came up in it, by who asked for that with [`Reactor::defer`].
 pub trait Deferred {
+    /// What it is called if it stalls.
+    fn name(&self) -> &'static str;
     /// Does it. As a [`Poller`] it moves finished Ios to [`Reactor::complete`], and enters no channel.
     fn run(&self);
 }
@@ -207,8 +209,8 @@ impl Reactor {
         self.submit_op(Op::Doorbell, Owner { sink: DOORBELL, tag: 0 });
     }
 
-    /// Does one round: completions of operations, messages, timers, pollers, completed Ios, tasks, and at last one call that
-    /// hands everything started to the backend.
+    /// Does one round: completions of operations, messages, timers, pollers, what was deferred, completed Ios, tasks, and at last
+    /// one call that hands everything started to the backend.
     pub fn turn(&self) -> Turn {
         let started = self.clock.refresh();
         self.stats.turn_started(started, self.mailbox.own());
@@ -321,7 +323,7 @@ impl Reactor {
         // What is asked for meanwhile is for the next turn.
         let mut all = self.deferred.take();
         for work in all.drain(..) {
-            self.stalls.watch_batched(&self.clock, "deferred", || work.run());
+            self.stalls.watch_batched(&self.clock, work.name(), || work.run());
         }
         let mut deferred = self.deferred.borrow_mut();
         if deferred.is_empty() {
@@ -527,15 +529,15 @@ impl Reactor {
         self.completions.borrow_mut().push(io);
     }
 
-    /// How many ends of commands go to their sinks now, one after the other: what a task does that is polled for one of them may go together
-    /// with what the others do, by [`Reactor::defer`]. 0 at other times.
+    /// How many ends of commands go to their sinks now, one after the other: what a task does that is polled for one of them may
+    /// go together with what the others do, by [`Reactor::defer`]. 0 at other times.
     #[inline]
     pub fn arrived(&self) -> usize {
         self.arrived.get()
     }
 
-    /// Has work done later in this turn, or in the next: after all that has arrived in it, and before completed I/Os go up their stacks.
-    /// To be asked for once until it is done.
+    /// Has work done later in this turn, or in the next: after all that has arrived in it, and before completed I/Os go up their
+    /// stacks. To be asked for once until it is done.
     pub fn defer(&self, work: Rc<dyn Deferred>) {
         self.deferred.borrow_mut().push(work);
     }

@@ -287,12 +287,15 @@ fn reactors_that_are_left_make_durable_what_was_acknowledged() {
     if cores.len() < 2 {
         return;
     }
-    let ram = Ram::new();
-    let mut server = Server::create(Options { cores, ..options() }).unwrap();
-    server.add("own", ram.clone()).unwrap().nvmf(FREE, NQN, "own").unwrap().start().unwrap();
-    panic_on(&server, 1);
-    assert_eq!(text(server.close()), "a panic has ended reactor 1");
-    assert_eq!((ram.flushes.load(Ordering::Relaxed), Arc::strong_count(&ram)), (1, 1));
+    // The home of the volume, and another.
+    for panicked in [0, 1] {
+        let ram = Ram::new();
+        let mut server = Server::create(Options { cores: cores.clone(), ..options() }).unwrap();
+        server.add("own", ram.clone()).unwrap().nvmf(FREE, NQN, "own").unwrap().start().unwrap();
+        panic_on(&server, panicked);
+        assert_eq!(text(server.close()), format!("a panic has ended reactor {panicked}"));
+        assert_eq!((ram.flushes.load(Ordering::Relaxed), Arc::strong_count(&ram)), (1, 1));
+    }
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! The character device of a ublk device: descriptors of requests in shared memory, and the data of requests by copy.
-#![expect(unsafe_code, reason = "maps descriptors that the kernel writes, and has the kernel copy to and from regions")]
+#![expect(
+    unsafe_code,
+    reason = "maps descriptors that the kernel writes, and has the kernel copy to and from regions; prctl"
+)]
 
 use std::fs::File;
 use std::io;
@@ -12,6 +15,23 @@ use hugepages::Region;
 
 use super::mapped::MappedFile;
 use crate::ublk::wire::{self, IoDesc};
+
+/// linux/prctl.h.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// Tells the kernel that the calling thread serves disks: memory that it asks for is then not made free by writing to any, which may
+/// be one that waits for this thread.
+///
+/// # Errors
+/// What prctl(2) says of PR_SET_IO_FLUSHER: EPERM without CAP_SYS_RESOURCE, EINVAL before Linux 5.6.
+pub fn serve_disks() -> io::Result<()> {
+    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: no pointers; the result is checked.
+    if unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
 
 /// The descriptors of one queue, one for each tag, which the kernel writes.
 #[derive(Debug)]

@@ -323,9 +323,8 @@ impl Disk {
         if self.stage != Stage::Started {
             return Ok(());
         }
-        // What comes from now on is not begun. A commit after the kernel has quiesced the device would wait for ever, so what was
-        // begun ends before.
-        self.leaving.store(true, Ordering::Relaxed);
+        // A commit after the kernel has quiesced the device would wait for ever, so what was begun ends before.
+        self.hold();
         let end = monotonic_ns() + LEAVE_NS;
         while self.working()? > 0 {
             if monotonic_ns() > end {
@@ -349,6 +348,11 @@ impl Disk {
             }
         }
         self.end_queues()
+    }
+
+    /// Requests that come from now on are not begun.
+    pub fn hold(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Takes the disk away; who has it open gets errors from now on.

@@ -32,7 +32,7 @@ pub enum DoorError {
     },
     /// A volume that zero copy is not for.
     #[error(
-        "volume \"{name}\": zero copy is for volumes that leave the bytes to the kernel (files, block devices, also below layers that do not look at them): leave mode out"
+        "volume \"{name}\": zero copy is for volumes that leave the bytes to the kernel (files that are not in memory, block devices, also below layers that do not look at them): leave mode out"
     )]
     Bytes {
         /// The volume.
@@ -268,6 +268,11 @@ impl Door {
     /// them, or [`Door::remove`] ends them.
     pub fn unfinished(&self) -> impl Iterator<Item = &str> {
         self.disks.iter().filter(|(_, disk)| disk.is_half_started()).map(|(name, _)| name.as_str())
+    }
+
+    /// Has the reactors that are left begin no more requests: what comes stays with the kernel, until [`Door::close`].
+    pub fn hold(&self) {
+        self.disks.values().for_each(Disk::hold);
     }
 
     /// The number of a volume's device.

@@ -31,7 +31,8 @@ fn is_alive(proc: &Path, pid: i32) -> bool {
 }
 
 /// Whether process `pid`, which the kernel names as the server of a device, is that: it has not ended, and has the character device
-/// open, or may not be asked. The number of one that has ended may be another process's by now.
+/// open, or may not be asked. The number of one that has ended may be another process's by now. One in another namespace of processes
+/// is not seen: it is waited for, and then the character device tells that it is there.
 pub fn serves(id: u32, pid: i32) -> bool {
     serves_in(Path::new("/proc"), id, pid)
 }
@@ -144,7 +145,7 @@ pub fn is_served(kernel: &mut impl Kernel, info: &DevInfo) -> bool {
 
 fn tell_wait(id: u32, pid: i32) {
     tracing::info!(
-        "/dev/ublkb{id}: process {pid}, which served it, has ended, and the kernel has not noticed: waiting for that, up to {} s",
+        "/dev/ublkb{id}: process {pid}, which served it, is not here any more, and the kernel has not noticed: waiting for that, up to {} s",
         SERVER_DIES_NS / 1_000_000_000
     );
 }

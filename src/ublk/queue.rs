@@ -15,7 +15,7 @@ use super::wire::{self, IoDesc};
 use crate::bdev::{BlockDevice, Handle, Unaddressed};
 use crate::reactor::{Reactor, Sink, TaskId};
 use crate::sys::op::{Completion, Ended, FileId, Owner, Payload, UblkCommand, UblkStep};
-use crate::sys::ublk::{Descriptors, RequestData, Requests};
+use crate::sys::ublk::{Descriptors, RequestData, Requests, serve_disks};
 
 /// How the bytes of requests travel.
 ///
@@ -133,6 +133,14 @@ impl Queue {
         let QueueOptions { device, device_number, requests, number, depth, travel, read_only, leaving, faults } =
             options;
         let refused = |what: &str, error: io::Error| format!("queue {number}: {what}: {error}");
+        if let Err(error) = serve_disks()
+            && number == 0
+        {
+            tracing::info!(
+                "ublk device {device_number}: for want of memory the kernel may make its server wait for the device itself: \
+                 PR_SET_IO_FLUSHER: {error}"
+            );
+        }
         let handle = Handle::open(reactor, &device).map_err(|error| error.to_string())?;
         let descriptors = Descriptors::map(&requests, number, depth)
             .map_err(|error| refused("its descriptors cannot be mapped", error))?;

@@ -13,7 +13,7 @@ from disk import MIB, Disk, pattern
 from harness import Failure, Unsupported, check, note, run, wait_until
 from target import Config
 from ublk_kernel import USER_COPY, ZERO_COPY
-from ublk_world import BY_ID, STATE, WORLD, cpu_seconds, file, malloc, needs, suite, ublk
+from ublk_world import BY_ID, STATE, WORLD, cpu_seconds, file, file_in_memory, malloc, needs, suite, ublk
 
 IDLE_S = 10
 # Under emulation; the aim on a machine is 0.01.
@@ -116,13 +116,13 @@ def mode_is_what_the_kernel_granted(mode, device, flag):
     check(info.state == "live" and info.server == WORLD.target.process.pid, f"{info}")
 
 
-@suite.case
-def zero_copy_of_memory_is_refused_with_a_reason():
+@suite.variants(malloc=(malloc("volume"),), file=(file_in_memory("volume"),))
+def zero_copy_of_memory_is_refused_with_a_reason(volume):
     needs(ZERO_COPY, "zero copy")
     WORLD.serve([malloc("ram1")], [])
     other = WORLD.second("other")
     config = WORLD.config.copy()
-    config.bdevs, config.ublk = [malloc("ram0")], [ublk("ram0", mode="zero-copy")]
+    config.bdevs, config.ublk = [volume], [ublk("volume", mode="zero-copy")]
     check_ends(other, config, 1, "zero copy")
     check(not ublk_kernel.devices(), f"devices {ublk_kernel.devices()}")
 

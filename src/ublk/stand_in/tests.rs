@@ -1,4 +1,5 @@
 use std::cell::RefCell;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicU8;
 
 use hugepages::Buf;
@@ -6,6 +7,7 @@ use hugepages::Buf;
 use super::*;
 use crate::bdev::Handle;
 use crate::bdev::device::custom::{self, Custom};
+use crate::bdev::device::file;
 use crate::bdev::device::malloc::{Malloc, Options};
 use crate::bdev::device::testing::two_reactors;
 use crate::reactor::Sink;
@@ -16,19 +18,26 @@ use crate::ublk::queue;
 
 #[test]
 fn requests_are_answered_from_and_to_the_volume_for_each_tag() {
-    let device = ram(1 << 20);
+    let (_open, in_memory) = memory_file(1 << 20);
+    // 7 requests, and so many that their copies are made together.
+    for (device, depth) in [(ram(1 << 20), 7), (ram(1 << 20), 64), (in_memory.clone(), 7), (in_memory, 64)] {
+        requests_are_answered(&device, depth);
+    }
+}
+
+fn requests_are_answered(device: &Arc<dyn BlockDevice>, depth: u16) {
     let reactor = solo(32 << 20).unwrap();
-    let (depth, len) = (7, 4096);
+    let len = 4096;
     let bytes = |tag: u16| vec![tag as u8 + 1; len as usize];
     for op in [IoOp::WRITE, IoOp::READ] {
-        let stand_in = StandIn::open(&reactor, &device, Load { depth, op, len }).unwrap();
+        let stand_in = StandIn::open(&reactor, device, Load { depth, op, len }).unwrap();
         if op == IoOp::WRITE {
             for tag in 0..depth {
                 let (memory, at) = stand_in.data(tag);
                 memory.write_all_at(&bytes(tag), at).unwrap();
             }
         }
-        let handle = Handle::open(&reactor, &device).unwrap();
+        let handle = Handle::open(&reactor, device).unwrap();
         let before = handle.stats().total().ios;
         while handle.stats().total().ios - before < 20 * u64::from(depth) {
             reactor.turn();
@@ -132,6 +141,24 @@ impl custom::Disk for Bytes {
         from.iter().zip(&self.0[offset as usize..]).for_each(|(from, to)| to.store(*from, Ordering::Relaxed));
         Ok(())
     }
+}
+
+/// A volume in a file in memory, which is there as long as it is open.
+fn memory_file(size: u64) -> (File, Arc<dyn BlockDevice>) {
+    let file = File::from(memfd_create("volume", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(size).unwrap();
+    let options = file::Options {
+        name: "in memory".to_owned(),
+        uuid: [2; 16],
+        path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+        size,
+        block_size: 512,
+        physical_block_size: 512,
+        direct: true,
+        home: 0,
+    };
+    let device = file::File::create(options).unwrap();
+    (file, Arc::new(device))
 }
 
 fn ram(size: usize) -> Arc<dyn BlockDevice> {

@@ -2,10 +2,13 @@
 //!
 //! Such a file refuses I/O that must not wait, so a ring would hand each one to a worker thread of the kernel: a wake and two switches
 //! of threads for a copy that takes less than any of them. It never waits for a device either, except for memory that was swapped out,
-//! as a RAM volume does.
+//! as a RAM volume does. What it does wait for is the lock that the kernel has for each file: writes from buffers, and unmaps, of several
+//! reactors to the same file go one after the other, and whoever else writes to the file holds them up.
 //!
-//! The data of a request of the kernel's has no address: one call copies it between its pages and a mapping of the file. To read where
-//! the file has a hole would make a page there, so a read takes that way only where a page is known to be, and else two calls.
+//! The data of a request of the kernel's has no address: one call copies it between its pages and a mapping of the file, without that
+//! lock. To read where the file has a hole would make a page there, so a read takes that way only where a page is known to be, and else
+//! two calls. The kernel tells the time of the last change by writes of its own alone, so a flush sets it after writes to the mapping. And
+//! a mapping ends with a page: of a file that somebody shortened, the rest of its last page is read as zeros through it, and written in vain.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -13,6 +16,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hugepages::{Region, RegionOptions};
 
@@ -35,6 +39,8 @@ const PAGES: usize = 64;
 pub(super) struct MemoryFile {
     pub(super) file: fs::File,
     mapped: Option<Mapped>,
+    /// The mapping was written to since the time of the last change was set.
+    touched: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -53,7 +59,7 @@ impl MemoryFile {
             let present = Region::new(mapped.len().div_ceil(PAGE), RegionOptions::default()).ok()?;
             Some(Mapped { file: mapped, present })
         });
-        MemoryFile { file, mapped }
+        MemoryFile { file, mapped, touched: AtomicBool::new(false) }
     }
 }
 
@@ -98,7 +104,7 @@ impl Mapped {
         let mut at = offset;
         while !rest.is_empty() {
             let (page, more) = rest.split_at(rest.len().min(PAGE - at as usize % PAGE));
-            if page.iter().any(|&byte| byte != 0) {
+            if page != zeroes(page.len()) {
                 self.note_written(at, page.len());
             }
             (at, rest) = (at + page.len() as u64, more);
@@ -262,14 +268,19 @@ impl AtOnce for InMemory {
             && let Some(Segment::Request(request)) = io.data.sole()
             && request.take_to_file(&mapped.file, io.offset as usize).is_ok()
         {
+            self.shared.touched.store(true, Ordering::Relaxed);
             return mapped.note_written(io.offset, request.len());
         }
         let result = if io.op == IoOp::Write { self.store(io, 0) } else { self.zero(io.offset, io.len) };
         note(io, result);
     }
 
-    /// There is nothing that memory could be made durable on.
-    fn flush(&self, _: &mut Io) {}
+    /// There is nothing that memory could be made durable on; but whoever copies the file by its time is to see that it has changed.
+    fn flush(&self, io: &mut Io) {
+        if self.shared.touched.swap(false, Ordering::Relaxed) {
+            note(io, file::touch(&self.shared.file).map_err(status));
+        }
+    }
 
     fn compare(&self, io: &mut Io) {
         let result = self.find_difference(io);

@@ -17,7 +17,7 @@
 //! - *Holes*: a sparse file costs a worker thread of the kernel per write that must allocate (the ring cannot do it without
 //!   waiting), as do fdatasync and fallocate. Only reads and writes of allocated blocks are the fast path.
 //! - *One opener*: a lock on the open file description keeps other processes and volumes out, O_EXCL does for a block device.
-//! - A file that someone shortened gives an error where it ends, and no bytes.
+//! - A file that someone shortened gives an error where it ends, and no bytes; in memory, through ublk, where its last page does.
 
 mod channel;
 mod memory;

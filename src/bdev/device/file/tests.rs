@@ -202,6 +202,31 @@ fn a_file_in_memory_that_was_shortened_gives_an_error_and_nothing_else_ends() {
     let done = one.run(IoOp::Read, 3 << 20, 512, &[7; 512]);
     assert_eq!((done.status, done.data), (IoStatus::DeviceError, vec![0; 512]));
     assert!(pages.read(&one, 0, data.len()).unwrap() == data);
+    // Within its last page, which a mapping has as a whole.
+    file.set_len((64 << 10) - 1024).unwrap();
+    assert_eq!(one.run(IoOp::Read, (64 << 10) - 512, 512, &[7; 512]).status, IoStatus::DeviceError);
+    let last = pages.read(&one, (64 << 10) - 4096, 4096).unwrap();
+    assert!(last[..3072] == data[(60 << 10)..][..3072] && last[3072..] == [0; 1024]);
+    one.close();
+}
+
+#[test]
+fn a_flush_tells_that_a_file_in_memory_has_changed() {
+    let (file, path) = memory_file(1 << 20);
+    let one = One::new(&create(&path, 1 << 20, 512, true));
+    let pages = Pages::new();
+    assert_eq!(pages.write(&one, 0, &pattern(1, 4096)), IoStatus::Success);
+    let changed = || file.metadata().unwrap().mtime();
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1000);
+    file.set_modified(long_ago).unwrap();
+    assert_eq!(one.status(IoOp::Flush, 0, 0), IoStatus::Success);
+    assert!(changed() > 1000, "of the write before");
+    file.set_modified(long_ago).unwrap();
+    assert_eq!(one.status(IoOp::Flush, 0, 0), IoStatus::Success);
+    assert_eq!(changed(), 1000, "nothing has changed since");
+    assert_eq!(pages.write(&one, 0, &pattern(2, 4096)), IoStatus::Success);
+    assert_eq!(one.status(IoOp::Flush, 0, 0), IoStatus::Success);
+    assert!(changed() > 1000, "a page that was there");
     one.close();
 }
 
@@ -448,6 +473,9 @@ fn a_full_file_system_gives_no_space() {
     assert_eq!(one.run(IoOp::Write, 3 << 20, 512, &[1; 512]).status, IoStatus::NoSpace);
     let pages = Pages::new();
     assert_eq!(pages.write(&one, 3 << 20, &[1; 512]), IoStatus::NoSpace, "as a request");
+    // Its first half is there, and may be what was written or what was there before.
+    assert_eq!(pages.write(&one, data.len() as u64 * index - 4096, &[1; 8192]), IoStatus::NoSpace, "half of one");
+    one.write(0, &data);
     assert_eq!(pages.read(&one, 3 << 20, 512), Ok(vec![0; 512]), "a hole");
     assert_eq!(one.status(IoOp::Flush, 0, 0), IoStatus::Success, "what was acknowledged is there");
     assert!(one.read(0, data.len()) == data);
