@@ -68,7 +68,13 @@ fn writes_that_arrive_together_wait_for_whoever_holds_their_ranges() {
     let (here, home) = (&reactors.remotes()[0], &reactors.remotes()[1]);
     let device = ram_at(usize::from(DEPTH) * LEN, 1);
     let (answer, answered) = mpsc::channel::<()>();
-    home.send(Box::new(move |_| answered.recv().unwrap_or_default()));
+    let (entered, inside) = mpsc::channel();
+    home.send(Box::new(move |_| {
+        entered.send(()).unwrap();
+        answered.recv().unwrap_or_default();
+    }));
+    // What reactors send each other may overtake what others send them.
+    inside.recv().unwrap();
     let served = device.clone();
     here.ask(move |reactor| {
         let load = Load { depth: DEPTH, op: IoOp::WRITE, len: LEN as u32 };
