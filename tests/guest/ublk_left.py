@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import ublk_kernel
-from disk import MIB, MOUNT, check_copy, make_file_system, mount, pattern, unmount_and_look
+from disk import MIB, MOUNT, Disk, check_copy, make_file_system, mount, pattern, unmount_and_look
 from harness import check, note, run, wait_until
 from ublk_kernel import QUIESCE
 from ublk_start import check_ends
@@ -357,37 +357,52 @@ def udev_that_waits_for_a_server_that_has_gone_keeps_no_disk(by_start):
     check(looking.wait(20) != 3, "a read that waited came through, though its disk is deleted")
 
 
-@suite.variants(swept=("swept",), replaced=("replaced",), by_command=("by command",))
-def disk_of_a_server_that_was_killed_with_all_its_tags_in_hand_can_go(how):
-    """Older kernels take up to 30 s to notice that such a server is gone. It is not taken for one that serves."""
+@suite.case
+def disks_of_servers_that_were_killed_with_all_their_tags_in_hand_can_go():
+    """Older kernels take up to 30 s to notice that such a server is gone. It is not taken for one that serves: one disk is deleted
+    by command, at the same time one swept and one replaced by the next start of another server."""
     hold = {"op": "write", "every": 1, "action": "hold"}
-    (disk,) = WORLD.serve([file("base"), inject("disk0", "base", hold)], [ublk("disk0", id=3, queues=1, depth=1)])
+
+    def volumes(number):
+        return [file(f"base{number}"), inject(f"disk{number}", f"base{number}", hold)]
+
+    def export(number):
+        return ublk(f"disk{number}", id=number, queues=1, depth=1)
+
+    swept, replaced = WORLD.serve([*volumes(1), *volumes(2)], [export(1), export(2)])
+    other = WORLD.second("other")
+    config = WORLD.config.copy()
+    config.bdevs, config.ublk = volumes(0), [export(0)]
+    other.start(config)
     run("udevadm", "settle", "--timeout=60")
-    # As udev, which is no user.
+    disks = [Disk("ublkb0"), swept, replaced]
+    writers = [write_that_waits(disk) for disk in disks]
+    other.kill()
+    WORLD.target.kill()
+    by_command = [WORLD.binary, "ublk", "delete", "disk0"]
+    command = subprocess.Popen(by_command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    WORLD.config.ublk = [export(2)]
+    with changed("base2", **OTHER["backing"]):
+        pathlib.Path(OTHER["backing"]["path"]).unlink(missing_ok=True)
+        (again,) = WORLD.start()
+    note(" | ".join(line for disk in disks for line in WORLD.logged([disk.path])))
+    said, _ = command.communicate(timeout=NOTICED_S)
+    check(command.returncode == 0, f"delete: exit {command.returncode}: {said}")
+    wait_until("the others gone", lambda: ublk_kernel.devices() == [2], NOTICED_S)
+    check(again.path == replaced.path, f"the new disk is {again.path}")
+    for writer in writers:
+        writer.wait(NOTICED_S)
+
+
+def write_that_waits(disk):
+    """A process that waits for its write to a disk, by a name as of udev, which is no user."""
     write = f"os.pwritev(os.open('{disk.path}', os.O_RDWR | os.O_DIRECT), [mmap.mmap(-1, 4096)], 0)"
     name = "open('/proc/self/comm', 'w').write('udev-worker')"
     script = f"import mmap, os; {name}; {write}"
     writing = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     inflight = pathlib.Path(f"/sys/block/{disk.name}/inflight")
-    wait_until("a write in hand", lambda: inflight.read_text().split()[1] == "1")
-    WORLD.target.kill()
-    if how == "by command":
-        code, text = delete("disk0")
-        check(code == 0, f"exit {code}: {text}")
-    elif how == "swept":
-        WORLD.config.ublk = []
-        WORLD.start()
-    else:
-        with changed("base", **OTHER["backing"]):
-            pathlib.Path(OTHER["backing"]["path"]).unlink(missing_ok=True)
-            (again,) = WORLD.start()
-            check(again.path == disk.path and ublk_kernel.devices() == [3], f"{again.path}, {ublk_kernel.devices()}")
-    if how != "by command":
-        note(" | ".join(WORLD.logged([disk.path])))
-    if how != "replaced":
-        wait_until(f"{disk.path} gone", lambda: not ublk_kernel.devices(), NOTICED_S)
-        check_nothing_left()
-    writing.wait(NOTICED_S)
+    wait_until(f"a write to {disk.path} in hand", lambda: inflight.read_text().split()[1] == "1")
+    return writing
 
 
 def openers(path):
