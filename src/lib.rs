@@ -19,7 +19,8 @@
 //!   the other reactors, and control threads                    the kernel, or a simulated world
 //! ```
 //! A connection lives on one reactor; its commands are parsed, executed and answered there. Nothing on that way locks,
-//! allocates or waits for another thread, but for the kernel's own lock of a file in memory. `docs/architecture.md` follows one read and one write with the names of all functions.
+//! allocates or waits for another thread, but for the kernel's own lock of a file in memory. `docs/architecture.md` follows one
+//! read and one write with the names of all functions.
 //!
 //! # The vocabulary
 //!

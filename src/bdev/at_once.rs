@@ -175,7 +175,7 @@ impl<D: AtOnce> Resume for Inner<D> {
 }
 
 impl<D: AtOnce> Inner<D> {
-    /// Apart from the way of a single request, which is to be short.
+    /// Leaves an I/O to [`Deferred::run`].
     #[inline]
     fn collect(&self, io: Io) -> Poll<Io> {
         self.wait(io, |io| {

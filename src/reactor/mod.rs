@@ -135,10 +135,11 @@ pub struct Reactor {
     mailbox: Mailbox,
     table: IoTable,
     completions: RefCell<Vec<Io>>,
-    deferred: RefCell<Vec<Rc<dyn Deferred>>>,
-    arrived: Cell<usize>,
     /// The other list of the two that take turns, empty but for [`Reactor::unwind_completions`].
     unwinding: RefCell<Vec<Io>>,
+    deferred: RefCell<Vec<Rc<dyn Deferred>>>,
+    /// See [`Reactor::arrived`].
+    arrived: Cell<usize>,
     layers: RefCell<Vec<Option<Box<dyn Layer>>>>,
     sinks: RefCell<Vec<Option<Named<dyn Sink>>>>,
     pollers: RefCell<Vec<Named<dyn Poller>>>,
@@ -232,8 +233,8 @@ impl Reactor {
         self.wake_buffer_waiters();
         busy |= self.run_tasks();
         busy |= self.mailbox.flush();
-        let nothing_left = self.completions.borrow().is_empty() && self.deferred.borrow().is_empty();
-        let again = self.tasks.ready_len() > 0 || !nothing_left;
+        let left = !self.completions.borrow().is_empty() || !self.deferred.borrow().is_empty();
+        let again = self.tasks.ready_len() > 0 || left;
         busy |= self.backend.borrow_mut().flush(again);
         self.stats.turn_ended(busy);
         if busy || again {

@@ -212,17 +212,22 @@ fn a_host_that_stays_is_sent_away() {
     });
 }
 
-#[test]
-fn a_device_that_keeps_an_io_keeps_the_server_until_it_lets_go() {
+/// A device that does not end its reads.
+fn that_keeps_reads() -> Inject {
     let base = custom::Options { name: "base".to_owned(), uuid: [2; 16], home: 0 };
     let hold = Rule { op: Some(IoOp::Read), when: When::From(1), count: None, action: Action::Hold };
-    let layer = Inject::new(InjectOptions {
+    Inject::new(InjectOptions {
         name: "held".to_owned(),
         uuid: [3; 16],
         base: Arc::new(custom::Custom::new(base, Ram::new()).unwrap()),
         rules: vec![hold],
     })
-    .unwrap();
+    .unwrap()
+}
+
+#[test]
+fn a_device_that_keeps_an_io_keeps_the_server_until_it_lets_go() {
+    let layer = that_keeps_reads();
     let control = layer.control();
     let mut server = server();
     server.add_device(Arc::new(layer)).unwrap().nvmf(FREE, NQN, "held").unwrap().start().unwrap();
@@ -310,15 +315,7 @@ fn a_panic_after_the_end_of_service_is_told_at_the_close() {
 
 #[test]
 fn an_io_that_a_panic_has_taken_along_keeps_nobody() {
-    let base = custom::Options { name: "base".to_owned(), uuid: [2; 16], home: 0 };
-    let hold = Rule { op: Some(IoOp::Read), when: When::From(1), count: None, action: Action::Hold };
-    let layer = Inject::new(InjectOptions {
-        name: "held".to_owned(),
-        uuid: [3; 16],
-        base: Arc::new(custom::Custom::new(base, Ram::new()).unwrap()),
-        rules: vec![hold],
-    })
-    .unwrap();
+    let layer = that_keeps_reads();
     let mut server = server();
     server.add_device(Arc::new(layer)).unwrap().nvmf(FREE, NQN, "held").unwrap().start().unwrap();
     let address = server.addresses()[0];

@@ -23,8 +23,6 @@ use crate::sys::tsc::monotonic_ns;
 
 /// Names of udev's processes.
 const UDEV: [&str; 3] = ["udev-worker", "systemd-udevd", "udevd"];
-/// Stands for the users of a device that is in use, where none is seen.
-pub const UNSEEN: &str = "by whom could not be seen";
 /// How long udev may look into a disk that somebody wants to stop, in nanoseconds.
 const UDEV_LOOKS_NS: u64 = 2_000_000_000;
 /// How often a disk that udev looks into is tried again.
@@ -52,10 +50,14 @@ struct Seen {
     udev: bool,
 }
 
-/// As [`holders`], of a device that is in use: or that nobody was found who does.
+/// As [`or_unseen`], of a device.
 pub fn users(id: u32) -> Vec<String> {
-    let holders = holders(id);
-    if holders.is_empty() { vec![UNSEEN.to_owned()] } else { holders }
+    or_unseen(holders(id))
+}
+
+/// What [`holders`] has found of a device that is in use: or that nobody was found who does.
+pub fn or_unseen(holders: Vec<String>) -> Vec<String> {
+    if holders.is_empty() { vec!["by whom could not be seen".to_owned()] } else { holders }
 }
 
 /// Whether /dev/ublkbN is claimed: mounted in any mount namespace, swapped on, or part of another device. Also where that cannot be found

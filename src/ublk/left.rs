@@ -189,11 +189,7 @@ pub fn remove(kernel: &mut impl Kernel, info: &DevInfo, spare: bool) -> Result<R
     let id = info.dev_id;
     check_same(kernel, info)?;
     if spare && kernel.stop_if_free(id)? == Use::Held {
-        let mut users = kernel.holders(id);
-        if users.is_empty() {
-            users.push(holders::UNSEEN.to_owned());
-        }
-        return Err(Kept::Held(users));
+        return Err(Kept::Held(holders::or_unseen(kernel.holders(id))));
     }
     // Who has the disk mounted is not seen any more once it is gone.
     let users = kernel.holders(id);
