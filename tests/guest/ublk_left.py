@@ -14,7 +14,7 @@ from disk import MIB, MOUNT, Disk, check_copy, make_file_system, mount, pattern,
 from harness import check, note, run, wait_until
 from ublk_kernel import QUIESCE
 from ublk_start import check_ends
-from ublk_world import STATE, WORLD, check_nothing_left, file, inject, malloc, suite, ublk
+from ublk_world import STATE, WORLD, check_nothing_left, file, inject, malloc, settle_udev, suite, ublk
 
 # Linux 6.12 takes 30 s to notice that a server has died with all its tags in hand.
 NOTICED_S = 60
@@ -52,7 +52,7 @@ def end(how):
     if how == "terminate":
         WORLD.stop()
     else:
-        run("udevadm", "settle", "--timeout=60")
+        settle_udev()
         WORLD.target.kill()
     wait_until("devices without a server", lambda: all(state() != "live" for state in states()), NOTICED_S)
 
@@ -224,7 +224,7 @@ def without_its_state_file_a_disk_goes_on_with_its_own_volume_alone():
         shutil.rmtree(STATE)
     finally:
         os.close(descriptor)
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     check_refused((str(number),), str(STATE / disk.name), "missing", "--force")
     code, text = delete(str(number), "--force")
     check(code == 0, f"exit {code}: {text}")
@@ -237,7 +237,7 @@ def what_the_kernel_stands_on_a_disk_is_named():
     number = int(disk.name.removeprefix("ublkb"))
     run("modprobe", "loop")
     loop = run("losetup", "-f", "--show", disk.path).output.strip()
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     wait_until("the loop device", lambda: f"loop device {loop.removeprefix('/dev/')}" in listed()[number]["holders"])
     WORLD.stop()
     check(ublk_kernel.devices() == [number], "the disk below a loop device is gone")
@@ -312,7 +312,7 @@ def recovery_that_failed_half_way_is_given_up_with_its_table():
     """The next configuration has neither the disk nor its volume: as any other disk, it stays while somebody has it open,
     is told by name, and goes with the reload after that."""
     (disk,) = WORLD.serve([file("disk0"), malloc("ram0")], [ublk("disk0", queues=4)])
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     descriptor = os.open(disk.path, os.O_RDONLY)
     try:
         with half_way(disk, f"process {os.getpid()}"):
@@ -374,7 +374,7 @@ def disks_of_servers_that_were_killed_with_all_their_tags_in_hand_can_go():
     config = WORLD.config.copy()
     config.bdevs, config.ublk = volumes(0), [export(0)]
     other.start(config)
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     disks = [Disk("ublkb0"), swept, replaced]
     writers = [write_that_waits(disk) for disk in disks]
     other.kill()

@@ -22,8 +22,10 @@ from ublk_world import (
     file,
     malloc,
     needs,
+    settle_udev,
     suite,
     ublk,
+    udevadm,
 )
 
 CYCLES = 100
@@ -43,7 +45,7 @@ def many_come_and_go_by_reload():
         disk = Disk(f"ublkb{cycle % 3}")
         disk.write(cycle * 4096, pattern(4096, cycle))
         disk.expect(cycle * 4096, pattern(4096, cycle), f"cycle {cycle}")
-        run("udevadm", "settle", "--timeout=60")
+        settle_udev()
         WORLD.config.ublk = []
         WORLD.reload()
         wait_until(f"cycle {cycle}: no device", lambda: not ublk_kernel.devices())
@@ -243,7 +245,7 @@ def udev_that_looks_is_no_user(by_reload):
     for turn in range(8):
         (disk,) = WORLD.serve([malloc("ram0")], [ublk("ram0")])
         disk.write(0, pattern(4096, turn))
-        run("udevadm", "trigger", "--action=change", f"/sys/block/{disk.name}")
+        udevadm("trigger", "--action=change", f"/sys/block/{disk.name}")
         time.sleep(0.01 * turn)
         if by_reload:
             WORLD.config.ublk = []
@@ -260,7 +262,7 @@ def udev_that_looks_is_no_user(by_reload):
 def disk_without_recovery_goes_with_its_server():
     (disk,) = WORLD.serve([file("disk0")], [ublk("disk0", id=4, recover=False)])
     disk.write(0, pattern(MIB, 1))
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     WORLD.target.kill()
     wait_until(f"{disk.path} gone", lambda: not os.path.exists(disk.path))
     (disk,) = WORLD.start()
@@ -330,7 +332,7 @@ def disk_in_use_is_not_taken_away_by_reload():
     mount(disk.path, "ext4")
     check_copy("after a reload without the disk")
     unmount_and_look(disk.path, "ext4")
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     WORLD.reload()
     wait_until("the disk gone with the next reload", lambda: not ublk_kernel.devices())
     WORLD.config.ublk = exports
@@ -353,7 +355,7 @@ def disk_of_another_configuration_is_left_alone():
     other.start(config)
     theirs = Disk("ublkb7")
     theirs.write(0, data)
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     descriptor = os.open(theirs.path, os.O_RDONLY)
     try:
         other.kill()
@@ -379,7 +381,7 @@ def disk_that_left_the_configuration_is_swept_at_start(stay):
     disks = WORLD.serve(volumes, [ublk("disk0"), ublk("disk1")])
     for disk in disks:
         disk.write(0, pattern(4096))
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     WORLD.target.kill()
     WORLD.config.ublk = WORLD.config.ublk[:stay]
     again = WORLD.start()

@@ -9,7 +9,7 @@ import struct
 
 from disk import MIB, pattern
 from harness import check, run, wait_until
-from ublk_world import WORLD, inject, suite, ublk
+from ublk_world import WORLD, inject, settle_udev, suite, ublk
 
 SIZE = 64 * MIB
 SUPER = struct.Struct("<QQQI")
@@ -40,7 +40,7 @@ class Power:
     def __exit__(self, kind, *_):
         # After a failed case whoever still stands on it is ended first, by the suite, which then clears it away.
         if kind is None:
-            run("udevadm", "settle", "--timeout=60")
+            settle_udev()
             run("dmsetup", "remove", "power")
             for loop in self.loops:
                 run("losetup", "-d", loop)

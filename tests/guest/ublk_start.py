@@ -13,7 +13,7 @@ from disk import MIB, Disk, pattern
 from harness import Failure, Unsupported, check, note, run, wait_until
 from target import Config
 from ublk_kernel import USER_COPY, ZERO_COPY
-from ublk_world import BY_ID, STATE, WORLD, cpu_seconds, file, file_in_memory, malloc, needs, suite, ublk
+from ublk_world import BY_ID, STATE, WORLD, cpu_seconds, file, file_in_memory, malloc, needs, settle_udev, suite, ublk
 
 IDLE_S = 10
 # Under emulation; the aim on a machine is 0.01.
@@ -58,7 +58,7 @@ def names_by_id_appear_and_go():
         wait_until(str(link), link.exists)
         check(link.resolve() == pathlib.Path(disk.path), f"{link} leads to {link.resolve()}")
     WORLD.config.ublk.pop()
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     WORLD.reload()
     wait_until("the name of the removed disk gone", lambda: not os.path.lexists(BY_ID / "reactor-Odd.name_1-x"))
     check((BY_ID / "reactor-ram0").exists(), "the other name has gone too")
@@ -158,7 +158,7 @@ class NoModule:
     """The time without ublk in the kernel."""
 
     def __enter__(self):
-        run("udevadm", "settle", "--timeout=60")
+        settle_udev()
         run("rmmod", "ublk_drv")
         wait_until("no control device", lambda: not os.path.exists(ublk_kernel.CONTROL))
 
@@ -201,7 +201,7 @@ def idle_disks_cost_next_to_nothing():
     disks = WORLD.serve(volumes, exports, idle="adaptive")
     for disk in disks:
         disk.write(0, pattern(MIB))
-    run("udevadm", "settle", "--timeout=60")
+    settle_udev()
     time.sleep(2)
     pid = WORLD.target.process.pid
     before, started = cpu_seconds(pid), time.monotonic()
@@ -227,7 +227,7 @@ def program_serves_a_disk_of_its_own():
             words = struct.unpack("<512Q", disk.read(offset, 4096))
             check(words == tuple(range(offset, offset + 4096, 8)), f"at {offset}: {words[:2]}")
         check(disk.size() == 1 << 40 and disk.attribute("ro") == "1", f"{disk.size()} bytes, ro {disk.attribute('ro')}")
-        run("udevadm", "settle", "--timeout=60")
+        settle_udev()
         said = program.communicate("\n", timeout=30)
         check(program.returncode == 0, f"exit {program.returncode}: {said}")
     finally:
