@@ -5,7 +5,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{NQN_FIELD_LEN, Sqe};
+use super::{Cap, NQN_FIELD_LEN, PAGE_SHIFT_BASE, Sqe};
 use crate::util::open_enum;
 
 /// Size of every Identify data structure, in bytes.
@@ -362,13 +362,13 @@ pub struct IdentifyNamespace {
     pub nsfeat: u8,
     /// Number of LBA formats, zero's-based.
     pub nlbaf_z: u8,
-    /// Formatted LBA size: index of the format in use.
+    /// Formatted LBA size: [`super::Flbas`].
     pub flbas: u8,
     /// Metadata capabilities.
     pub mc: u8,
     /// End-to-end data protection capabilities.
     pub dpc: u8,
-    /// End-to-end data protection settings.
+    /// End-to-end data protection settings: [`super::Dps`].
     pub dps: u8,
     /// Namespace multi-path and sharing: bit 0 shared by several controllers.
     pub nmic: u8,
@@ -376,7 +376,7 @@ pub struct IdentifyNamespace {
     pub rescap: u8,
     /// Format progress indicator.
     pub fpi: u8,
-    /// Deallocate features: bits 2:0 what a deallocated block reads as (1: zeros), bit 3 DEAC of Write Zeroes.
+    /// Deallocate features: [`super::Dlfeat`].
     pub dlfeat: u8,
     /// Atomic write unit normal in blocks, zero's-based.
     pub nawun_z: U16,
@@ -540,12 +540,36 @@ pub struct DescriptorHeader {
 
 const _: () = assert!(size_of::<DescriptorHeader>() == 4);
 
+/// OACS bit: Format NVM.
+pub const OACS_FORMAT: u16 = 1 << 1;
+/// OACS bit: Namespace Management and Namespace Attachment.
+pub const OACS_NAMESPACE_MANAGEMENT: u16 = 1 << 3;
+/// OACS bit: Doorbell Buffer Config.
+pub const OACS_DOORBELL_BUFFER_CONFIG: u16 = 1 << 8;
+/// FNA bit: a format applies to all namespaces.
+pub const FNA_FORMAT_ALL: u8 = 1 << 0;
+/// FNA bit: a secure erase applies to all namespaces.
+pub const FNA_ERASE_ALL: u8 = 1 << 1;
+/// FNA bit: cryptographic erase is supported.
+pub const FNA_CRYPTOGRAPHIC: u8 = 1 << 2;
+/// CMIC bit: the NVM subsystem may have several controllers.
+pub const CMIC_CONTROLLERS: u8 = 1 << 1;
+/// NMIC bit: several controllers may have the namespace.
+pub const NMIC_SHARED: u8 = 1 << 0;
+/// NSATTR bit: the namespace is write protected.
+pub const NSATTR_WRITE_PROTECTED: u8 = 1 << 0;
 /// CTRATT bit: 128-bit host identifiers (Base §5.17.2.1).
 pub const CTRATT_HOST_ID_128: u32 = 1 << 0;
 /// CTRATT bit: traffic based keep alive support.
 pub const CTRATT_TBKAS: u32 = 1 << 6;
 /// OAES bit: namespace attribute notices.
 pub const OAES_NAMESPACE_ATTRIBUTE: u32 = 1 << 8;
+/// OAES bit: firmware activation notices.
+pub const OAES_FIRMWARE_ACTIVATION: u32 = 1 << 9;
+/// OAES bit: asymmetric namespace access change notices.
+pub const OAES_ANA_CHANGE: u32 = 1 << 11;
+/// OAES bit: zone descriptor changed notices (ZNS §4.1.1).
+pub const OAES_ZONE_DESCRIPTOR: u32 = 1 << 27;
 /// OAES bit: discovery log page change notices.
 pub const OAES_DISCOVERY_LOG: u32 = 1 << 31;
 /// LPA bit: the commands supported and effects log page is supported.
@@ -563,18 +587,31 @@ pub const ONCS_DSM: u16 = 1 << 2;
 pub const ONCS_WRITE_ZEROES: u16 = 1 << 3;
 /// ONCS bit: the Save field of Set Features and the Select field of Get Features.
 pub const ONCS_SAVE_SELECT: u16 = 1 << 4;
+/// ONCS bit: Verify.
+pub const ONCS_VERIFY: u16 = 1 << 7;
 /// FUSES bit: fused Compare and Write.
 pub const FUSES_COMPARE_AND_WRITE: u16 = 1 << 0;
 /// VWC bit: a volatile write cache is present.
 pub const VWC_PRESENT: u8 = 1 << 0;
 /// VWC bits 2:1 = 10b: Flush with the broadcast NSID is refused.
 pub const VWC_FLUSH_BROADCAST_REFUSED: u8 = 2 << 1;
+/// SGLS bits 1:0: how SGLs are supported; 0 is not at all.
+pub const SGLS_MASK: u32 = 3;
+/// SGLS bits 1:0 = 10b: SGLs are supported whose data blocks are aligned to 4 bytes and multiples of it.
+pub const SGLS_DWORD: u32 = 2;
 /// SGLS bits 1:0 = 01b: SGLs are supported without an alignment or granularity requirement.
 pub const SGLS_SUPPORTED: u32 = 1;
 /// SGLS bit: the address of an SGL data block may specify an offset (in-capsule data).
 pub const SGLS_OFFSET: u32 = 1 << 20;
 /// SGLS bit: the Transport SGL data block descriptor is supported.
 pub const SGLS_TRANSPORT: u32 = 1 << 21;
+
+/// Bytes of a limit that is a power of two in units of the minimum memory page, such as MDTS, VSL, WZSL or ZASL; `None` for
+/// no limit, which is also what a power beyond 64 bits means (Base §5.17.2.1, NVM §4.1.5.4).
+pub const fn size_limit(power: u8, cap: Cap) -> Option<u64> {
+    let shift = power as u32 + PAGE_SHIFT_BASE + cap.mpsmin() as u32;
+    if power == 0 || shift >= u64::BITS { None } else { Some(1 << shift) }
+}
 
 #[cfg(test)]
 mod tests {
@@ -603,5 +640,38 @@ mod tests {
         let bytes = id.as_bytes();
         assert_eq!((bytes[77], bytes[320], bytes[514]), (8, 0x0a, 0x80));
         assert_eq!(bytes[1792..1796], [4, 2, 0, 0]);
+    }
+
+    #[test]
+    fn limits_are_powers_of_pages() {
+        let four_kib = Cap(0);
+        assert_eq!((size_limit(0, four_kib), size_limit(5, four_kib)), (None, Some(128 << 10)));
+        assert_eq!(size_limit(5, Cap(4 << 48)), Some(2 << 20));
+        assert_eq!((size_limit(51, four_kib), size_limit(52, four_kib)), (Some(1 << 63), None));
+        assert_eq!(size_limit(u8::MAX, Cap(u64::MAX)), None);
+    }
+
+    #[test]
+    fn nvm_limits_golden_bytes() {
+        let mut bytes = [0; IDENTIFY_LEN];
+        bytes[..16].copy_from_slice(&[5, 6, 7, 8, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        let id = IdentifyControllerNvm::read_from_bytes(&bytes).unwrap();
+        assert_eq!((id.vsl, id.wzsl, id.wusl, id.dmrl), (5, 6, 7, 8));
+        assert_eq!((id.dmrsl.get(), id.dmsl.get()), (1 << 16, 1 << 32));
+    }
+
+    #[test]
+    fn namespace_fields_stand_where_hosts_look() {
+        let mut bytes = vec![0; IDENTIFY_LEN];
+        bytes[26] = 0x80;
+        bytes[33] = 9;
+        bytes[46..48].copy_from_slice(&[0, 1]);
+        bytes[64..74].copy_from_slice(&[1, 0, 2, 0, 3, 0, 4, 0, 5, 0]);
+        bytes[30] = NMIC_SHARED;
+        bytes[99] = NSATTR_WRITE_PROTECTED;
+        let id = IdentifyNamespace::read_from_bytes(&bytes).unwrap();
+        assert_eq!((id.flbas, id.dlfeat, id.noiob.get(), id.nmic, id.nsattr), (0x80, 9, 256, 1, 1));
+        let optimal = [id.npwg_z, id.npwa_z, id.npdg_z, id.npda_z, id.nows_z].map(U16::get);
+        assert_eq!(optimal, [1, 2, 3, 4, 5]);
     }
 }

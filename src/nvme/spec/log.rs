@@ -5,7 +5,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::Sqe;
+use super::{AdminOpcode, NvmOpcode, Sqe, Status};
 use crate::util::open_enum;
 
 open_enum! {
@@ -31,6 +31,8 @@ open_enum! {
         MI_COMMANDS_EFFECTS = 0x13,
         /// Discovery.
         DISCOVERY = 0x70,
+        /// Changed Zone List (ZNS §4.1.4).
+        CHANGED_ZONES = 0xbf,
     }
 }
 
@@ -129,11 +131,41 @@ const _: () = assert!(size_of::<ErrorLogEntry>() == 64);
 const _: () = assert!(offset_of!(ErrorLogEntry, trtype) == 29);
 const _: () = assert!(offset_of!(ErrorLogEntry, command_specific) == 32);
 
+impl ErrorLogEntry {
+    /// The status field.
+    pub const fn status(&self) -> Status {
+        Status::from_wire(self.status.get())
+    }
+
+    /// The entries in use of a page, newest first; what is left over behind the last whole one is none.
+    pub fn list(page: &[u8]) -> impl Iterator<Item = &Self> {
+        page.chunks_exact(size_of::<Self>())
+            .filter_map(|bytes| Self::ref_from_bytes(bytes).ok())
+            .filter(|entry| entry.error_count.get() != 0)
+    }
+}
+
+/// Bits of [`SmartLog::critical_warning`] (Base §5.16.1.3).
+pub mod critical_warning {
+    /// Available spare is below its threshold.
+    pub const SPARE: u8 = 1 << 0;
+    /// A temperature is beyond its threshold.
+    pub const TEMPERATURE: u8 = 1 << 1;
+    /// Reliability is degraded.
+    pub const RELIABILITY: u8 = 1 << 2;
+    /// The media are read only.
+    pub const READ_ONLY: u8 = 1 << 3;
+    /// The backup of volatile memory has failed.
+    pub const BACKUP: u8 = 1 << 4;
+    /// The persistent memory region is read only or unreliable.
+    pub const PERSISTENT_MEMORY: u8 = 1 << 5;
+}
+
 /// SMART / Health Information log page, 512 bytes (Base §5.16.1.3).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SmartLog {
-    /// Critical warning bits: 0 spare, 1 temperature, 2 reliability, 3 read only, 4 backup, 5 persistent memory.
+    /// Critical warning bits, [`critical_warning`].
     pub critical_warning: u8,
     /// Composite temperature in kelvin; 0 when not reported.
     pub temperature_k: U16,
@@ -200,8 +232,31 @@ pub struct FirmwareSlotLog {
 
 const _: () = assert!(size_of::<FirmwareSlotLog>() == 512);
 
+impl FirmwareSlotLog {
+    /// Slot in use, 1 to 7; 0 is none that a controller may say.
+    pub const fn active_slot(&self) -> u8 {
+        self.afi & 7
+    }
+
+    /// Slot in use after the next reset, or 0 if that is not said.
+    pub const fn next_slot(&self) -> u8 {
+        self.afi >> 4 & 7
+    }
+
+    /// Firmware revision of `slot`, `None` for an empty slot and for one that there cannot be.
+    pub fn revision(&self, slot: u8) -> Option<&[u8; 8]> {
+        self.frs.get(usize::from(slot).checked_sub(1)?).filter(|revision| **revision != [0; 8])
+    }
+}
+
 /// Most namespaces the Changed Namespace List names; beyond, its first entry is FFFFFFFFh (Base §5.16.1.5).
 pub const CHANGED_NAMESPACES_MAX: usize = 1024;
+
+/// Whether a Changed Namespace List says only that there were more than it can name (Base §5.16.1.5): then every namespace may
+/// have changed. Else [`super::namespace_list`] reads it.
+pub fn all_namespaces_changed(page: &[u8]) -> bool {
+    page.first_chunk().is_some_and(|first| u32::from_le_bytes(*first) == u32::MAX)
+}
 
 /// Commands Supported and Effects log page, 4,096 bytes (Base §5.16.1.6).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -216,6 +271,18 @@ pub struct CommandsEffectsLog {
 }
 
 const _: () = assert!(size_of::<CommandsEffectsLog>() == 4096);
+
+impl CommandsEffectsLog {
+    /// Effects of an admin command.
+    pub fn of_admin(&self, opcode: AdminOpcode) -> CommandEffects {
+        CommandEffects(self.admin[usize::from(opcode.0)].get())
+    }
+
+    /// Effects of an I/O command of the command set that the page was asked for.
+    pub fn of_io(&self, opcode: NvmOpcode) -> CommandEffects {
+        CommandEffects(self.io[usize::from(opcode.0)].get())
+    }
+}
 
 /// Bits of an entry of the Commands Supported and Effects log page (Base §5.16.1.6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -232,6 +299,16 @@ impl CommandEffects {
     pub const NIC: u32 = 1 << 3;
     /// The command may change controller capabilities.
     pub const CCC: u32 = 1 << 4;
+
+    /// Whether the command is supported.
+    pub const fn supported(self) -> bool {
+        self.0 & Self::CSUPP != 0
+    }
+
+    /// Command Submission and Execution: 0 no restriction, 1 nothing else outstanding for the namespace, 2 for any namespace.
+    pub const fn cse(self) -> u8 {
+        (self.0 >> 16) as u8 & 7
+    }
 }
 
 /// Largest number of identifiers in a namespace list (Base §4.3).
@@ -240,7 +317,7 @@ pub const NAMESPACE_LIST_MAX: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nvme::spec::AdminOpcode;
+    use crate::nvme::spec::StatusCode;
 
     #[test]
     fn get_log_fields_round_trip() {
@@ -260,5 +337,74 @@ mod tests {
         assert_eq!(sqe.cdw11.get(), 0x0009_0012);
         assert_eq!(GetLogFields::of(&sqe), fields);
         assert_eq!(fields.len(), 4 * 0x0012_0100);
+    }
+
+    #[test]
+    fn error_log_golden_bytes() {
+        let mut page = [0; 3 * 64 + 63];
+        page[..8].copy_from_slice(&[9, 0, 0, 0, 0, 0, 0, 0]);
+        page[8..16].copy_from_slice(&[2, 0, 0x34, 0x12, 0x03, 0x05, 0x28, 0x00]);
+        page[16..28].copy_from_slice(&[0x80, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0]);
+        // The second one is unused, behind the third follows no whole one.
+        page[128] = 8;
+        page[192] = 7;
+        let entries: Vec<_> = ErrorLogEntry::list(&page).collect();
+        assert_eq!(entries.iter().map(|entry| entry.error_count.get()).collect::<Vec<_>>(), [9, 8]);
+        let first = entries[0];
+        assert_eq!((first.sqid.get(), first.cid.get(), first.parameter_location.get()), (2, 0x1234, 0x28));
+        assert_eq!((first.lba.get(), first.nsid.get()), (0x1_0000_0080, 3));
+        assert_eq!(first.status(), StatusCode::UNRECOVERED_READ_ERROR.retry());
+        assert_eq!(ErrorLogEntry::list(&[]).count(), 0);
+    }
+
+    #[test]
+    fn smart_log_golden_bytes() {
+        let mut page = [0; 512];
+        page[..6].copy_from_slice(&[0x0a, 0x39, 0x01, 99, 10, 3]);
+        page[32..40].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
+        page[47] = 0x80;
+        page[200..204].copy_from_slice(&[0x3a, 0x01, 0, 0]);
+        let log = SmartLog::read_from_bytes(&page).unwrap();
+        assert_eq!(log.critical_warning, critical_warning::TEMPERATURE | critical_warning::READ_ONLY);
+        assert_eq!((log.temperature_k.get(), log.available_spare, log.percentage_used), (313, 99, 3));
+        assert_eq!(log.data_units_read.get(), 1 << 127 | 1);
+        assert_eq!((log.temperature_sensors_k[0].get(), log.temperature_sensors_k[1].get()), (314, 0));
+    }
+
+    #[test]
+    fn firmware_log_golden_bytes() {
+        let mut page = [0; 512];
+        page[0] = 0x21;
+        page[8..16].copy_from_slice(b"1.0     ");
+        page[56..64].copy_from_slice(b"2.0     ");
+        let log = FirmwareSlotLog::read_from_bytes(&page).unwrap();
+        assert_eq!((log.active_slot(), log.next_slot()), (1, 2));
+        assert_eq!((log.revision(1), log.revision(7)), (Some(b"1.0     "), Some(b"2.0     ")));
+        for slot in [0, 2, 8, u8::MAX] {
+            assert_eq!(log.revision(slot), None);
+        }
+    }
+
+    #[test]
+    fn effects_golden_bytes() {
+        let mut page = vec![0; 4096];
+        page[4 * 0x80..][..4].copy_from_slice(&[0x0f, 0, 0x02, 0]);
+        page[1024 + 4..][..4].copy_from_slice(&[0x03, 0, 0, 0]);
+        let log = CommandsEffectsLog::ref_from_bytes(&page).unwrap();
+        let format = log.of_admin(AdminOpcode::FORMAT_NVM);
+        assert_eq!((format.supported(), format.cse()), (true, 2));
+        assert_eq!(
+            format.0 & 0x1f,
+            CommandEffects::CSUPP | CommandEffects::LBCC | CommandEffects::NCC | CommandEffects::NIC
+        );
+        assert_eq!(log.of_io(NvmOpcode::WRITE), CommandEffects(CommandEffects::CSUPP | CommandEffects::LBCC));
+        assert!(!log.of_io(NvmOpcode::READ).supported() && !log.of_admin(AdminOpcode(0xff)).supported());
+    }
+
+    #[test]
+    fn changed_namespaces() {
+        assert!(all_namespaces_changed(&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]));
+        assert!(!all_namespaces_changed(&[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]));
+        assert!(!all_namespaces_changed(&[0xff; 3]));
     }
 }

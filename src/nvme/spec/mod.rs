@@ -1,39 +1,49 @@
 //! Wire types of the NVM Express specifications, shared by the target, the host and the PCIe driver.
 //!
-//! Citations: *Base* is the NVM Express Base Specification 2.0, *NVM* the NVM Command Set Specification 1.0. Every
-//! structure is little-endian, has no padding, needs no alignment and can be read from or written to bytes with the
+//! Citations: *Base* is the NVM Express Base Specification 2.0, *NVM* the NVM Command Set Specification 1.0, *ZNS* the Zoned
+//! Namespace Command Set Specification 1.1, *PCIe* the NVMe over PCIe Transport Specification 1.0. Every structure is little-endian, has no padding, needs no alignment and can be read from or written to bytes with the
 //! `zerocopy` traits it derives; its size (and the offsets a mistake would hide in) are checked at compile time.
 //! Fields named `..._z` are zero's-based: the value 0 means one. Values a peer may send are open enumerations.
 //!
 //! ```text
-//!   command     submission and completion queue entries, SGL descriptors   opcode   admin, NVM, fabrics opcodes
-//!   status      status codes and the status field                          property CAP, VS, CC, CSTS, CRTO
-//!   identify    controller and namespace data structures                   log      log pages
-//!   feature     feature identifiers and values, asynchronous events        nvm      I/O command fields, ranges
-//!   fabrics     Connect, Property Get/Set, discovery log                    name     NQNs and UUIDs as text
+//!   command     submission and completion queue entries, PRPs, SGLs        opcode    admin, NVM, zoned, fabrics opcodes
+//!   status      status codes and the status field                          property  CAP, VS, CC, CSTS, CRTO
+//!   identify    controller and namespace data structures                   register  AQA, memory buffer, doorbells
+//!   namespace   formats, identifiers and lists as Identify tells them      log       log pages
+//!   feature     feature identifiers and values, asynchronous events        admin     queues, Abort, Format NVM
+//!   nvm         I/O command fields, ranges                                 zoned     zones and their commands
+//!   fabrics     Connect, Property Get/Set, discovery log                   name      NQNs and UUIDs as text
 //! ```
 
+mod admin;
 mod command;
 mod fabrics;
 mod feature;
 mod identify;
 mod log;
 mod name;
+mod namespace;
 mod nvm;
 mod opcode;
 mod property;
+mod register;
 mod status;
+mod zoned;
 
+pub use admin::*;
 pub use command::*;
 pub use fabrics::*;
 pub use feature::*;
 pub use identify::*;
 pub use log::*;
 pub use name::*;
+pub use namespace::*;
 pub use nvm::*;
 pub use opcode::*;
 pub use property::*;
+pub use register::*;
 pub use status::*;
+pub use zoned::*;
 
 /// Namespace identifier that addresses every active namespace (Base §3.2.1.2).
 pub const NSID_BROADCAST: u32 = 0xffff_ffff;

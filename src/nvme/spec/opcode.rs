@@ -27,15 +27,21 @@ open_enum! {
         ASYNC_EVENT_REQUEST = 0x0c,
         /// Namespace Management.
         NAMESPACE_MANAGEMENT = 0x0d,
+        /// Namespace Attachment.
+        NAMESPACE_ATTACHMENT = 0x15,
         /// Keep Alive.
         KEEP_ALIVE = 0x18,
+        /// Doorbell Buffer Config (memory-based transports only).
+        DOORBELL_BUFFER_CONFIG = 0x7c,
         /// Every command of the Fabrics Command Set.
         FABRICS = 0x7f,
+        /// Format NVM.
+        FORMAT_NVM = 0x80,
     }
 }
 
 open_enum! {
-    /// Opcodes of the NVM Command Set (NVM §3).
+    /// Opcodes of the NVM Command Set (NVM §3), and those that the Zoned Namespace Command Set adds to them (ZNS §3.4).
     pub enum NvmOpcode: u8 {
         /// Flush (Base §7.1).
         FLUSH = 0x00,
@@ -63,6 +69,12 @@ open_enum! {
         RESERVATION_RELEASE = 0x15,
         /// Copy.
         COPY = 0x19,
+        /// Zone Management Send (zoned namespaces).
+        ZONE_MANAGEMENT_SEND = 0x79,
+        /// Zone Management Receive (zoned namespaces).
+        ZONE_MANAGEMENT_RECEIVE = 0x7a,
+        /// Zone Append (zoned namespaces).
+        ZONE_APPEND = 0x7d,
         /// A command of the Fabrics Command Set, sent on an I/O queue.
         FABRICS = 0x7f,
     }
@@ -108,6 +120,31 @@ impl Direction {
             1 => Self::HostToController,
             2 => Self::ControllerToHost,
             _ => Self::Bidirectional,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opcodes_say_their_direction() {
+        for (opcode, direction) in [
+            (AdminOpcode::CREATE_IO_SQ.0, Direction::HostToController),
+            (AdminOpcode::DELETE_IO_CQ.0, Direction::None),
+            (AdminOpcode::IDENTIFY.0, Direction::ControllerToHost),
+            (AdminOpcode::DOORBELL_BUFFER_CONFIG.0, Direction::None),
+            (AdminOpcode::FORMAT_NVM.0, Direction::None),
+            (AdminOpcode::NAMESPACE_ATTACHMENT.0, Direction::HostToController),
+            (NvmOpcode::VERIFY.0, Direction::None),
+            (NvmOpcode::COMPARE.0, Direction::HostToController),
+            (NvmOpcode::DATASET_MANAGEMENT.0, Direction::HostToController),
+            (NvmOpcode::ZONE_MANAGEMENT_SEND.0, Direction::HostToController),
+            (NvmOpcode::ZONE_MANAGEMENT_RECEIVE.0, Direction::ControllerToHost),
+            (NvmOpcode::ZONE_APPEND.0, Direction::HostToController),
+        ] {
+            assert_eq!(Direction::of(opcode), direction, "{opcode:#x}");
         }
     }
 }

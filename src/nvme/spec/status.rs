@@ -42,6 +42,10 @@ open_enum! {
         SGL_METADATA_LENGTH_INVALID = 0x010,
         /// SGL Descriptor Type Invalid.
         SGL_DESCRIPTOR_TYPE_INVALID = 0x011,
+        /// Invalid Use of Controller Memory Buffer.
+        INVALID_CMB_USE = 0x012,
+        /// PRP Offset Invalid.
+        PRP_OFFSET_INVALID = 0x013,
         /// Atomic Write Unit Exceeded.
         ATOMIC_WRITE_UNIT_EXCEEDED = 0x014,
         /// Operation Denied.
@@ -56,6 +60,14 @@ open_enum! {
         KEEP_ALIVE_INVALID = 0x01a,
         /// Command Aborted due to Preempt and Abort.
         ABORTED_PREEMPT = 0x01b,
+        /// Sanitize Failed.
+        SANITIZE_FAILED = 0x01c,
+        /// Sanitize In Progress.
+        SANITIZE_IN_PROGRESS = 0x01d,
+        /// SGL Data Block Granularity Invalid.
+        SGL_GRANULARITY_INVALID = 0x01e,
+        /// Command Not Supported for Queue in CMB.
+        NOT_SUPPORTED_IN_CMB = 0x01f,
         /// Namespace is Write Protected.
         NAMESPACE_WRITE_PROTECTED = 0x020,
         /// Command Interrupted: retry.
@@ -72,8 +84,12 @@ open_enum! {
         NAMESPACE_NOT_READY = 0x082,
         /// Reservation Conflict.
         RESERVATION_CONFLICT = 0x083,
+        /// Format In Progress.
+        FORMAT_IN_PROGRESS = 0x084,
 
         // Command specific status, SCT 1h.
+        /// Completion Queue Invalid.
+        COMPLETION_QUEUE_INVALID = 0x100,
         /// Invalid Queue Identifier.
         INVALID_QUEUE_ID = 0x101,
         /// Invalid Queue Size.
@@ -82,8 +98,14 @@ open_enum! {
         ABORT_LIMIT_EXCEEDED = 0x103,
         /// Asynchronous Event Request Limit Exceeded.
         ASYNC_EVENT_LIMIT_EXCEEDED = 0x105,
+        /// Invalid Interrupt Vector.
+        INVALID_INTERRUPT_VECTOR = 0x108,
         /// Invalid Log Page.
         INVALID_LOG_PAGE = 0x109,
+        /// Invalid Format.
+        INVALID_FORMAT = 0x10a,
+        /// Invalid Queue Deletion.
+        INVALID_QUEUE_DELETION = 0x10c,
         /// Feature Identifier Not Saveable.
         FEATURE_NOT_SAVEABLE = 0x10d,
         /// Feature Not Changeable.
@@ -104,6 +126,22 @@ open_enum! {
         WRITE_TO_READ_ONLY_RANGE = 0x182,
         /// Command Size Limit Exceeded (NVM §3.2).
         COMMAND_SIZE_LIMIT_EXCEEDED = 0x183,
+        /// Zoned Boundary Error (ZNS §3.1).
+        ZONE_BOUNDARY_ERROR = 0x1b8,
+        /// Zone Is Full (ZNS §3.1).
+        ZONE_IS_FULL = 0x1b9,
+        /// Zone Is Read Only (ZNS §3.1).
+        ZONE_IS_READ_ONLY = 0x1ba,
+        /// Zone Is Offline (ZNS §3.1).
+        ZONE_IS_OFFLINE = 0x1bb,
+        /// Zone Invalid Write (ZNS §3.1).
+        ZONE_INVALID_WRITE = 0x1bc,
+        /// Too Many Active Zones (ZNS §3.1).
+        TOO_MANY_ACTIVE_ZONES = 0x1bd,
+        /// Too Many Open Zones (ZNS §3.1).
+        TOO_MANY_OPEN_ZONES = 0x1be,
+        /// Invalid Zone State Transition (ZNS §3.1).
+        INVALID_ZONE_TRANSITION = 0x1bf,
 
         // Command specific status of Fabrics commands, SCT 1h: the values overlap those of the I/O command sets.
         /// Connect Incompatible Format.
@@ -140,10 +178,18 @@ open_enum! {
         ACCESS_DENIED = 0x286,
         /// Deallocated or Unwritten Logical Block.
         DEALLOCATED_BLOCK = 0x287,
+        /// End-to-End Storage Tag Check Error.
+        STORAGE_TAG_CHECK_ERROR = 0x288,
 
         // Path related status, SCT 3h.
         /// Internal Path Error.
         INTERNAL_PATH_ERROR = 0x300,
+        /// Asymmetric Access Persistent Loss.
+        ANA_PERSISTENT_LOSS = 0x301,
+        /// Asymmetric Access Inaccessible.
+        ANA_INACCESSIBLE = 0x302,
+        /// Asymmetric Access Transition.
+        ANA_TRANSITION = 0x303,
         /// Controller Pathing Error.
         CONTROLLER_PATH_ERROR = 0x360,
         /// Host Pathing Error.
@@ -251,5 +297,21 @@ mod tests {
         assert!(status.is_dnr() && !status.is_success());
         assert_eq!(format!("{:?}", status.with_more()), "LBA_OUT_OF_RANGE|MORE|DNR");
         assert_eq!(Status(0x1800).crd(), 3);
+    }
+
+    #[test]
+    fn zone_codes_are_command_specific() {
+        for (code, sc) in [
+            (StatusCode::ZONE_BOUNDARY_ERROR, 0xb8),
+            (StatusCode::ZONE_IS_FULL, 0xb9),
+            (StatusCode::ZONE_IS_READ_ONLY, 0xba),
+            (StatusCode::ZONE_IS_OFFLINE, 0xbb),
+            (StatusCode::ZONE_INVALID_WRITE, 0xbc),
+            (StatusCode::TOO_MANY_ACTIVE_ZONES, 0xbd),
+            (StatusCode::TOO_MANY_OPEN_ZONES, 0xbe),
+            (StatusCode::INVALID_ZONE_TRANSITION, 0xbf),
+        ] {
+            assert_eq!((code.sct(), code.sc(), code.dnr().to_wire()), (1, sc, 0x8200 | u16::from(sc) << 1));
+        }
     }
 }

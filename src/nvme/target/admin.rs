@@ -6,8 +6,8 @@ use super::fault::{Fault, at};
 use super::io::{DataPlace, data_place};
 use super::{MAX_TRANSFER_LEN, SmartCounters, feature, identify, log};
 use crate::nvme::spec::{
-    AdminOpcode, Cqe, Direction, FabricsType, IDENTIFY_LEN, LogId, NoticeInfo, PropertyGetCmd, PropertySetCmd, Psdt,
-    Sqe, StatusCode,
+    AbortFields, AdminOpcode, Cqe, Direction, FabricsType, IDENTIFY_LEN, LogId, NoticeInfo, PropertyGetCmd,
+    PropertySetCmd, Psdt, Sqe, StatusCode,
 };
 
 /// What an admin command needs from outside.
@@ -222,8 +222,7 @@ impl Target {
         let Some(controller) = self.controllers.get_mut(&handle) else {
             return Err(Fault::new(StatusCode::INTERNAL_ERROR));
         };
-        let cdw10 = sqe.cdw10.get();
-        let (sqid, cid) = (cdw10 as u16, (cdw10 >> 16) as u16);
+        let AbortFields { sqid, cid } = AbortFields::of(sqe);
         if sqid == 0 {
             let position = controller.parked.iter().position(|&parked| parked == cid);
             if let Some(position) = position {

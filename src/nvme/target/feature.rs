@@ -4,7 +4,8 @@ use super::controller::Controller;
 use super::engine::TargetParams;
 use super::fault::{Fault, at};
 use crate::nvme::spec::{
-    FeatureFields, FeatureId, FeatureSelect, NSID_BROADCAST, Sqe, StatusCode, async_event_config, feature_capability,
+    FeatureFields, FeatureId, FeatureSelect, NSID_BROADCAST, QueueCounts, Sqe, StatusCode, async_event_config,
+    feature_capability,
 };
 
 /// Whether a feature can be changed; `None` when this type of controller does not have it. Each feature has an effect, or
@@ -41,12 +42,6 @@ fn async_events(controller: &Controller) -> u32 {
     }
 }
 
-/// Number of queues as dword 0 reports them: zero's-based, completion and submission queues.
-fn queues_dword(queues: u16) -> u32 {
-    let queues_z = u32::from(queues) - 1;
-    queues_z | queues_z << 16
-}
-
 /// Get Features. Returns dword 0 and the number of bytes written to `out`.
 pub(super) fn get(
     controller: &Controller,
@@ -71,8 +66,8 @@ pub(super) fn get(
         // Arbitration burst: no limit.
         FeatureId::ARBITRATION => 7,
         FeatureId::VOLATILE_WRITE_CACHE => 1,
-        FeatureId::NUMBER_OF_QUEUES if default => queues_dword(params.max_io_queues),
-        FeatureId::NUMBER_OF_QUEUES => queues_dword(controller.granted_queues),
+        FeatureId::NUMBER_OF_QUEUES if default => QueueCounts::pairs(params.max_io_queues).to_dword(),
+        FeatureId::NUMBER_OF_QUEUES => QueueCounts::pairs(controller.granted_queues).to_dword(),
         FeatureId::ASYNC_EVENT_CONFIG if !default => controller.async_config,
         FeatureId::KEEP_ALIVE_TIMER if !default => controller.kato_ms,
         FeatureId::HOST_ID => {
@@ -115,16 +110,16 @@ pub(super) fn set(controller: &mut Controller, params: &TargetParams, sqe: &Sqe,
     const BAD_VALUE: Fault = Fault::at(StatusCode::INVALID_FIELD, at::CDW11);
     match fields.fid {
         FeatureId::NUMBER_OF_QUEUES => {
-            let (submission_z, completion_z) = (value as u16, (value >> 16) as u16);
-            if submission_z == u16::MAX || completion_z == u16::MAX {
+            let asked = QueueCounts::of(value);
+            if asked.submission_z == u16::MAX || asked.completion_z == u16::MAX {
                 return Err(BAD_VALUE);
             }
             if !controller.io_queues.is_empty() {
                 return Err(Fault::new(StatusCode::COMMAND_SEQUENCE_ERROR));
             }
             // Queues come in pairs over fabrics.
-            controller.granted_queues = (submission_z.min(completion_z) + 1).min(params.max_io_queues);
-            Ok(queues_dword(controller.granted_queues))
+            controller.granted_queues = asked.usable().min(u32::from(params.max_io_queues)) as u16;
+            Ok(QueueCounts::pairs(controller.granted_queues).to_dword())
         }
         FeatureId::ASYNC_EVENT_CONFIG => {
             if value & !async_events(controller) != 0 {

@@ -7,6 +7,7 @@ use super::fault::{Fault, at};
 use super::namespace::{NamespaceInfo, Namespaces};
 use crate::nvme::spec::{
     DSM_MAX_RANGES, DsmAttributes, DsmRange, FabricsType, Fuse, NvmOpcode, Psdt, RwCdw12, SglId, Sqe, StatusCode,
+    dsm_ranges_z,
 };
 
 /// What a block request does.
@@ -160,7 +161,7 @@ fn decode_write_zeroes(sqe: &Sqe, ns: &NamespaceInfo, capsule_len: u32) -> Resul
 }
 
 fn decode_dsm(sqe: &Sqe, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoRequest, Fault> {
-    let ranges = (sqe.cdw10.get() & 0xff) + 1;
+    let ranges = u32::from(dsm_ranges_z(sqe)) + 1;
     let deallocate = sqe.cdw11.get() & DsmAttributes::DEALLOCATE != 0;
     if deallocate && ns.read_only {
         return Err(Fault::at(StatusCode::NAMESPACE_WRITE_PROTECTED, at::NSID));
