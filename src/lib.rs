@@ -50,7 +50,7 @@
 //! ```text
 //!   hugepages <- sys <- reactor <- bdev <-----+-- bdev::layer
 //!                          ^        ^         +-- bdev::device
-//!                          +- net <-+---------+-- nvme::host            <- drain <- serve, control <- main
+//!                          +- net <-+---------+-- nvme::host (nvme::io) <- drain <- serve, control <- main
 //!   util <- nvme::spec <- nvme::tcp <---------+-- nvme::target::tcp
 //!                                   +---------+-- ublk
 //!                   ^---- nvme::target (engine) <-----^

@@ -6,10 +6,15 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use reactor::nvme::host::{DiscoveryLog, Geometry};
+use reactor::nvme::host::DiscoveryLog;
+use reactor::nvme::io::{Geometry, Identified, Unmapping, identity, transfer_max};
 use reactor::nvme::spec::{
-    AsyncEventResult, CNTLID_DYNAMIC, Cqe, FeatureFields, Fuse, GetLogFields, IdentifyController, IdentifyFields,
-    IdentifyNamespace, InvalidParameter, NvmOpcode, Property, PropertySetCmd, SglDescriptor, Sqe, Status,
+    AbortFields, AsyncEventResult, CNTLID_DYNAMIC, Cap, Cmbloc, Cmbsz, Cqe, CreateCqFields, CreateSqFields, Crto,
+    DOORBELLS, Doorbells, ErrorLogEntry, FeatureFields, FirmwareSlotLog, FormatFields, Fuse, GetLogFields,
+    IdentifyController, IdentifyControllerNvm, IdentifyControllerZoned, IdentifyFields, IdentifyNamespace,
+    IdentifyNamespaceZoned, InvalidParameter, NamespaceIds, NvmOpcode, Property, PropertySetCmd, Psdt, QueueCounts,
+    SglDescriptor, Sqe, Status, ZoneReceiveFields, ZoneSendFields, all_namespaces_changed, descriptors, namespace_list,
+    ready_timeout_ms, zone_report,
 };
 use reactor::nvme::spec::{ConnectCmd, ConnectData, put_text};
 use reactor::nvme::target::{
@@ -20,6 +25,7 @@ use reactor::nvme::tcp::{
     DataPdu, Decoder, Event, Framing, Limits, MAX_PREFIX_LEN, Negotiated, R2tPdu, Role, TERM_DATA_MAX, ic_req, ic_resp,
     term_req,
 };
+use reactor::reactor::io::IoOp as Op;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// The first bytes of the input of [`stream`], which say how the rest is received.
@@ -428,34 +434,126 @@ pub fn discovery(input: &[u8]) -> bool {
     log.entries.iter().any(|entry| entry.socket_address().is_some())
 }
 
-/// What a host makes of identify data: changes to right data, each a place and a byte.
+/// What an initiator makes of identify data: changes to right data, each a place and a byte. The data is that of the controller,
+/// the namespace, the limits of the NVM command set, the zones, the limits of the zoned one, and the capabilities.
 pub fn identify(input: &[u8]) -> bool {
     let (mut controller, mut namespace) = (IdentifyController::new_zeroed(), IdentifyNamespace::new_zeroed());
+    let (mut limits, mut zones) = (IdentifyControllerNvm::new_zeroed(), IdentifyNamespaceZoned::new_zeroed());
+    let mut append = IdentifyControllerZoned::new_zeroed();
+    let mut cap = [0; 8];
     namespace.nsze.set(4096);
     namespace.lbaf[0].lbads = 9;
+    zones.lbafe[0].zsze.set(64);
     for change in input.chunks_exact(3) {
-        let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % 8192;
-        if at < 4096 {
-            controller.as_mut_bytes()[at] = change[2];
-        } else {
-            namespace.as_mut_bytes()[at - 4096] = change[2];
-        }
+        let at = usize::from(u16::from_le_bytes([change[0], change[1]]));
+        let byte = match at / 4096 {
+            0 => &mut controller.as_mut_bytes()[at % 4096],
+            1 => &mut namespace.as_mut_bytes()[at % 4096],
+            2 => &mut limits.as_mut_bytes()[at % 4096],
+            3 => &mut zones.as_mut_bytes()[at % 4096],
+            4 => &mut append.as_mut_bytes()[at % 4096],
+            _ => &mut cap[at % 8],
+        };
+        *byte = change[2];
     }
-    let geometry = Geometry::new(1, &controller, &namespace, 1 << 20, 32);
-    if let Ok(geometry) = &geometry {
+    let cap = Cap(u64::from_le_bytes(cap));
+    let plain = Identified { nsid: 1, cap, controller: &controller, namespace: &namespace, limits: None, zoned: None };
+    let zoned = Identified { limits: Some(&limits), zoned: Some((&zones, &append)), ..plain };
+    let most = transfer_max(&controller, cap);
+    assert!((4096..=1 << 20).contains(&most));
+    let of_list = NamespaceIds::of(input).or(&namespace);
+    assert_eq!(identity(&of_list, &controller, 1), identity(&of_list, &controller, 1));
+    let geometry = Geometry::new(&plain, most, 32);
+    let with_zones = Geometry::new(&zoned, most, 32);
+    assert!(geometry.is_ok() || with_zones.is_err(), "zones make nothing usable");
+    for geometry in [&geometry, &with_zones].into_iter().flatten() {
         let block = 1_u64 << geometry.block_shift;
         assert!(geometry.size > 0 && geometry.size.is_multiple_of(block));
         assert_eq!(geometry.size >> geometry.block_shift, namespace.nsze.get());
         let limits = &geometry.limits;
         assert!(limits.transfer_max >= block && limits.transfer_max <= 1 << 20);
+        assert!(limits.zeroes_max >= block && limits.zeroes_max >> geometry.block_shift <= 1 << 16);
         for unit in [limits.write_granularity, limits.unmap_granularity] {
             assert!(u64::from(unit).is_multiple_of(block), "a granularity of {unit} in blocks of {block}");
         }
         let performance = namespace.nsfeat & 1 << 4 != 0;
         assert_eq!(limits.write_granularity > 0, performance, "a granularity that was lost");
         assert_eq!(limits.unmap_granularity > 0, performance, "a granularity that was lost");
+        let physical = u64::from(geometry.physical_block_size);
+        assert!(physical.is_power_of_two() && (block..=65_536).contains(&physical), "physical blocks of {physical}");
+        assert!(geometry.compare_and_write_max >= block && limits.boundary.is_multiple_of(block));
+        let deallocate = &geometry.deallocate;
+        assert!((1..=256).contains(&deallocate.ranges_max));
+        assert!(deallocate.range_max >= block && deallocate.range_max >> geometry.block_shift <= u64::from(u32::MAX));
+        assert!(deallocate.bytes_max >= block);
+        if let Some(zones) = &geometry.zones {
+            assert!(zones.size > 0 && geometry.size.is_multiple_of(zones.size));
+            assert!(limits.boundary > 0 && zones.size.is_multiple_of(limits.boundary), "a write could cross zones");
+            assert!((block..=limits.transfer_max).contains(&zones.append_max));
+        }
+        let traits = geometry.traits("d".to_owned(), "nvme", [1; 16]);
+        assert_eq!(traits.ops.has(Op::Unmap), geometry.unmapping != Unmapping::None);
+        assert!(!traits.ops.has(Op::Unmap) || traits.ops.has(Op::WriteZeroes), "an unmap that would be advice");
     }
     geometry.is_ok()
+}
+
+/// Lists, logs and reports as a controller sends them; the first byte says which.
+pub fn pages(input: &[u8]) -> bool {
+    let Some((kind, page)) = input.split_first() else { return false };
+    match kind % 6 {
+        0 => {
+            let found: Vec<_> = descriptors(page).collect();
+            let bytes: usize = found.iter().map(|found| 4 + found.value.len()).sum();
+            assert!(bytes <= page.len() && found.iter().all(|found| !found.value.is_empty()));
+            let ids = NamespaceIds::of(page);
+            assert!(ids.nguid != Some([0; 16]) && ids.uuid != Some([0; 16]) && ids.eui64 != Some([0; 8]));
+            ids.uuid.is_some()
+        }
+        1 => {
+            let found: Vec<u32> = namespace_list(page).collect();
+            assert!(found.len() <= page.len() / 4 && !found.contains(&0));
+            assert_eq!(all_namespaces_changed(page), found.first() == Some(&u32::MAX));
+            !found.is_empty()
+        }
+        2 => {
+            let Some((zones, there)) = zone_report(page) else { return false };
+            let there: Vec<_> = there.collect();
+            assert!(there.len() as u64 <= zones && there.len() < page.len() / 64);
+            for zone in &there {
+                assert!(zone.writable() <= zone.zcap.get());
+                let mut again = **zone;
+                again.set(zone.zone_type(), zone.state());
+                assert_eq!((again.zone_type(), again.state()), (zone.zone_type(), zone.state()));
+            }
+            !there.is_empty()
+        }
+        3 => {
+            let entries: Vec<_> = ErrorLogEntry::list(page).collect();
+            assert!(entries.len() <= page.len() / 64);
+            entries.iter().any(|entry| !entry.status().is_success())
+        }
+        4 => {
+            let Ok((log, _)) = FirmwareSlotLog::ref_from_prefix(page) else { return false };
+            assert!(log.active_slot() <= 7 && log.next_slot() <= 7);
+            log.revision(log.active_slot()).is_some()
+        }
+        _ => {
+            let Some((registers, _)) = page.split_first_chunk::<16>() else { return false };
+            let dword = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| registers[at + byte]));
+            let cap = Cap(u64::from(dword(0)) | u64::from(dword(4)) << 32);
+            let (size, location) = (Cmbsz(dword(8)), Cmbloc(dword(12)));
+            assert_eq!(size.bytes().is_some(), size.offset(location).is_some());
+            if let (Some(offset), Some(bytes)) = (size.offset(location), size.bytes()) {
+                assert!(offset.checked_add(bytes).is_some());
+            }
+            let bells = Doorbells::of(cap);
+            let qid = dword(12) as u16;
+            assert!(bells.sq_tail(qid) < bells.cq_head(qid) && bells.end(qid) > bells.cq_head(qid));
+            assert_eq!(bells.cq_head(qid) - bells.shadow_cq_head(qid), u64::from(DOORBELLS));
+            ready_timeout_ms(cap, Crto(dword(12))) > 0
+        }
+    }
 }
 
 /// Fields of commands and completions: what was read from a dword is what is written to it.
@@ -471,11 +569,27 @@ pub fn fields(input: &[u8]) -> bool {
     let mut again = Sqe::default();
     identify.put(&mut again);
     assert_eq!(IdentifyFields::of(&again), identify);
+    let (cq, sq) = (CreateCqFields::of(&sqe), CreateSqFields::of(&sqe));
+    assert_eq!((CreateCqFields::of(&cq.to_sqe(1)), CreateSqFields::of(&sq.to_sqe(1))), (cq, sq));
+    let (abort, format) = (AbortFields::of(&sqe), FormatFields::of(&sqe));
+    assert_eq!((AbortFields::of(&abort.to_sqe()), FormatFields::of(&format.to_sqe(1))), (abort, format));
+    let (send, receive) = (ZoneSendFields::of(&sqe), ZoneReceiveFields::of(&sqe));
+    assert_eq!((ZoneSendFields::of(&send.to_sqe(1)), ZoneReceiveFields::of(&receive.to_sqe(1))), (send, receive));
+    let prps = sqe.prps();
+    let mut again = sqe;
+    again.set_prps(prps.prp1.get(), prps.prp2.get());
+    assert_eq!((again.dptr, again.psdt(), again.fuse()), (sqe.dptr, Psdt::PRP, sqe.fuse()));
     if let Ok((cqe, _)) = Cqe::read_from_prefix(rest) {
         let status = cqe.status();
         assert_eq!(Status::from_wire(status.to_wire()), status);
         let event = AsyncEventResult::of(cqe.dw0());
         assert_eq!(AsyncEventResult::of(event.to_dword()), event);
+        // An event of whatever type has a name.
+        assert!(!format!("{:?}", event.event()).is_empty());
+        assert_eq!((cqe.dw3().cid(), cqe.dw3().status()), (cqe.cid.get(), status));
+        let counts = QueueCounts::of(cqe.dw0());
+        assert_eq!(counts.to_dword(), cqe.dw0());
+        assert!(counts.usable() > 0 && counts.usable() <= u32::from(counts.submission_z) + 1);
         let parameter = InvalidParameter::of(cqe.dw0());
         assert_eq!(InvalidParameter::of(parameter.to_dword()), parameter);
         return true;

@@ -6,9 +6,10 @@ mod checks;
 mod mutate;
 
 use reactor::nvme::spec::{
-    AddressFamily, AdminOpcode, Cns, Cqe, DiscoveryLogEntry, FeatureFields, FeatureId, FeatureSelect, GetLogFields,
-    IdentifyFields, LogId, NvmOpcode, Property, PropertyGetCmd, PropertySetCmd, SglDescriptor, Sqe, StatusCode,
-    SubsystemType, TransportType, put_text,
+    AddressFamily, AdminOpcode, Cns, Cqe, DiscoveryLogEntry, ErrorLogEntry, FeatureFields, FeatureId, FeatureSelect,
+    FirmwareSlotLog, GetLogFields, IdentifyFields, LogId, NvmOpcode, Property, PropertyGetCmd, PropertySetCmd,
+    SglDescriptor, Sqe, StatusCode, SubsystemType, TransportType, ZoneDescriptor, ZoneReportHeader, ZoneState,
+    ZoneType, put_text,
 };
 use reactor::nvme::target::MAX_TRANSFER_LEN;
 use reactor::nvme::tcp::{
@@ -213,8 +214,9 @@ fn discovery_logs() {
 
 #[test]
 fn identify_data() {
-    // ONCS, FUSES, VWC, ACWU, then NSZE, NSFEAT, FLBAS, NOIOB, NPWG, NPDG, NSATTR, and the first format.
-    let right: [(u16, u8); 18] = [
+    // ONCS, FUSES, VWC, ACWU, then NSZE, NSFEAT, FLBAS, NOIOB, NPWG, NPDG, NSATTR, the first format, and DLFEAT; WZSL, DMRL and
+    // DMRSL; OZCS, and the zone size; ZASL; MPSMIN.
+    let right: [(u16, u8); 27] = [
         (520, 0x0d),
         (522, 1),
         (525, 1),
@@ -233,10 +235,50 @@ fn identify_data() {
         (4096 + 129, 0),
         (4096 + 130, 12),
         (4096 + 74, 7),
+        (4096 + 33, 9),
+        (8192 + 1, 5),
+        (8192 + 3, 1),
+        (8192 + 5, 1),
+        (12_288 + 2, 1),
+        (12_288 + 2816, 128),
+        (12_288 + 2817, 0),
+        (16_384, 3),
+        (20_480 + 6, 0x40),
     ];
     let change = |(place, byte): &(u16, u8)| [&place.to_le_bytes()[..], &[*byte]].concat();
     let all: Vec<Vec<u8>> = right.windows(6).map(|some| some.iter().flat_map(change).collect()).collect();
     run("identify_data", &all, 0, checks::identify);
+}
+
+/// One page of each kind that [`checks::pages`] knows.
+fn pages() -> Vec<Vec<u8>> {
+    let mut identifiers = vec![0, 1, 8, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 4, 1, 0, 0, 2, 3, 16, 0, 0];
+    identifiers.extend_from_slice(&[0xcc; 16]);
+    identifiers.extend_from_slice(&[0; 4]);
+    let namespaces = [&[1][..], &1_u32.to_le_bytes(), &7_u32.to_le_bytes(), &[0; 8]].concat();
+    let mut zone = ZoneDescriptor::default();
+    zone.set(ZoneType::SEQUENTIAL_WRITE_REQUIRED, ZoneState::CLOSED);
+    zone.zcap.set(96);
+    zone.zslba.set(128);
+    zone.wp.set(160);
+    let mut header = ZoneReportHeader::new_zeroed();
+    header.zones.set(2);
+    let zones = [&[2], header.as_bytes(), zone.as_bytes(), zone.as_bytes()].concat();
+    let mut error = ErrorLogEntry::default();
+    error.error_count.set(3);
+    error.status.set(StatusCode::UNRECOVERED_READ_ERROR.retry().to_wire());
+    let errors = [&[3], error.as_bytes(), error.as_bytes()].concat();
+    let mut firmware = FirmwareSlotLog::new_zeroed();
+    firmware.afi = 0x12;
+    firmware.frs[1] = *b"1.2.3   ";
+    let registers =
+        [&[5][..], &0x0240_0820_0f01_07ff_u64.to_le_bytes(), &0x0001_0205_u32.to_le_bytes(), &[2, 0x40, 0, 0]];
+    vec![identifiers, namespaces, zones, errors, [&[4], firmware.as_bytes()].concat(), registers.concat()]
+}
+
+#[test]
+fn pages_of_controllers() {
+    run("pages_of_controllers", &pages(), 0, checks::pages);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::code::{Product, Token, only};
 
 /// Who may use whom. A file belongs to the longest prefix of its module path; each row names only rows above it, so nothing
 /// can lead back. `hugepages` and `io_uring` are crates.
-pub const HOUSE: [(&str, &[&str]); 20] = [
+pub const HOUSE: [(&str, &[&str]); 21] = [
     ("util", &[]),
     ("sys::limits", &[]),
     ("limits", &["sys::limits", "hugepages"]),
@@ -23,7 +23,12 @@ pub const HOUSE: [(&str, &[&str]); 20] = [
     ("nvme::spec", &["util"]),
     ("nvme::tcp", &["nvme::spec", "util"]),
     ("nvme::target", &["nvme::spec"]),
-    ("nvme::host", &["nvme::tcp", "nvme::spec", "bdev", "net", "reactor", "sys", "sys::limits", "limits", "hugepages"]),
+    // What initiators share, whatever the transport.
+    ("nvme::io", &["nvme::spec", "bdev", "reactor", "limits", "hugepages"]),
+    (
+        "nvme::host",
+        &["nvme::io", "nvme::tcp", "nvme::spec", "bdev", "net", "reactor", "sys", "sys::limits", "limits", "hugepages"],
+    ),
     (
         "nvme::target::tcp",
         &["nvme::target", "nvme::tcp", "nvme::spec", "util", "bdev", "net", "reactor", "sys", "limits", "hugepages"],

@@ -2,12 +2,10 @@
 
 use hugepages::Buf;
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::{U32, U64};
 
-use crate::nvme::spec::{
-    Cqe, Direction, DsmAttributes, DsmRange, Fuse, NvmOpcode, RwCdw12, SglDescriptor, SglId, Sqe, Status, StatusCode,
-};
-use crate::reactor::io::{IoCell, IoOp, IoStatus};
+use crate::nvme::io::{Place, command, fused_write};
+use crate::nvme::spec::{Cqe, Direction, DsmRange, Psdt, SglDescriptor, SglId, Sqe};
+use crate::reactor::io::{IoCell, IoOp};
 
 /// Data of a [`Command`].
 #[derive(Debug)]
@@ -112,66 +110,31 @@ pub(super) struct Wire {
     pub(super) in_capsule: Option<bool>,
 }
 
-/// The namespace that an I/O addresses, as it waits in the I/O's scratch word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) nsid: u32,
-    /// log2 of the block size in bytes.
-    pub(super) shift: u8,
-}
-
-impl Place {
-    pub(super) fn to_bits(self) -> u64 {
-        u64::from(self.nsid) | u64::from(self.shift) << 32
-    }
-
-    pub(super) fn of(bits: u64) -> Place {
-        Place { nsid: bits as u32, shift: (bits >> 32) as u8 }
-    }
-}
-
-/// Blocks of one Read, Write, Compare or Write Zeroes: a 16-bit field, zero's-based.
-pub(super) const BLOCKS_MAX: u64 = 1 << 16;
-
 /// The command, or the fused pair, that carries out an I/O. [`super::Volume`] has checked its range against the fields.
 pub(super) fn wire(io: &IoCell) -> (Wire, Option<Wire>) {
     let place = Place::of(io.scratch);
-    let ranged = |opcode: NvmOpcode, fua: bool, fuse: Fuse| {
-        let mut sqe = Sqe::nvm(opcode, place.nsid);
-        sqe.flags |= fuse.0;
-        sqe.set_slba(io.offset >> place.shift);
-        let nlb_z = ((io.len >> place.shift) - 1) as u16;
-        sqe.cdw12.set(u32::from(nlb_z) | if fua { RwCdw12::FUA } else { 0 });
-        sqe
-    };
-    let with = |sqe: Sqe, transfer: Transfer| {
+    let with = |mut sqe: Sqe, transfer: Transfer| {
+        sqe.flags |= Psdt::SGL.0 << 6;
         let len = if transfer == Transfer::None { 0 } else { io.len as u32 };
         Wire { sqe, transfer, len, inline: None, in_capsule: None }
     };
+    // An arm for each frequent operation: what `command` asks of it is known there.
     match io.op {
-        IoOp::Read => (with(ranged(NvmOpcode::READ, false, Fuse::NONE), Transfer::In), None),
-        IoOp::Write => (with(ranged(NvmOpcode::WRITE, io.fua, Fuse::NONE), Transfer::Out), None),
-        IoOp::Compare => (with(ranged(NvmOpcode::COMPARE, false, Fuse::NONE), Transfer::Out), None),
-        IoOp::WriteZeroes => (with(ranged(NvmOpcode::WRITE_ZEROES, io.fua, Fuse::NONE), Transfer::None), None),
-        IoOp::CompareAndWrite => (
-            with(ranged(NvmOpcode::COMPARE, false, Fuse::FIRST), Transfer::Out),
-            Some(with(ranged(NvmOpcode::WRITE, io.fua, Fuse::SECOND), Transfer::Out)),
-        ),
+        IoOp::Read => (with(command(io, place), Transfer::In), None),
+        IoOp::Write => (with(command(io, place), Transfer::Out), None),
+        IoOp::CompareAndWrite => {
+            (with(command(io, place), Transfer::Out), Some(with(fused_write(io, place), Transfer::Out)))
+        }
         IoOp::Unmap => {
-            let mut sqe = Sqe::nvm(NvmOpcode::DATASET_MANAGEMENT, place.nsid);
-            // Dword 10 holds the number of ranges, zero's-based: one.
-            sqe.cdw11.set(DsmAttributes::DEALLOCATE);
-            let range = DsmRange {
-                attributes: U32::ZERO,
-                blocks: U32::new((io.len >> place.shift) as u32),
-                slba: U64::new(io.offset >> place.shift),
-            };
-            let inline: Inline = zerocopy::transmute!(range);
+            let inline: Inline = zerocopy::transmute!(place.range(io.offset, io.len));
             let len = inline.as_bytes().len() as u32;
-            (Wire { sqe, transfer: Transfer::Out, len, inline: Some(inline), in_capsule: None }, None)
+            (Wire { len, inline: Some(inline), ..with(command(io, place), Transfer::Out) }, None)
         }
         // Reset is not among the operations of a remote volume.
-        IoOp::Flush | IoOp::Reset => (with(Sqe::nvm(NvmOpcode::FLUSH, place.nsid), Transfer::None), None),
+        IoOp::Compare | IoOp::WriteZeroes | IoOp::Flush | IoOp::Reset => {
+            let sqe = command(io, place);
+            (with(sqe, Direction::of(sqe.opcode).into()), None)
+        }
     }
 }
 
@@ -193,55 +156,10 @@ impl Wire {
     }
 }
 
-/// The block layer's word for a status: the one place where NVMe status turns into [`IoStatus`].
-pub fn io_status(status: Status) -> IoStatus {
-    match status.code() {
-        StatusCode::SUCCESS => IoStatus::Success,
-        StatusCode::LBA_OUT_OF_RANGE => IoStatus::OutOfRange,
-        StatusCode::INVALID_OPCODE | StatusCode::INVALID_FIELD | StatusCode::COMMAND_SIZE_LIMIT_EXCEEDED => {
-            IoStatus::Unsupported
-        }
-        StatusCode::NAMESPACE_WRITE_PROTECTED | StatusCode::WRITE_TO_READ_ONLY_RANGE => IoStatus::ReadOnly,
-        StatusCode::COMPARE_FAILURE => IoStatus::Miscompare,
-        StatusCode::CAPACITY_EXCEEDED => IoStatus::NoSpace,
-        StatusCode::WRITE_FAULT
-        | StatusCode::UNRECOVERED_READ_ERROR
-        | StatusCode::GUARD_CHECK_ERROR
-        | StatusCode::APPLICATION_TAG_CHECK_ERROR
-        | StatusCode::REFERENCE_TAG_CHECK_ERROR
-        | StatusCode::DEALLOCATED_BLOCK => IoStatus::MediaError,
-        StatusCode::ABORT_REQUESTED
-        | StatusCode::ABORTED_SQ_DELETION
-        | StatusCode::ABORTED_POWER_LOSS
-        | StatusCode::ABORTED_PREEMPT
-        | StatusCode::ABORTED_FAILED_FUSED
-        | StatusCode::ABORTED_MISSING_FUSED
-        | StatusCode::ABORTED_BY_HOST => IoStatus::Aborted,
-        StatusCode::INVALID_NAMESPACE => IoStatus::Gone,
-        _ => IoStatus::DeviceError,
-    }
-}
-
-/// The status of a fused pair: the first command's, unless that only ended because of the second.
-pub(super) fn pair_status(first: Status, second: Status) -> Status {
-    if first.is_success() || first.code() == StatusCode::ABORTED_FAILED_FUSED { second } else { first }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_fused_pair_reports_what_went_wrong() {
-        let ok = Status::SUCCESS;
-        let failed = StatusCode::ABORTED_FAILED_FUSED.dnr();
-        let differs = StatusCode::COMPARE_FAILURE.dnr();
-        let full = StatusCode::CAPACITY_EXCEEDED.dnr();
-        assert_eq!(pair_status(ok, ok), ok);
-        assert_eq!(pair_status(differs, failed), differs);
-        assert_eq!(pair_status(failed, full), full);
-        assert_eq!(pair_status(ok, full), full);
-    }
+    use crate::nvme::spec::NvmOpcode;
 
     #[test]
     fn data_goes_into_the_capsule_where_it_fits_or_is_said_to() {
@@ -259,11 +177,5 @@ mod tests {
         assert_eq!(given.sqe.dptr, SglDescriptor::transport(512));
         let mut read = wire_as_given(Sqe::nvm(NvmOpcode::READ, 1), Transfer::In, 512, false);
         assert_eq!(read.place_data(4096), 0);
-    }
-
-    #[test]
-    fn places_survive_the_scratch_word() {
-        let place = Place { nsid: 0xffff_fffe, shift: 12 };
-        assert_eq!(Place::of(place.to_bits()), place);
     }
 }

@@ -11,14 +11,13 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::command::{Answer, Command, TimeLimit};
 use super::queue::{Queue, R2T_MAX, SLOTS_MAX};
-use super::volume::Geometry;
 use super::{Ended, HostError};
-use crate::limits::TRANSFER_MAX;
+use crate::nvme::io::{Geometry, Identified, transfer_max};
 use crate::nvme::spec::{
     AdminOpcode, AsyncEventResult, CATTR_DISABLE_SQ_FLOW_CONTROL, CNTLID_DYNAMIC, Cap, Cc, Cns, ConnectCmd,
     ConnectData, ControllerType, Csi, Csts, FeatureFields, FeatureId, FeatureSelect, GetLogFields, IDENTIFY_LEN,
-    IdentifyController, IdentifyFields, IdentifyNamespace, LogId, Property, PropertyGetCmd, PropertySetCmd, Sqe,
-    async_event_config, put_text,
+    IdentifyController, IdentifyFields, IdentifyNamespace, LogId, NAMESPACE_LIST_MAX, Property, PropertyGetCmd,
+    PropertySetCmd, QueueCounts, Sqe, async_event_config, namespace_list, put_text,
 };
 use crate::reactor::clock::Entropy;
 use crate::reactor::{Reactor, TaskId};
@@ -27,9 +26,7 @@ use crate::reactor::{Reactor, TaskId};
 const ADMIN_QUEUE_SIZE: u16 = 32;
 
 /// CC of an enabled controller: NVM command set, 4 KiB pages, round robin, entries of 64 and 16 bytes (Base §3.1.3.5).
-const CC_ENABLED: u32 = Cc::EN | 6 << 16 | 4 << 20;
-/// CC.SHN: normal shutdown.
-const CC_SHN_NORMAL: u32 = 1 << 14;
+const CC_ENABLED: u32 = Cc::enable(0, 0).0;
 
 /// Between two looks at CSTS, in nanoseconds.
 const CSTS_POLL_NS: u64 = 1_000_000;
@@ -210,10 +207,9 @@ impl Controller {
     }
 
     async fn settle_queues(&mut self) -> Result<(), HostError> {
-        let asked = u32::from(self.ticket.options.queues.max(1));
-        let granted = self.set_feature(FeatureId::NUMBER_OF_QUEUES, (asked - 1) | (asked - 1) << 16).await?;
-        let granted = (granted & 0xffff).min(granted >> 16) + 1;
-        self.ticket.queues = granted.min(asked) as u16;
+        let asked = self.ticket.options.queues.max(1);
+        let granted = self.set_feature(FeatureId::NUMBER_OF_QUEUES, QueueCounts::pairs(asked).to_dword()).await?;
+        self.ticket.queues = QueueCounts::of(granted).usable().min(u32::from(asked)) as u16;
         let mut size = u32::from(self.ticket.options.queue_size).min(u32::from(self.cap.mqes_z()) + 1);
         if self.identify.maxcmd.get() != 0 {
             size = size.min(u32::from(self.identify.maxcmd.get()) + 1);
@@ -255,11 +251,7 @@ impl Controller {
 
     /// Largest transfer of one command in bytes: MDTS, and what this host's buffers hold.
     pub fn transfer_max(&self) -> u64 {
-        let limit = TRANSFER_MAX as u64;
-        match self.identify.mdts {
-            0 => limit,
-            mdts => 1u64.checked_shl(u32::from(mdts) + 12 + u32::from(self.cap.mpsmin())).unwrap_or(limit).min(limit),
-        }
+        transfer_max(&self.identify, self.cap)
     }
 
     /// The admin queue.
@@ -321,7 +313,7 @@ impl Controller {
             if done(csts) {
                 return Ok(());
             }
-            if csts.0 & Csts::CFS != 0 || reactor.clock().now() >= deadline {
+            if csts.fatal() || reactor.clock().now() >= deadline {
                 return Err(HostError::NotInTime { what, ms });
             }
             reactor.sleep(CSTS_POLL_NS).await;
@@ -354,7 +346,9 @@ impl Controller {
     /// What the controller says; [`HostError::Unsupported`] for a format this host cannot use.
     pub async fn geometry(&self, nsid: u32) -> Result<Geometry, HostError> {
         let namespace = self.identify_namespace(nsid).await?;
-        Geometry::new(nsid, &self.identify, &namespace, self.transfer_max(), self.ticket.queue_size)
+        let (cap, controller) = (self.cap, &*self.identify);
+        let id = Identified { nsid, cap, controller, namespace: &namespace, limits: None, zoned: None };
+        Ok(Geometry::new(&id, self.transfer_max(), self.ticket.queue_size)?)
     }
 
     /// Identifiers of all active namespaces, in order.
@@ -366,16 +360,15 @@ impl Controller {
         loop {
             let page = self.identify(Cns::ACTIVE_NAMESPACES, all.last().copied().unwrap_or(0)).await?;
             let before = all.len();
-            for entry in page.chunks_exact(4) {
-                match u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) {
-                    0 => return Ok(all),
-                    nsid if all.last().is_some_and(|last| *last >= nsid) => {
-                        return Err(HostError::Unsupported("the namespace list is not in order".to_owned()));
-                    }
-                    nsid => all.push(nsid),
+            for nsid in namespace_list(&page) {
+                if all.last().is_some_and(|last| *last >= nsid) {
+                    return Err(HostError::Unsupported("the namespace list is not in order".to_owned()));
                 }
+                all.push(nsid);
             }
-            debug_assert_eq!(all.len() - before, IDENTIFY_LEN / 4);
+            if all.len() - before < NAMESPACE_LIST_MAX {
+                return Ok(all);
+            }
         }
     }
 
@@ -518,7 +511,7 @@ impl Controller {
     pub async fn shut_down(self) -> Result<(), HostError> {
         let rtd3e_ms = u64::from(self.identify.rtd3e_us.get()) / 1000;
         let limit_ms = if rtd3e_ms == 0 { SHUTDOWN_MS } else { rtd3e_ms };
-        let mut ended = self.property_set(Property::CC, CC_ENABLED | CC_SHN_NORMAL).await;
+        let mut ended = self.property_set(Property::CC, CC_ENABLED | Cc::SHN_NORMAL).await;
         if ended.is_ok() {
             ended = self.wait_for("shut down", limit_ms, |csts| csts.0 & Csts::SHST_COMPLETE != 0).await;
         }

@@ -33,17 +33,19 @@ mod queue;
 mod tests;
 mod volume;
 
+pub use crate::nvme::io::{Geometry, io_status};
 pub use address::{Address, AddressError, DEFAULT_PORT};
-pub use command::{Answer, Command, Payload, TimeLimit, io_status};
+pub use command::{Answer, Command, Payload, TimeLimit};
 pub use controller::{Controller, Identity, Options, Ticket};
 pub use discovery::{Discovered, DiscoveryLog, discover};
 pub use queue::{DIRECT_MIN, Queue};
-pub use volume::{Geometry, Volume};
+pub use volume::Volume;
 
 use std::io;
 use std::net::SocketAddr;
 
 use crate::net::StreamError;
+use crate::nvme::io::Unusable;
 use crate::nvme::spec::{Cqe, Status};
 use crate::nvme::tcp::{FatalError, FatalErrorStatus};
 
@@ -123,6 +125,12 @@ pub enum HostError {
 
 fn detail(result: u64) -> String {
     if result == 0 { String::new() } else { format!(" ({result:#x})") }
+}
+
+impl From<Unusable> for HostError {
+    fn from(reason: Unusable) -> HostError {
+        HostError::Unsupported(reason.to_string())
+    }
 }
 
 impl HostError {

@@ -4,115 +4,13 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::task::Poll;
 
-use hugepages::{Buf, MAX_BUF};
+use hugepages::Buf;
 
-use super::HostError;
-use super::command::{BLOCKS_MAX, Place};
 use super::queue::Queue;
-use crate::bdev::{DeviceLimits, OpSet, load};
-use crate::nvme::spec::{IdentifyController, IdentifyNamespace, NSFEAT_NSABP, NSFEAT_OPTPERF};
+use crate::bdev::load;
+use crate::nvme::io::{Geometry, Place};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
-
-/// ONCS bits (Base §5.17.2.1).
-mod oncs {
-    pub(super) const COMPARE: u16 = 1 << 0;
-    pub(super) const DATASET_MANAGEMENT: u16 = 1 << 2;
-    pub(super) const WRITE_ZEROES: u16 = 1 << 3;
-}
-
-/// FUSES bit: compare and write.
-const FUSES_COMPARE_AND_WRITE: u16 = 1 << 0;
-
-/// What a namespace is, as its controller says.
-#[derive(Clone, Copy, Debug)]
-pub struct Geometry {
-    /// Namespace identifier.
-    pub nsid: u32,
-    /// log2 of the block size in bytes.
-    pub block_shift: u8,
-    /// Size in bytes.
-    pub size: u64,
-    /// What it can do.
-    pub ops: OpSet,
-    /// Writes are refused.
-    pub read_only: bool,
-    /// Acknowledged writes may be lost until a flush.
-    pub volatile_cache: bool,
-    /// Most bytes of one compare and write.
-    pub compare_and_write_max: u64,
-    /// Limits of the commands.
-    pub limits: DeviceLimits,
-}
-
-impl Geometry {
-    /// What the identify data of a controller and a namespace say, for a queue of `queue_size` entries and transfers of at most
-    /// `transfer_max` bytes.
-    ///
-    /// # Errors
-    /// If this host cannot use such a namespace.
-    pub fn new(
-        nsid: u32,
-        controller: &IdentifyController,
-        namespace: &IdentifyNamespace,
-        transfer_max: u64,
-        queue_size: u16,
-    ) -> Result<Geometry, HostError> {
-        if namespace.nsze.get() == 0 {
-            return Err(HostError::Unsupported(format!("namespace {nsid} is not active")));
-        }
-        // Bits 3:0 and 6:5 of FLBAS (NVM §4.1.5.1).
-        let format = namespace.lbaf[usize::from(namespace.flbas & 0xf | (namespace.flbas >> 5 & 3) << 4)];
-        let shift = format.lbads;
-        if !matches!(shift, 9 | 12) || format.ms.get() != 0 {
-            return Err(HostError::Unsupported(format!(
-                "namespace {nsid} has blocks of 2^{shift} bytes with {} bytes of metadata; usable are 512 and 4096 without",
-                format.ms
-            )));
-        }
-        let size = namespace
-            .nsze
-            .get()
-            .checked_mul(1 << shift)
-            .ok_or_else(|| HostError::Unsupported(format!("namespace {nsid} is larger than 2^64 bytes")))?;
-        let can = controller.oncs.get();
-        let mut ops = OpSet::ALL.without(IoOp::Reset);
-        for (there, op) in [
-            (can & oncs::COMPARE != 0, IoOp::Compare),
-            (can & oncs::DATASET_MANAGEMENT != 0, IoOp::Unmap),
-            (can & oncs::WRITE_ZEROES != 0, IoOp::WriteZeroes),
-            // A pair takes two slots.
-            (controller.fuses.get() & FUSES_COMPARE_AND_WRITE != 0 && queue_size > 2, IoOp::CompareAndWrite),
-        ] {
-            if !there {
-                ops = ops.without(op);
-            }
-        }
-        let blocks_z = |z: u16| (u32::from(z) + 1) << shift;
-        let performance = namespace.nsfeat & NSFEAT_OPTPERF != 0;
-        let transfer_max = transfer_max.min(BLOCKS_MAX << shift);
-        let own = namespace.nsfeat & NSFEAT_NSABP != 0;
-        let acwu_z = if own { namespace.nacwu_z.get() } else { controller.acwu_z.get() };
-        let acwu = (u64::from(acwu_z) + 1) << shift;
-        Ok(Geometry {
-            nsid,
-            block_shift: shift,
-            size,
-            ops,
-            read_only: namespace.nsattr & 1 != 0,
-            volatile_cache: controller.vwc & 1 != 0,
-            compare_and_write_max: acwu.min(MAX_BUF as u64 / 2),
-            limits: DeviceLimits {
-                transfer_max,
-                zeroes_max: BLOCKS_MAX << shift,
-                boundary: u64::from(namespace.noiob.get()) << shift,
-                data_align: 1,
-                write_granularity: if performance { blocks_z(namespace.npwg_z.get()) } else { 0 },
-                unmap_granularity: if performance { blocks_z(namespace.npdg_z.get()) } else { 0 },
-            },
-        })
-    }
-}
 
 /// A namespace through one queue. Several volumes may share a queue.
 pub struct Volume {
@@ -161,7 +59,7 @@ impl Volume {
                 return Err(IoStatus::OutOfRange);
             }
             let most = match io.op {
-                IoOp::Unmap => u64::from(u32::MAX) << geometry.block_shift,
+                IoOp::Unmap => geometry.deallocate.range_max.min(geometry.deallocate.bytes_max),
                 IoOp::WriteZeroes => geometry.limits.zeroes_max,
                 IoOp::CompareAndWrite => geometry.compare_and_write_max,
                 _ => geometry.limits.transfer_max,

@@ -243,7 +243,7 @@ impl Queue {
         }
     }
 
-    /// Takes an I/O whose range and data were checked, with its [`super::command::Place`] in the scratch word; data to be sent
+    /// Takes an I/O whose range and data were checked, with its [`Place`](crate::nvme::io::Place) in the scratch word; data to be sent
     /// is in buffers, and each half of a compare and write is one segment.
     #[inline]
     pub(super) fn submit(&self, io: Io) -> Poll<Io> {

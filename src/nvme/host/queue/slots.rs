@@ -11,8 +11,9 @@ use std::collections::VecDeque;
 
 use hugepages::Buf;
 
-use super::super::command::{Inline, Transfer, Wire, io_status, pair_status, wire};
+use super::super::command::{Inline, Transfer, Wire, wire};
 use crate::limits::SEGMENTS_MAX;
+use crate::nvme::io::{io_status, pair_status};
 use crate::nvme::spec::{Cqe, Status};
 use crate::nvme::tcp::{
     DIGEST_LEN, DataDigest, FatalError, FatalErrorStatus, Framing, LONG_DATA, MAX_PREFIX_LEN, R2tPdu, ReadProgress,

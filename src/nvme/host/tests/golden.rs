@@ -3,7 +3,11 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
+use zerocopy::FromZeros;
+
 use super::*;
+use crate::nvme::io::Identified;
+use crate::nvme::spec::{Cap, IdentifyController, IdentifyNamespace, ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES};
 
 /// A capsule without digests: type, flags, HLEN, PDO, PLEN, then the command with only these dwords set.
 fn capsule(plen: u32, pdo: u8, dwords: &[(usize, u32)]) -> Vec<u8> {
@@ -103,16 +107,19 @@ fn an_io_queue_byte_by_byte() {
         options.disable_sqflow = true;
         let ticket = Ticket { address, options, cntlid: 9, queues: 3, queue_size: 4, in_capsule_max: 0 };
         let queue = Rc::new(Queue::connect(&reactor, &ticket, 3).await.unwrap());
-        let geometry = Geometry {
+        let (mut controller, mut namespace) = (IdentifyController::new_zeroed(), IdentifyNamespace::new_zeroed());
+        controller.oncs.set(ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES);
+        namespace.nsze.set(1 << 21);
+        namespace.lbaf[0].lbads = 9;
+        let id = Identified {
             nsid: 5,
-            block_shift: 9,
-            size: 1 << 30,
-            ops: crate::bdev::OpSet::ALL,
-            read_only: false,
-            volatile_cache: false,
-            compare_and_write_max: 512,
-            limits: crate::bdev::DeviceLimits::default(),
+            cap: Cap::default(),
+            controller: &controller,
+            namespace: &namespace,
+            limits: None,
+            zoned: None,
         };
+        let geometry = Geometry::new(&id, 1 << 20, 4).unwrap();
         let volume = Volume::new(queue, geometry);
         let (status, data) = read(&reactor, &volume, 8192, &[1024]).await;
         assert_eq!(status, IoStatus::Success);
