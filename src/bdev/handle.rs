@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use super::contract::{BlockDevice, Channel, Common, DeviceError};
 use super::forward::Forward;
-use super::split::{self, LookFrom, Split};
+use super::split::{Split, Uncut};
 use super::stats::Stats;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
@@ -32,9 +32,9 @@ pub struct Handle {
     unaligned: u64,
     /// In a box: an `Rc<dyn Channel>` has to work out at each call where its value is.
     channel: Rc<Box<dyn Channel>>,
-    /// By operation: shorter I/Os are within the device's limits wherever they lie.
-    look_from: LookFrom,
-    /// For the others, if there can be any.
+    /// What is plain crosses no boundary.
+    uncut: Uncut,
+    /// For what is beyond the device's limits, if there can be any.
     split: Option<Rc<Split>>,
     stats: Rc<Stats>,
 }
@@ -72,10 +72,10 @@ impl Handle {
             true => Box::new(Forward::open(reactor, device)?),
             false => device.open(reactor)?,
         });
-        let look_from = if forwarded { split::NEVER } else { split::look_from(common.traits()) };
-        let split = match look_from == split::NEVER {
+        let uncut = if forwarded { Uncut::ALL } else { Uncut::of(common.traits()) };
+        let split = match uncut == Uncut::ALL {
             true => None,
-            false => Some(Rc::new(Split::open(reactor, common.traits(), channel.clone())?)),
+            false => Some(Rc::new(Split::open(reactor, common.traits(), uncut, channel.clone())?)),
         };
         let (device, common) = (device.clone(), common.clone());
         let id = common.id();
@@ -84,11 +84,11 @@ impl Handle {
         let plain_max = IoOp::ALL.map(|op| {
             let plain =
                 matches!(op, IoOp::Read | IoOp::Write) && traits.ops.has(op) && !(traits.read_only && op.writes());
-            if plain { (TRANSFER_MAX as u64).min(look_from[op as usize].saturating_sub(1)) } else { 0 }
+            if plain { (TRANSFER_MAX as u64).min(uncut.from[op as usize].saturating_sub(1)) } else { 0 }
         });
         let unaligned = u64::from(traits.block_size - 1);
         let reactor = reactor.clone();
-        let handle = Handle { reactor, device, common, plain_max, unaligned, channel, look_from, split, stats };
+        let handle = Handle { reactor, device, common, plain_max, unaligned, channel, uncut, split, stats };
         all.0.borrow_mut().insert(id, handle.clone());
         Ok(handle)
     }
@@ -164,6 +164,7 @@ impl Handle {
         let size = self.common.size();
         io.len.wrapping_sub(1) < self.plain_max[io.op as usize]
             && (io.offset | io.len) & self.unaligned == 0
+            && !self.uncut.crosses(io.offset, io.len)
             && io.offset <= size
             && io.len <= size - io.offset
             && match io.data.sole() {
@@ -228,7 +229,7 @@ impl Handle {
     #[inline]
     fn pass(&self, io: Io) -> Poll<Io> {
         match &self.split {
-            Some(split) if io.len >= self.look_from[io.op as usize] => split.submit(io),
+            Some(split) if split.takes(&io) => split.submit(io),
             _ => self.channel.submit(io),
         }
     }

@@ -5,7 +5,7 @@
 //!   pieces  |<- 32 ->|<---- 64 ---->|<---- 64 ---->|   some at a time, each an Io of a helper task
 //!               ^ up to the boundary
 //! ```
-//! An I/O within the limits does not come here, unless there is a boundary: [`super::handle::Handle`] tells it by one compare. The others wait for a helper task, of which there are a few;
+//! An I/O within the limits does not come here: [`Uncut`] tells it. The others wait for a helper task, of which there are a few;
 //! a helper carves the parent's data, keeps some pieces in flight, and takes them back in order, so that the data is whole again
 //! and the failure reported is the one at the lowest offset. No further piece starts after a failure.
 
@@ -21,11 +21,59 @@ use crate::limits::{SEGMENTS_MAX, SPLIT_CHILDREN, SPLIT_PARENTS, TRANSFER_MAX};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
 
-/// By operation: shorter I/Os are within the limits wherever they lie.
-pub(super) type LookFrom = [u64; IoOp::ALL.len()];
+/// What surely lies within a device's limits: told by one compare and one mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Uncut {
+    /// By operation: shorter I/Os are within the limits if they cross no boundary.
+    pub(super) from: [u64; IoOp::ALL.len()],
+    /// The bits of an offset that differ from one side of a boundary to the other.
+    pub(super) section: u64,
+}
+
+impl Uncut {
+    /// Of a device whose limits ask for nothing.
+    pub(super) const ALL: Uncut = Uncut { from: [u64::MAX; IoOp::ALL.len()], section: 0 };
+
+    /// Of a device with these traits.
+    pub(super) fn of(traits: &Traits) -> Uncut {
+        let DeviceLimits { transfer_max, zeroes_max, boundary, .. } = traits.limits;
+        if transfer_max >= TRANSFER_MAX as u64 && zeroes_max == u64::MAX && boundary == 0 {
+            return Uncut::ALL;
+        }
+        let (transfer_max, zeroes_max) = whole_max(traits);
+        let from = IoOp::ALL.map(|op| match op {
+            IoOp::Flush => u64::MAX,
+            IoOp::Reset => 0,
+            IoOp::Unmap | IoOp::WriteZeroes => zeroes_max.saturating_add(1),
+            _ => transfer_max.saturating_add(1),
+        });
+        let section = match boundary {
+            0 => 0,
+            // Between other multiples there is no such bit: all are looked at.
+            _ if !boundary.is_power_of_two() => u64::MAX,
+            _ => !(boundary - 1),
+        };
+        Uncut { from, section }
+    }
+
+    /// Whether an I/O, of blocks that exist, is.
+    #[inline]
+    pub(super) fn has(&self, io: &Io) -> bool {
+        io.len < self.from[io.op as usize] && !self.crosses(io.offset, io.len)
+    }
+
+    /// Whether a range may cross a boundary.
+    #[inline]
+    pub(super) fn crosses(&self, offset: u64, len: u64) -> bool {
+        (offset ^ offset.wrapping_add(len).wrapping_sub(1)) & self.section != 0
+    }
+}
 
 /// A channel for what may be beyond the limits of another one.
-pub(super) struct Split(Rc<Splitter>);
+pub(super) struct Split {
+    uncut: Uncut,
+    splitter: Rc<Splitter>,
+}
 
 struct Splitter {
     reactor: Rc<Reactor>,
@@ -49,9 +97,6 @@ struct Working {
     aborted: bool,
 }
 
-/// Of a device whose limits ask for nothing.
-pub(super) const NEVER: LookFrom = [u64::MAX; IoOp::ALL.len()];
-
 /// Largest transfer and largest zeroing of a device: limits between two multiples of the block, and those below one block,
 /// mean whole blocks.
 fn whole_max(traits: &Traits) -> (u64, u64) {
@@ -60,30 +105,15 @@ fn whole_max(traits: &Traits) -> (u64, u64) {
     (whole(traits.limits.transfer_max), whole(traits.limits.zeroes_max))
 }
 
-/// From which length on an I/O may be beyond the limits of a device.
-pub(super) fn look_from(traits: &Traits) -> LookFrom {
-    let DeviceLimits { transfer_max, zeroes_max, boundary, .. } = traits.limits;
-    if transfer_max >= TRANSFER_MAX as u64 && zeroes_max == u64::MAX && boundary == 0 {
-        return NEVER;
-    }
-    let (transfer_max, zeroes_max) = whole_max(traits);
-    IoOp::ALL.map(|op| match op {
-        IoOp::Flush => u64::MAX,
-        IoOp::Reset => 0,
-        IoOp::Unmap | IoOp::WriteZeroes => zeroes_max.saturating_add(1),
-        _ if boundary != 0 => 0,
-        _ => transfer_max.saturating_add(1),
-    })
-}
-
 impl Split {
-    /// A channel for what may be beyond the limits of `below`, the channel of a device with these traits.
+    /// A channel for what may be beyond the limits of `below`, the channel of a device with these traits, which are as `uncut` says.
     ///
     /// # Errors
     /// If the reactor has no I/Os left for the helpers.
     pub(super) fn open(
         reactor: &Rc<Reactor>,
         traits: &Traits,
+        uncut: Uncut,
         below: Rc<Box<dyn Channel>>,
     ) -> Result<Split, DeviceError> {
         let (transfer_max, zeroes_max) = whole_max(traits);
@@ -102,33 +132,39 @@ impl Split {
         splitter.start_tasks().ok_or_else(|| {
             DeviceError::Refused(format!("volume \"{}\": all I/Os of reactor {} are taken", traits.name, reactor.id()))
         })?;
-        Ok(Split(splitter))
+        Ok(Split { uncut, splitter })
+    }
+
+    /// Whether an I/O has to come here.
+    #[inline]
+    pub(super) fn takes(&self, io: &Io) -> bool {
+        !self.uncut.has(io)
     }
 }
 
 impl Channel for Split {
     #[inline]
     fn submit(&self, io: Io) -> Poll<Io> {
-        self.0.look(io)
+        self.splitter.look(io)
     }
 
     fn abort(&self, io_slot: u32) -> bool {
-        if let Some(io) = self.0.parents.remove(io_slot) {
-            self.0.end(io.with_status(IoStatus::Aborted));
+        if let Some(io) = self.splitter.parents.remove(io_slot) {
+            self.splitter.end(io.with_status(IoStatus::Aborted));
             return true;
         }
-        if let Some(working) = self.0.working.borrow_mut().iter_mut().flatten().find(|w| w.slot == io_slot) {
+        if let Some(working) = self.splitter.working.borrow_mut().iter_mut().flatten().find(|w| w.slot == io_slot) {
             working.aborted = true;
             return true;
         }
-        self.0.below.abort(io_slot)
+        self.splitter.below.abort(io_slot)
     }
 }
 
 impl Drop for Split {
     fn drop(&mut self) {
-        self.0.parents.close();
-        self.0.resets.close();
+        self.splitter.parents.close();
+        self.splitter.resets.close();
     }
 }
 

@@ -60,6 +60,37 @@ fn pieces_end_at_the_limits_and_at_boundaries() {
 }
 
 #[test]
+fn what_needs_no_cut_is_told_without_a_look() {
+    let block = 4 * KIB;
+    for (transfer_max, boundary) in [(40 * KIB, 0), (u64::MAX, 64 * KIB), (40 * KIB, 64 * KIB), (u64::MAX, 48 * KIB)] {
+        let (one, _) = rig(limits(transfer_max, u64::MAX, boundary));
+        let uncut = Uncut::of(one.handle.common().traits());
+        let mut io = one.reactor.create_io().unwrap();
+        for (offset, len) in (0..40).flat_map(|first| (1..40).map(move |count| (first * block, count * block))) {
+            io.prepare(IoOp::Read, offset, len);
+            let crosses = boundary != 0 && offset / boundary != (offset + len - 1) / boundary;
+            let within = len <= transfer_max && !crosses;
+            let odd = boundary != 0 && !boundary.is_power_of_two();
+            assert_eq!(uncut.has(&io), within && !odd, "{offset} {len} of {transfer_max} {boundary}");
+        }
+        one.reactor.retire_io(io);
+        one.close();
+    }
+}
+
+#[test]
+fn boundaries_at_other_multiples_are_not_crossed_either() {
+    let (one, book) = rig(limits(u64::MAX, u64::MAX, 48 * KIB));
+    for (offset, len, pieces) in [(0, 48, &[(0, 48)][..]), (40, 12, &[(40, 8), (48, 4)]), (44, 4, &[(44, 4)])] {
+        let data = vec![0; (len * KIB) as usize];
+        assert_eq!(one.run(IoOp::Read, offset * KIB, len * KIB, &data).status, IoStatus::Success);
+        let seen: Vec<_> = book.take_log().into_iter().map(|(_, offset, len)| (offset / KIB, len / KIB)).collect();
+        assert_eq!(seen, pieces);
+    }
+    one.close();
+}
+
+#[test]
 fn a_compare_and_write_is_never_in_pieces() {
     let (one, book) = rig(limits(8 * KIB, u64::MAX, 64 * KIB));
     for (offset, len) in [(0, 16 * KIB), (60 * KIB, 8 * KIB)] {
