@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use crate::arena::{ChunkInner, send_home, share};
 use crate::block::{BLOCK_MIN, BlockNumber, Extent, Home, MAX_BUF};
+use crate::device::DeviceBuf;
 use crate::pool::{Core, View};
 use crate::sync::{Arc, AtomicU32, Ordering, fence};
 
@@ -350,6 +351,16 @@ impl Buf {
         RemoteBuf { start: this.start, span: this.span, chunk }
     }
 
+    /// Gives the block to a device for good: from now on words of it are loaded and stored, and there is no slice.
+    ///
+    /// # Panics
+    /// If the buffer is a part of a block ([`Buf::split_to`]): its neighbours could be ordinary buffers.
+    pub fn into_device(self) -> DeviceBuf {
+        assert!(!self.span.is_part(), "a part of a block given to a device");
+        let (start, len) = (self.start, self.capacity());
+        DeviceBuf::new(start, len, self.into_remote())
+    }
+
     /// From now on other cores count, too. Sent with the buffer, the flag is seen wherever a part of the block is: parts
     /// that stay are on this core, parts that went before had it set.
     fn go_abroad(&self) {
@@ -429,6 +440,11 @@ impl RemoteBuf {
     pub(crate) fn chunk(&self) -> &ChunkInner {
         // SAFETY: alive, since a block of it is out: this one.
         unsafe { self.chunk.as_ref() }
+    }
+
+    /// Offset of the first byte in its chunk.
+    pub(crate) fn chunk_offset(&self) -> usize {
+        self.start.addr().get() - self.chunk().base().addr().get()
     }
 
     /// Another reference to the chunk, to hold beyond this buffer.

@@ -26,6 +26,7 @@
 //!   buffers, no heap after start. `None` is backpressure: the caller waits until [`Pool::freed`] changes.
 //! - A [`Buf`] is exclusive, and its drop returns it. It can be split and rejoined; the parts return together. As a [`RemoteBuf`]
 //!   it crosses to another core and comes home from there by itself.
+//! - A [`DeviceBuf`] is a block given to a device, for queues: words are loaded and stored while the device writes.
 //! - A [`Region`] is the opposite of a buffer: memory that all cores may touch at once, copied in and out.
 //!
 //! Memory is unmapped when the arena, its pools and the last buffer are gone, in whatever order and on whatever core.
@@ -48,13 +49,15 @@
 //! ```
 //!
 //! # Where memory safety rests
-//! `unsafe` is in `arena`, `buf` and `region`, each block with its reason. The pool is safe code: a block is an `Extent`,
+//! `unsafe` is in `arena`, `buf`, `device`, `region` and `copy`, each block with its reason. The pool is safe code: a block is an `Extent`,
 //! a right that cannot be copied and that only the ledger of the chunk's pool mints, after checking that the block is free.
 //! A mistake in the pool can lose memory or end in an assertion, not give it out twice.
 
 mod arena;
 mod block;
 mod buf;
+mod copy;
+mod device;
 mod iova;
 mod pool;
 mod region;
@@ -63,5 +66,6 @@ mod sync;
 pub use arena::{Arena, ArenaError, ArenaOptions, ArenaStats, Chunk, ChunkInfo, HugepagePolicy};
 pub use block::{BLOCK_MIN, CHUNK_MAX, CHUNKS_MAX, CLASSES, MAX_BUF, footprint};
 pub use buf::{Buf, RemoteBuf};
+pub use device::DeviceBuf;
 pub use pool::{ClassStats, Pool, PoolStats};
 pub use region::{Region, RegionError, RegionOptions};

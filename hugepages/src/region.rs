@@ -12,9 +12,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-mod copy;
-
 use crate::arena::{bind, has_numa, node_exists, reserve};
+use crate::copy;
 
 #[expect(clippy::disallowed_types, reason = "growth is for control threads; reactors never take it")]
 type Mutex<T> = std::sync::Mutex<T>;

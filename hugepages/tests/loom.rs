@@ -160,3 +160,26 @@ fn a_block_goes_home_by_way_of_another_pool() {
         join([thread]);
     });
 }
+
+#[test]
+fn the_last_clone_of_a_device_s_block_sends_it_home() {
+    loom::model(|| {
+        let home = pool(1);
+        let block = all(&home).remove(0);
+        let cells = Cells::of(std::slice::from_ref(&block));
+        let address = block.address();
+        let here = block.into_device();
+        let (there, cells_there) = (here.clone(), cells.clone());
+        let thread = thread::spawn(move || {
+            // Clones share the memory: only looks, which race with nothing.
+            cells_there.0[&address].with(|_| ());
+            drop(there);
+        });
+        cells.0[&address].with(|_| ());
+        drop(here);
+        collect(&home);
+        all(&home).iter().for_each(|block| cells.touch(block.address()));
+        join([thread]);
+        assert_eq!((home.leaked(), home.stats().remote_returns), (0, 1));
+    });
+}

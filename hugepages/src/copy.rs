@@ -1,15 +1,16 @@
-//! Copies to and from memory that other cores may touch at the same time.
+//! Copies to and from shared memory, which other cores or a device may touch at the same time.
 //!
-//! Such a race is not undefined behaviour, because region memory is never behind a reference and never accessed by a
+//! Such a race is not undefined behaviour, because shared memory is never behind a reference and never accessed by a
 //! plain load or store of the language: every access is a relaxed atomic on an aligned word, or an instruction in an
 //! `asm!` block, whose effect on memory the compiler must take to be anything that relaxed atomics could do. A reader
-//! that races a writer gets old or new contents, mixed in any pattern. Order between cores comes from the messages
-//! that announce the data, as with any relaxed access.
+//! that races a writer gets old or new contents, mixed in any pattern. Order comes from whatever announces the data,
+//! as with any relaxed access.
+#![expect(unsafe_code, reason = "copies by instructions or atomics, to bear races that slices must not have")]
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-pub(super) use string::{copy_in, copy_out, zero};
+pub(crate) use string::{copy_in, copy_out, zero};
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-pub(super) use word::{copy_in, copy_out, zero};
+pub(crate) use word::{copy_in, copy_out, zero};
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod string {
@@ -22,22 +23,22 @@ mod string {
     /// Bytes of one turn of the loop.
     const STRIDE: usize = 64;
 
-    /// Copies `len` bytes of region memory to private memory.
+    /// Copies `len` bytes of shared memory to private memory.
     ///
     /// # Safety
-    /// `source..source+len` is mapped region memory, `target..target+len` is the caller's own; they do not overlap.
+    /// `source..source+len` is mapped, shared memory, `target..target+len` is the caller's own; they do not overlap.
     #[inline]
-    pub(in super::super) unsafe fn copy_out(source: *const u8, target: *mut u8, len: usize) {
+    pub(crate) unsafe fn copy_out(source: *const u8, target: *mut u8, len: usize) {
         // SAFETY: by the contract of this function.
         unsafe { copy(source, target, len) };
     }
 
-    /// Copies `len` bytes of private memory to region memory.
+    /// Copies `len` bytes of private memory to shared memory.
     ///
     /// # Safety
-    /// `source..source+len` is the caller's own, `target..target+len` is mapped region memory; they do not overlap.
+    /// `source..source+len` is the caller's own, `target..target+len` is mapped, shared memory; they do not overlap.
     #[inline]
-    pub(in super::super) unsafe fn copy_in(source: *const u8, target: *mut u8, len: usize) {
+    pub(crate) unsafe fn copy_in(source: *const u8, target: *mut u8, len: usize) {
         // SAFETY: by the contract of this function.
         unsafe { copy(source, target, len) };
     }
@@ -90,12 +91,12 @@ mod string {
         }
     }
 
-    /// Fills `len` bytes of region memory with zeros.
+    /// Fills `len` bytes of shared memory with zeros.
     ///
     /// # Safety
-    /// `target..target+len` is mapped region memory.
+    /// `target..target+len` is mapped, shared memory.
     #[inline]
-    pub(in super::super) unsafe fn zero(target: *mut u8, len: usize) {
+    pub(crate) unsafe fn zero(target: *mut u8, len: usize) {
         // SAFETY: writes the range of the contract, upwards (the ABI keeps the direction flag clear).
         unsafe {
             asm!("rep stosb", inout("rcx") len => _, inout("rdi") target => _, in("al") 0_u8,
@@ -104,7 +105,7 @@ mod string {
     }
 }
 
-/// The same by relaxed atomics on aligned words, for other machines and for the interpreter. All accesses to region memory are
+/// The same by relaxed atomics on aligned words, for other machines and for the interpreter. All accesses to shared memory are
 /// of one size, the edges too: a race of accesses of different sizes would be undefined. (The portable way is about
 /// three times slower: compilers do not vectorise atomics.)
 #[cfg(any(test, not(all(target_arch = "x86_64", not(miri)))))]
@@ -127,7 +128,7 @@ mod word {
     /// in the range and which bytes of the word (from, to) are in the range.
     ///
     /// # Safety
-    /// start..start+len is mapped region memory; regions are mapped in whole pages, so the words at the edges are too.
+    /// start..start+len is mapped, shared memory; it is mapped in whole pages, so the words at the edges are too.
     #[inline]
     unsafe fn each_word(start: *mut u8, len: usize, mut visit: impl FnMut(usize, &AtomicU64, usize, usize)) {
         let mut done = 0;
@@ -141,11 +142,11 @@ mod word {
         }
     }
 
-    /// Copies `len` bytes of region memory to private memory.
+    /// Copies `len` bytes of shared memory to private memory.
     ///
     /// # Safety
-    /// `source..source+len` is mapped region memory, `target..target+len` is the caller's own; they do not overlap.
-    pub(in super::super) unsafe fn copy_out(source: *const u8, target: *mut u8, len: usize) {
+    /// `source..source+len` is mapped, shared memory, `target..target+len` is the caller's own; they do not overlap.
+    pub(crate) unsafe fn copy_out(source: *const u8, target: *mut u8, len: usize) {
         // SAFETY: the words are mapped; each piece of `target` written is inside target..target+len.
         unsafe {
             each_word(source.cast_mut(), len, |done, word, from, to| {
@@ -155,11 +156,11 @@ mod word {
         }
     }
 
-    /// Copies `len` bytes of private memory to region memory.
+    /// Copies `len` bytes of private memory to shared memory.
     ///
     /// # Safety
-    /// `source..source+len` is the caller's own, `target..target+len` is mapped region memory; they do not overlap.
-    pub(in super::super) unsafe fn copy_in(source: *const u8, target: *mut u8, len: usize) {
+    /// `source..source+len` is the caller's own, `target..target+len` is mapped, shared memory; they do not overlap.
+    pub(crate) unsafe fn copy_in(source: *const u8, target: *mut u8, len: usize) {
         // SAFETY: the words are mapped; each piece of `source` read is inside source..source+len.
         unsafe {
             each_word(target, len, |done, word, from, to| {
@@ -170,11 +171,11 @@ mod word {
         }
     }
 
-    /// Fills `len` bytes of region memory with zeros.
+    /// Fills `len` bytes of shared memory with zeros.
     ///
     /// # Safety
-    /// `target..target+len` is mapped region memory.
-    pub(in super::super) unsafe fn zero(target: *mut u8, len: usize) {
+    /// `target..target+len` is mapped, shared memory.
+    pub(crate) unsafe fn zero(target: *mut u8, len: usize) {
         // SAFETY: the words are mapped.
         unsafe { each_word(target, len, |_, word, from, to| merge(word, [0; WORD], from, to)) };
     }
