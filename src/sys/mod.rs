@@ -9,6 +9,7 @@ pub mod descriptor;
 pub mod file;
 pub mod limits;
 pub mod mapped;
+pub mod mmio;
 pub mod op;
 pub mod predecessor;
 pub mod socket;
