@@ -6,9 +6,11 @@
 
 pub mod backend;
 pub mod clock;
+mod deferred;
 pub mod futures;
 pub mod io;
 pub mod mailbox;
+mod poller;
 pub mod sim;
 pub mod start;
 mod stats;
@@ -29,11 +31,16 @@ use hugepages::{Chunk, ChunkInfo, Pool};
 use crate::limits::{READY_BUDGET, SLEEP_NS_MAX, SPIN_NS, TASKS_PER_TURN};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{Completion, Ended, FileId, Op, OpToken, Owner, Payload, UblkCommand};
+use crate::sys::socket::Doorbell;
 use backend::Backend;
 use clock::{Clock, Entropy, TimeSource};
+pub use deferred::Deferred;
+use deferred::DeferredList;
 use futures::OpWaits;
 use io::{Frame, Io, IoCell, IoTable, IoToken};
 use mailbox::{Mailbox, Message, Parcel};
+use poller::Pollers;
+pub use poller::{Activity, Poller, PollerId};
 use stats::Stalls;
 pub use stats::{Names, ReactorStats, Stall};
 pub use task::TaskId;
@@ -73,33 +80,6 @@ impl<L: Layer> Layer for Rc<L> {
     }
 }
 
-/// What a poller found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activity {
-    /// It did something.
-    Busy,
-    /// Nothing to do, and whatever comes next rings: the reactor may sleep.
-    Idle,
-    /// Nothing yet, and only polling will show it: the reactor must not sleep.
-    Waiting,
-}
-
-/// Something to be looked at in every turn: a queue in memory that a device fills.
-///
-/// A poll collects, the reactor completes: it moves finished Ios to [`Reactor::complete`] and enters no channel.
-pub trait Poller {
-    /// Looks once; returns quickly.
-    fn poll(&self) -> Activity;
-}
-
-/// Work that is done once a turn, for all that came up in it, by who asked for that with [`Reactor::defer`].
-pub trait Deferred {
-    /// What it is called if it stalls.
-    fn name(&self) -> &'static str;
-    /// Does it. As a [`Poller`] it moves finished Ios to [`Reactor::complete`], and enters no channel.
-    fn run(&self);
-}
-
 /// What a turn did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -137,12 +117,13 @@ pub struct Reactor {
     completions: RefCell<Vec<Io>>,
     /// The other list of the two that take turns, empty but for [`Reactor::unwind_completions`].
     unwinding: RefCell<Vec<Io>>,
-    deferred: RefCell<Vec<Rc<dyn Deferred>>>,
+    deferred: DeferredList,
+    at_end: DeferredList,
     /// See [`Reactor::arrived`].
     arrived: Cell<usize>,
     layers: RefCell<Vec<Option<Box<dyn Layer>>>>,
     sinks: RefCell<Vec<Option<Named<dyn Sink>>>>,
-    pollers: RefCell<Vec<Named<dyn Poller>>>,
+    pollers: Pollers,
     tasks: Tasks,
     timers: Timers,
     op_waits: Rc<OpWaits>,
@@ -178,13 +159,14 @@ impl Reactor {
             mailbox,
             table: IoTable::new(),
             completions: RefCell::new(Vec::with_capacity(4096)),
-            deferred: RefCell::default(),
+            deferred: DeferredList::default(),
+            at_end: DeferredList::default(),
             arrived: Cell::default(),
             unwinding: RefCell::new(Vec::with_capacity(4096)),
             layers: RefCell::new(Vec::new()),
             // The doorbell needs no sink: its completion is noticed by `turn` itself.
             sinks: RefCell::new(vec![None]),
-            pollers: RefCell::new(Vec::new()),
+            pollers: Pollers::default(),
             tasks: Tasks::new(),
             timers,
             op_waits: op_waits.clone(),
@@ -210,8 +192,8 @@ impl Reactor {
         self.submit_op(Op::Doorbell, Owner { sink: DOORBELL, tag: 0 });
     }
 
-    /// Does one round: completions of operations, messages, timers, pollers, what was deferred, completed Ios, tasks, and at last
-    /// one call that hands everything started to the backend.
+    /// Does one round: completions of operations, messages, timers, pollers, what was deferred, completed Ios, tasks, what was left to
+    /// the end, and at last one call that hands everything started to the backend.
     pub fn turn(&self) -> Turn {
         let started = self.clock.refresh();
         self.stats.turn_started(started, self.mailbox.own());
@@ -220,20 +202,16 @@ impl Reactor {
         let mut busy = self.dispatch_completions();
         busy |= self.deliver_mail();
         busy |= self.timers.expire(started, |task| self.tasks.wake(task));
-        let mut waiting = false;
-        for poller in self.pollers.borrow().iter() {
-            match self.stalls.watch(&self.clock, poller.name, || poller.it.poll()) {
-                Activity::Busy => busy = true,
-                Activity::Idle => {}
-                Activity::Waiting => waiting = true,
-            }
-        }
-        busy |= self.run_deferred();
+        let (polled, waiting) = self.pollers.poll(&self.stalls, &self.clock);
+        busy |= polled;
+        busy |= self.deferred.run(&self.stalls, &self.clock);
         busy |= self.unwind_completions();
         self.wake_buffer_waiters();
         busy |= self.run_tasks();
+        busy |= self.at_end.run(&self.stalls, &self.clock);
+        self.stalls.end_batch(&self.clock);
         busy |= self.mailbox.flush();
-        let left = !self.completions.borrow().is_empty() || !self.deferred.borrow().is_empty();
+        let left = !self.completions.borrow().is_empty() || !self.deferred.is_empty() || !self.at_end.is_empty();
         let again = self.tasks.ready_len() > 0 || left;
         busy |= self.backend.borrow_mut().flush(again);
         self.stats.turn_ended(busy);
@@ -317,22 +295,6 @@ impl Reactor {
         any
     }
 
-    fn run_deferred(&self) -> bool {
-        if self.deferred.borrow().is_empty() {
-            return false;
-        }
-        // What is asked for meanwhile is for the next turn.
-        let mut all = self.deferred.take();
-        for work in all.drain(..) {
-            self.stalls.watch_batched(&self.clock, work.name(), || work.run());
-        }
-        let mut deferred = self.deferred.borrow_mut();
-        if deferred.is_empty() {
-            *deferred = all;
-        }
-        true
-    }
-
     #[inline]
     fn unwind_completions(&self) -> bool {
         if self.completions.borrow().is_empty() {
@@ -378,9 +340,7 @@ impl Reactor {
 
     fn run_tasks(&self) -> bool {
         let before = || self.budget.set(READY_BUDGET);
-        let polled = self.tasks.poll(TASKS_PER_TURN, before, |name| self.stalls.ran(&self.clock, name));
-        self.stalls.end_batch(&self.clock);
-        polled > 0
+        self.tasks.poll(TASKS_PER_TURN, before, |name| self.stalls.ran(&self.clock, name)) > 0
     }
 
     fn wake_buffer_waiters(&self) {
@@ -434,22 +394,41 @@ impl Reactor {
 
     /// Sleeps until something rings or the clock reaches `until`; returns at once if something came in between.
     fn sleep_in_backend(&self, until: u64) {
-        if !self.mailbox.fall_asleep() {
-            return;
-        }
-        let mut backend = self.backend.borrow_mut();
         // Memory that another core gives back rings nobody: who waits for it keeps this reactor awake.
         let waiting = !self.buffer_waiters.borrow().is_empty();
-        if !waiting && !backend.has_completions() && self.chunks.borrow().is_empty() {
-            let now = self.clock.refresh();
-            let ns = until.saturating_sub(now).min(SLEEP_NS_MAX);
-            if ns > 0 {
-                backend.wait(Some(Duration::from_nanos(ns)));
-                self.stats.slept(self.clock.refresh() - now);
-            }
+        if waiting || !self.chunks.borrow().is_empty() || !self.fall_asleep() {
+            return;
         }
-        drop(backend);
+        let now = self.clock.refresh();
+        let ns = until.saturating_sub(now).min(SLEEP_NS_MAX);
+        if ns > 0 {
+            self.backend.borrow_mut().wait(Some(Duration::from_nanos(ns)));
+            self.stats.slept(self.clock.refresh() - now);
+        }
+        self.wake_up();
+    }
+
+    /// Announces sleep to all who may ring: senders of messages, devices of pollers, the backend. `false`: something came first, and
+    /// nothing is announced. Each is told, then looked at again, so that what comes in between is seen or rings. Pollers come after
+    /// the fence of the mailbox: a device may ring by whether this reactor is asleep.
+    fn fall_asleep(&self) -> bool {
+        if !self.mailbox.fall_asleep() {
+            return false;
+        }
+        if self.pollers.arm() {
+            if !self.backend.borrow_mut().has_completions() {
+                return true;
+            }
+            self.pollers.disarm();
+        }
         self.mailbox.wake_up();
+        false
+    }
+
+    /// The end of a sleep, or of one that was announced.
+    fn wake_up(&self) {
+        self.mailbox.wake_up();
+        self.pollers.disarm();
     }
 
     // --- what devices, doors and tasks use ---
@@ -540,7 +519,15 @@ impl Reactor {
     /// Has work done later in this turn, or in the next: after all that has arrived in it, and before completed I/Os go up their
     /// stacks. To be asked for once until it is done.
     pub fn defer(&self, work: Rc<dyn Deferred>) {
-        self.deferred.borrow_mut().push(work);
+        self.deferred.push(work);
+    }
+
+    /// Has work done at the end of this turn, or of the next if this one's is being done: after the tasks, and before messages and
+    /// operations go out, those that it sends and starts included. For one doorbell of a device for all that a turn has put into its
+    /// queue. To be asked for once until it is done.
+    #[inline]
+    pub fn at_end(&self, work: Rc<dyn Deferred>) {
+        self.at_end.push(work);
     }
 
     /// Starts an operation of the backend.
@@ -639,9 +626,16 @@ impl Reactor {
         drop(removed);
     }
 
-    /// Adds something to look at in every turn.
-    pub fn add_poller(&self, name: &'static str, poller: Rc<dyn Poller>) {
-        self.pollers.borrow_mut().push(Named { name, it: poller });
+    /// Adds something to look at in every turn, from the next on if pollers are looked at now. Looks of one turn share a reading of
+    /// the clock, by which stalls are told.
+    pub fn add_poller(&self, name: &'static str, poller: Rc<dyn Poller>) -> PollerId {
+        self.pollers.add(name, poller)
+    }
+
+    /// Forgets a poller, at any time, also from within its own poll: it is not looked at again. One that is armed is disarmed. No
+    /// effect if it is forgotten already.
+    pub fn remove_poller(&self, poller: PollerId) {
+        self.pollers.remove(poller);
     }
 
     /// Starts a task.
@@ -691,6 +685,11 @@ impl Reactor {
         self.mailbox.own().stop();
     }
 
+    /// What wakes this reactor when it sleeps, at any time and from anywhere: for interrupts of devices.
+    pub fn doorbell(&self) -> &Doorbell {
+        self.mailbox.own().doorbell()
+    }
+
     /// What keeps this reactor slower than it could be, a sentence each; handed out once.
     pub fn take_notes(&self) -> Vec<String> {
         self.backend.borrow_mut().take_notes()
@@ -709,16 +708,18 @@ impl Reactor {
     /// Ends everything: tasks, layers, sinks, then the backend, which waits for what is in flight. Returns the number of DMA
     /// buffers that are still out: a leak.
     pub fn shut_down(&self) -> usize {
+        self.wake_up();
         self.table.close();
         self.tasks.clear();
         self.completions.borrow_mut().clear();
-        drop(self.deferred.take());
+        self.deferred.clear();
+        self.at_end.clear();
         // Dropped while nothing is borrowed: devices that go take leave of layers and sinks.
         let services = std::mem::take(&mut *self.services.borrow_mut());
         drop(services);
         let backend = self.backend.replace(Backend::Closed);
         drop(backend);
-        self.pollers.borrow_mut().clear();
+        self.pollers.clear();
         let layers = std::mem::take(&mut *self.layers.borrow_mut());
         drop(layers);
         let sinks = std::mem::take(&mut *self.sinks.borrow_mut());

@@ -114,8 +114,8 @@ impl std::fmt::Display for Names {
     }
 }
 
-/// Measures what the loop calls. Pollers and messages are measured one by one; completions and tasks, of which there are millions
-/// a second, share a reading of the clock among sixteen.
+/// Measures what the loop calls. Messages that are calls are measured one by one; pollers, completions, deferred work and tasks, of which
+/// there are millions a second, share a reading of the clock among sixteen.
 #[derive(Debug)]
 pub(super) struct Stalls {
     found: RefCell<Vec<Stall>>,

@@ -200,7 +200,7 @@ impl Simulation {
     fn set_stopped(&mut self, machine: Machine, stopped: bool) {
         for member in self.members.iter_mut().filter(|member| member.machine == machine) {
             member.stopped = stopped;
-            member.reactor.mailbox.wake_up();
+            member.reactor.wake_up();
             member.mood = Mood::Awake;
         }
     }
@@ -315,7 +315,7 @@ impl Simulation {
     /// The test may have given them something to do.
     fn wake_all(&mut self) {
         for member in &mut self.members {
-            member.reactor.mailbox.wake_up();
+            member.reactor.wake_up();
             member.mood = Mood::Awake;
         }
     }
@@ -329,7 +329,7 @@ impl Simulation {
             if let Mood::Asleep(until) = member.mood
                 && (until <= now || member.reactor.backend.borrow_mut().has_completions())
             {
-                member.reactor.mailbox.wake_up();
+                member.reactor.wake_up();
                 member.mood = Mood::Awake;
             }
         }
@@ -366,8 +366,7 @@ impl Simulation {
             Turn::Polling => Mood::Polling,
             Turn::SleepUntil(until) => {
                 let spins = self.world.pick(4) == 0;
-                let rings = member.reactor.backend.borrow_mut().has_completions();
-                if spins || rings || !member.reactor.mailbox.fall_asleep() { Mood::Awake } else { Mood::Asleep(until) }
+                if spins || !member.reactor.fall_asleep() { Mood::Awake } else { Mood::Asleep(until) }
             }
         };
         let kind = match member.mood {
@@ -383,7 +382,9 @@ impl Simulation {
 
     /// Moves time to whatever comes next; `false` if that is nothing, or after `limit`.
     fn advance(&mut self, limit: u64) -> bool {
-        let state = self.world.state();
+        let mut state = self.world.state();
+        // Of reactors that fell asleep in this round, rung by what they armed for it.
+        state.hear_doorbells();
         let now = state.now();
         let wakes = self.members.iter().filter(|member| !member.stopped).map(|member| match member.mood {
             Mood::Asleep(until) => until,

@@ -2,6 +2,7 @@
 
 mod disks;
 mod loops;
+mod pollers;
 mod sockets;
 
 use std::cell::Cell;
