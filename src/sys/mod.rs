@@ -11,6 +11,7 @@ pub mod limits;
 pub mod mapped;
 pub mod mmio;
 pub mod op;
+pub mod pci;
 pub mod predecessor;
 pub mod socket;
 pub mod tsc;
