@@ -19,3 +19,4 @@ pub mod tx;
 pub mod ublk;
 pub mod ublk_control;
 pub mod uring;
+pub mod vfio;
