@@ -115,8 +115,10 @@ class Machine:
         processor = "host" if accelerator == "kvm" else "max"
         threads = ",thread=multi" if accelerator == "tcg" else ""
         command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
-        command += ["-machine", "q35", "-accel", f"{accelerator}{threads}", "-cpu", processor]
+        machine = ",".join(["q35", *shape.get("machine", [])])
+        command += ["-machine", machine, "-accel", f"{accelerator}{threads}", "-cpu", processor]
         command += ["-smp", str(shape["cpus"]), "-m", str(shape["memory"])]
+        command += shape.get("before", [])
         disks = [(self.tools / "root.ext4", True), (self.kernel.modules, True)]
         if shape["scratch"]:
             scratch = place / "scratch.img"
@@ -128,6 +130,9 @@ class Machine:
             command += ["-drive", f"file={path},if=none,id=disk{index},format=raw,{mode}"]
             command += ["-device", f"virtio-blk-pci,drive=disk{index}"]
         command += ["-device", "virtio-rng-pci"]
+        for name, size_mib in shape.get("files", {}).items():
+            with open(place / f"{name}.img", "wb") as file:
+                file.truncate(size_mib << 20)
         command += [word.format(run=place) for word in shape["devices"]]
         words = ["console=ttyS0", "quiet", "loglevel=6", "panic=-1", *shape["kernel"], *kernel_arguments]
         # On a busy machine too few ticks arrive while the kernel looks whether its timer works: it would panic.
