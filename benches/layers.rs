@@ -1,6 +1,7 @@
 //! What the block layer costs per I/O: `cargo bench --bench layers`, with a part of a line's name for only those lines. Prints a
 //! table, judges nothing.
 
+#[expect(dead_code, reason = "not all of them are driven here")]
 mod devices;
 
 use std::cell::Cell;

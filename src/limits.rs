@@ -118,3 +118,46 @@ const _: () = assert!(INJECT_RULES_MAX <= u64::BITS as usize);
 const _: () = assert!(REACTORS_MAX <= UBLK_QUEUES_MAX as usize, "a ublk device can have a queue on each reactor");
 const _: () = assert!(STACK_DEPTH_MAX < u8::MAX as usize);
 const _: () = assert!(SEGMENTS_MAX < u8::MAX as usize);
+
+/// Commands in flight on one queue of an NVMe disk by default: more than any disk needs to be fast.
+pub const NVME_DEPTH: u16 = 256;
+
+/// The most of them: a command is told by ten bits of its identifier, the others tell a late answer from its successor's.
+pub const NVME_DEPTH_MAX: u16 = 1023;
+
+/// How long an I/O of an NVMe disk may take by default before it is aborted, in seconds: what Linux allows.
+pub const NVME_TIMEOUT_S: u64 = 30;
+
+/// The most that may be chosen, in seconds.
+pub const NVME_TIMEOUT_S_MAX: u64 = 600;
+
+/// Entries of the admin queues of an NVMe controller: commands of the driver, and the events it waits for.
+pub const NVME_ADMIN_ENTRIES: u16 = 64;
+
+/// How long an NVMe controller may take for an admin command, in nanoseconds: what Linux allows.
+pub const NVME_ADMIN_NS: u64 = 60_000_000_000;
+
+/// How long an NVMe controller may take to shut down if it does not say so, and at most, in milliseconds.
+pub const NVME_SHUTDOWN_MS: u64 = 10_000;
+/// See [`NVME_SHUTDOWN_MS`].
+pub const NVME_SHUTDOWN_MS_MAX: u64 = 60_000;
+
+/// How often an I/O is given to an NVMe controller again after resets of it. What has killed the controller thrice does so the fourth time.
+pub const NVME_REPEATS_MAX: u8 = 3;
+
+/// How often an I/O is given to an NVMe controller again that says that it cannot be carried out for the moment. What Linux does.
+pub const NVME_RETRIES_MAX: u8 = 5;
+
+/// How long an I/O waits for its first attempt more, in nanoseconds, and twice as long for each after that, where the controller does not
+/// say: 310 ms in all, which a namespace needs that a firmware activation or another host keeps busy for a moment.
+pub const NVME_RETRY_NS: u64 = 10_000_000;
+/// What an NVMe controller may say at most, in nanoseconds: as long as an I/O may take before it is aborted.
+pub const NVME_RETRY_NS_MAX: u64 = 30_000_000_000;
+
+/// How often an NVMe controller may be reset within [`NVME_RESETS_NS`] before it is given up.
+pub const NVME_RESETS_MAX: usize = 5;
+/// See [`NVME_RESETS_MAX`]; in nanoseconds.
+pub const NVME_RESETS_NS: u64 = 60_000_000_000;
+
+/// How often the status of an NVMe controller is looked at, in nanoseconds: one read over the bus, which takes a microsecond.
+pub const NVME_WATCH_NS: u64 = 1_000_000_000;

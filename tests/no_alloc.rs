@@ -1,6 +1,10 @@
 //! Nothing is allocated per I/O once everything has seen its depth: every device, every layer, and through the NVMe/TCP target and
-//! host over loopback, and through queues of the ublk door, all in this process. Nothing is left behind by a thousand hosts that came and went.
+//! host over loopback, through queues of the ublk door, and by the NVMe driver, all in this process. Nothing is left behind by a thousand hosts that came and went.
 #![expect(unsafe_code, reason = "a counting allocator")]
+
+#[expect(dead_code, reason = "one of them is driven here")]
+#[path = "../benches/devices/mod.rs"]
+mod devices;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::SocketAddr;
@@ -10,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use devices::{Disk, spawn, until};
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
 use reactor::bdev::device::file::{self, File};
 use reactor::bdev::device::malloc::{self, Malloc};
@@ -17,6 +22,7 @@ use reactor::bdev::device::null::{self, CompleteIn, Null};
 use reactor::bdev::layer::inject::{self, Inject};
 use reactor::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, Handle, Traits, load};
 use reactor::nvme::host::{Controller, Identity, Options, Queue};
+use reactor::nvme::pcie::fake::FakeOptions;
 use reactor::nvme::target::tcp::{Door, Export};
 use reactor::reactor::io::{Io, IoOp, IoStatus};
 use reactor::reactor::start::{Reactors, solo};
@@ -315,6 +321,40 @@ fn devices_and_layers_allocate_nothing_per_io() {
     let serial = |traits: &mut Traits| traits.concurrent = false;
     locally("forward to null", Other::over(null(CompleteIn::Poll), serial), 1, &ALL);
     locally("forward to malloc", Other::over(ram(), serial), 1, &ALL);
+}
+
+/// The controller in software may allocate: what is counted is turns of the reactor, between which it works.
+#[test]
+fn the_nvme_driver_allocates_nothing_per_io() {
+    const TURNS: usize = 2000;
+    let _alone = Alone::wait();
+    for shadow_doorbells in [false, true] {
+        let reactor = solo(64 * MIB).unwrap();
+        let disk = Disk::open(&reactor, FakeOptions { shadow_doorbells, ..FakeOptions::default() });
+        let volume = Rc::new(Handle::open(&reactor, &disk.volume).unwrap());
+        let (progress, here) = (Arc::new(Progress::default()), reactor.clone());
+        let goes_on = progress.clone();
+        let ended = spawn(&reactor, async move { work_all(&here, &volume, &ALL, &goes_on).await });
+        let window = || {
+            let (mut allocations, before) = (0, progress.ios.load(Ordering::Relaxed));
+            for _ in 0..TURNS {
+                let counted = ALLOCATIONS.load(Ordering::Relaxed);
+                reactor.turn();
+                allocations += ALLOCATIONS.load(Ordering::Relaxed) - counted;
+                disk.work(&reactor);
+            }
+            (allocations, progress.ios.load(Ordering::Relaxed) - before)
+        };
+        window();
+        let seen: Vec<_> = (0..WINDOWS).map(|_| window()).collect();
+        progress.stop.store(true, Ordering::Relaxed);
+        until(&ended, || disk.turn(&reactor));
+        let clean = seen.iter().filter(|(allocations, ios)| *allocations == 0 && *ios > 0).count();
+        let ios: u64 = seen.iter().map(|(_, ios)| ios).sum();
+        assert!(ios >= IOS_MIN && clean >= CLEAN, "allocations and I/Os of each {TURNS} turns: {seen:?}");
+        disk.close(&reactor);
+        assert_eq!(reactor.shut_down(), 0, "DMA buffers are still out");
+    }
 }
 
 /// A target in this process.

@@ -2,7 +2,6 @@
 //! so that none spins for want of work.
 
 use std::cell::Cell;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
@@ -12,17 +11,18 @@ use reactor::bdev::device::null::CompleteIn;
 use reactor::bdev::load::{self, Job, Pattern};
 use reactor::bdev::{BlockDevice, Handle};
 use reactor::nvme::host::{Controller, Identity, Options, Queue, Volume};
+use reactor::nvme::pcie::fake::FakeOptions;
 use reactor::nvme::target::tcp::{Door, Export};
 use reactor::reactor::mailbox::{Reach, Remote};
 use reactor::reactor::{Reactor, start};
 use reactor::ublk::stand_in::{Load, StandIn};
 use reactor::ublk::wire::IoOp;
 
-use crate::devices::{layer, null, ram};
+use crate::devices::{Disk, layer, null, ram, spawn, until};
 
 /// All pieces of work. Those with RAM have small blocks: a copy counts as an instruction for every byte, and large
 /// ones would hide all else.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 18] = [
     "null, next poll",
     "null, in submit",
     "null, in submit, 1 layer",
@@ -35,6 +35,9 @@ pub const NAMES: [&str; 15] = [
     "NVMe/TCP null 4k write, host",
     "NVMe/TCP RAM 512 read, host",
     "NVMe/TCP RAM 512 write, host",
+    "NVMe 4k read",
+    "NVMe 4k write",
+    "NVMe 4k read, shadow doorbells",
     "ublk RAM 4k read",
     "ublk RAM 4k write",
     "ublk flush",
@@ -63,6 +66,10 @@ pub fn run(name: &str) -> u64 {
             _ => IoOp::FLUSH,
         };
         return local(ram(16 << 20), Load { depth: DEPTH as u16, op, len: 4096 });
+    }
+    if let Some(what) = name.strip_prefix("NVMe 4k ") {
+        let pattern = if what.starts_with("write") { Pattern::RandWrite } else { Pattern::RandRead };
+        return disk(what.ends_with("shadow doorbells"), endless(pattern, 4096));
     }
     let Some((what, side)) = name.strip_prefix("NVMe/TCP ").and_then(|rest| rest.split_once(", ")) else {
         let (device, block) = match name {
@@ -103,6 +110,30 @@ fn alone(device: Arc<dyn BlockDevice>, job: Job) -> u64 {
     ios
 }
 
+/// The NVMe driver, on a controller in software, whose work does not count.
+fn disk(shadow_doorbells: bool, job: Job) -> u64 {
+    let reactor = start::solo(MEMORY).expect("a reactor");
+    let disk = Disk::open(&reactor, FakeOptions { shadow_doorbells, ..FakeOptions::default() });
+    let volume = Rc::new(Handle::open(&reactor, &disk.volume).expect("an open device"));
+    let (stop, done) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+    let (here, ending, doing) = (reactor.clone(), stop.clone(), done.clone());
+    let ended = spawn(&reactor, async move { load::run(&here, volume, job, ending, doing).await });
+    let ios = count(
+        &done,
+        || disk.turn(&reactor),
+        || {
+            counted_turn(&reactor);
+            disk.work(&reactor);
+        },
+    );
+    stop.set(true);
+    let outcome = until(&ended, || disk.turn(&reactor));
+    assert_eq!(outcome.errors, 0);
+    disk.close(&reactor);
+    reactor.shut_down();
+    ios
+}
+
 /// A queue of the ublk door, with a stand-in for the kernel: the copies are the kernel's, and do not count.
 fn local(device: Arc<dyn BlockDevice>, load: Load) -> u64 {
     let reactor = start::solo(MEMORY).expect("a reactor");
@@ -136,23 +167,6 @@ fn count(done: &Cell<u64>, warm: impl Fn(), counted: impl Fn()) -> u64 {
         counted();
     }
     done.get() - before
-}
-
-/// Runs a future as a task; what it gives will be there.
-fn spawn<R: 'static>(reactor: &Rc<Reactor>, body: impl Future<Output = R> + 'static) -> Rc<Cell<Option<R>>> {
-    let result = Rc::new(Cell::new(None));
-    let there = result.clone();
-    reactor.spawn("instructions", async move { there.set(Some(body.await)) });
-    result
-}
-
-fn until<R>(result: &Cell<Option<R>>, turn: impl Fn()) -> R {
-    loop {
-        turn();
-        if let Some(result) = result.take() {
-            return result;
-        }
-    }
 }
 
 /// How a door is reached whose reactor has a turn only when this thread gives it one.

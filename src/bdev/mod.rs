@@ -17,14 +17,16 @@
 //! | [`device::null`] | takes everything, keeps nothing | no | yes |
 //! | [`device::malloc`] | RAM | no | yes |
 //! | [`device::file`] | a regular file or block device, by the reactor's ring | yes | yes |
+//! | [`device::nvme`] | a namespace of an NVMe disk, by this program's own driver | as the disk says | if the disk has a queue for each reactor |
 //!
 //! | layer | what it does |
 //! |---|---|
 //! | [`layer::inject`] | fails, delays and holds I/Os by rules |
 
 pub mod at_once;
+pub mod bounce;
 pub mod conformance;
-pub mod contract;
+mod contract;
 pub mod device;
 pub mod exclusion;
 mod forward;

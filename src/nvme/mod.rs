@@ -14,6 +14,7 @@
 
 pub mod host;
 pub mod io;
+pub mod pcie;
 pub mod spec;
 pub mod target;
 pub mod tcp;

@@ -470,6 +470,14 @@ impl IoList {
         Some(io)
     }
 
+    /// Puts one back that was the oldest.
+    pub fn push_front(&self, mut io: Io) {
+        debug_assert!(io.0.next.is_none());
+        io.0.next = self.oldest.take();
+        self.oldest.set(Some(io));
+        self.len.set(self.len.get() + 1);
+    }
+
     /// Takes the one of that slot, for an abort; looks at all of them.
     pub fn remove(&self, slot: u32) -> Option<Io> {
         let mut found = None;
@@ -696,6 +704,11 @@ mod tests {
         let order: Vec<u32> = std::iter::from_fn(|| list.pop()).map(|io| (io.slot(), table.retire(io)).0).collect();
         assert_eq!(order, [1, 2, 0]);
         assert_eq!(list.len(), 0);
+        slots(2).into_iter().for_each(|io| list.push(io));
+        let first = list.pop().unwrap();
+        list.push_front(first);
+        let order: Vec<u32> = std::iter::from_fn(|| list.pop()).map(|io| (io.slot(), table.retire(io)).0).collect();
+        assert_eq!(order, [1, 2], "as if it had never been taken");
         slots(3).into_iter().for_each(|io| list.push(io));
         assert!(list.remove(9).is_none());
         let middle = list.remove(2).map(|io| (io.slot(), table.retire(io)).0);

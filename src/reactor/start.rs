@@ -24,6 +24,9 @@ use crate::sys::uring::{SetupError, Uring};
 /// How often a reactor that is to end is looked at.
 const LOOK: Duration = Duration::from_millis(2);
 
+/// What other reactors have of a reactor's buffers comes home within this when all end.
+const HOMECOMING: Duration = Duration::from_secs(1);
+
 /// Why reactors could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -148,7 +151,7 @@ impl Reactors {
                 drop(answers);
                 // What it has of sockets, files and the ring goes after a panic too: nothing of it is used again, and only dropped.
                 let leaked = reactor.shut_down();
-                ran.map_or_else(|panic| resume_unwind(panic), |()| leaked)
+                ran.map_or_else(|panic| resume_unwind(panic), |()| if leaked > 0 { await_home(&reactor) } else { 0 })
             })?);
         }
         drop(report);
@@ -165,6 +168,11 @@ impl Reactors {
     /// Handles, in the order of the cores.
     pub fn remotes(&self) -> &[Remote] {
         &self.remotes
+    }
+
+    /// Bytes that the DMA memory may grow to.
+    pub fn memory_max(&self) -> usize {
+        self.arena.stats().size
     }
 
     /// Maps all DMA memory for devices: what there is now, and from now on each chunk before a reactor gets it, so that buffers have
@@ -239,6 +247,19 @@ impl Reactors {
 impl Drop for Reactors {
     fn drop(&mut self) {
         self.join();
+    }
+}
+
+/// Buffers that never come home to a reactor that has shut down. Another one that ends too may have some of them still: those of queues of
+/// devices, above all, which the device's home gives to all.
+fn await_home(reactor: &Reactor) -> usize {
+    let start = monotonic_ns();
+    loop {
+        let leaked = reactor.pool().leaked();
+        if leaked == 0 || Duration::from_nanos(monotonic_ns() - start) > HOMECOMING {
+            return leaked;
+        }
+        std::thread::park_timeout(LOOK);
     }
 }
 

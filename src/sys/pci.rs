@@ -152,7 +152,7 @@ impl Function {
 #[derive(Debug, thiserror::Error)]
 pub enum PciError {
     /// There is no such disk.
-    #[error("no NVMe disk at {address}: this machine has {}; reactor nvme list", listed(.known))]
+    #[error("no NVMe disk at {address}: this machine has {}", listed(.known))]
     NoSuchDisk {
         /// Where it should be.
         address: Address,
@@ -162,7 +162,7 @@ pub enum PciError {
     /// Without an IOMMU a device could write to any memory.
     #[error(
         "this machine has no IOMMU, or it is off: enable VT-d or AMD-Vi in the firmware and boot with intel_iommu=on \
-         (amd: on by default); scripts/setup checks"
+         (amd: on by default)"
     )]
     NoIommu,
     /// The kernel, or the modules that it has loaded, cannot give functions away.

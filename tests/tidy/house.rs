@@ -6,7 +6,7 @@ use super::code::{Product, Token, only};
 
 /// Who may use whom. A file belongs to the longest prefix of its module path; each row names only rows above it, so nothing
 /// can lead back. `hugepages` and `io_uring` are crates.
-pub const HOUSE: [(&str, &[&str]); 21] = [
+pub const HOUSE: [(&str, &[&str]); 22] = [
     ("util", &[]),
     ("sys::limits", &[]),
     ("limits", &["sys::limits", "hugepages"]),
@@ -25,6 +25,7 @@ pub const HOUSE: [(&str, &[&str]); 21] = [
     ("nvme::target", &["nvme::spec"]),
     // What initiators share, whatever the transport.
     ("nvme::io", &["nvme::spec", "bdev", "reactor", "limits", "hugepages"]),
+    ("nvme::pcie", &["nvme::io", "nvme::spec", "reactor", "sys", "limits", "hugepages"]),
     (
         "nvme::host",
         &["nvme::io", "nvme::tcp", "nvme::spec", "bdev", "net", "reactor", "sys", "sys::limits", "limits", "hugepages"],
@@ -33,7 +34,7 @@ pub const HOUSE: [(&str, &[&str]); 21] = [
         "nvme::target::tcp",
         &["nvme::target", "nvme::tcp", "nvme::spec", "util", "bdev", "net", "reactor", "sys", "limits", "hugepages"],
     ),
-    ("bdev::device", &["bdev", "reactor", "sys", "hugepages"]),
+    ("bdev::device", &["bdev", "nvme::pcie", "nvme::io", "nvme::spec", "reactor", "sys", "limits", "hugepages"]),
     // A layer names no leaf.
     ("bdev::layer", &["bdev", "reactor", "limits"]),
     // How service ends, whoever began it.

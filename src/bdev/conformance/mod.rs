@@ -129,6 +129,24 @@ pub fn run(make: impl Fn() -> Arc<dyn BlockDevice>, options: &Options) {
 /// # Panics
 /// If reactors cannot be started.
 pub fn check(make: impl Fn() -> Arc<dyn BlockDevice>, options: &Options) -> Result<(), Failure> {
+    check_with(|_| make(), |_| {}, options)
+}
+
+/// As [`run`], for devices that are made of something which lives on the suite's reactors, and `end`s with the last of them.
+///
+/// # Panics
+/// With the [`Failure`], at the first thing that is wrong.
+pub fn run_with(make: impl Fn(&[Remote]) -> Arc<dyn BlockDevice>, end: impl FnOnce(&[Remote]), options: &Options) {
+    if let Err(failure) = check_with(make, end, options) {
+        panic!("{failure}");
+    }
+}
+
+fn check_with(
+    make: impl Fn(&[Remote]) -> Arc<dyn BlockDevice>,
+    end: impl FnOnce(&[Remote]),
+    options: &Options,
+) -> Result<(), Failure> {
     let seed = options.seed.unwrap_or_else(|| Entropy::seed_from_kernel().unwrap_or(1));
     let cores = allowed_cores().expect("an affinity mask");
     let pair = [cores[0], cores.get(1).copied().unwrap_or(cores[0])];
@@ -157,6 +175,7 @@ pub fn check(make: impl Fn() -> Arc<dyn BlockDevice>, options: &Options) -> Resu
             break;
         }
     }
+    end(reactors.remotes());
     let leaked = reactors.stop();
     if outcome.is_ok() && leaked > 0 {
         outcome = Err(format!("{leaked} buffers never came home"));
@@ -175,7 +194,7 @@ fn tiny_limits(traits: &mut Traits) {
 /// One way through the suite.
 struct Suite<'a> {
     way: Way,
-    make: &'a dyn Fn() -> Arc<dyn BlockDevice>,
+    make: &'a dyn Fn(&[Remote]) -> Arc<dyn BlockDevice>,
     options: &'a Options,
     seed: u64,
     remotes: &'a [Remote],
@@ -191,7 +210,7 @@ impl Suite<'_> {
     }
 
     fn make(&self, alter: impl FnOnce(&mut Traits)) -> Result<Claim, String> {
-        let device = (self.make)();
+        let device = (self.make)(self.remotes);
         self.driver.replace(device.common().traits().driver.to_owned());
         let way = self.way;
         let device: Arc<dyn BlockDevice> = Arc::new(Altered::new(device, |traits| {

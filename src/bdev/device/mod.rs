@@ -4,5 +4,6 @@ pub mod custom;
 pub mod file;
 pub mod malloc;
 pub mod null;
+pub mod nvme;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -49,7 +49,11 @@ pub enum VfioError {
     #[error("the kernel has no vfio_iommu_type1: modprobe vfio_iommu_type1 (CONFIG_VFIO_IOMMU_TYPE1)")]
     NoType1,
     /// Another driver has the function.
-    #[error("{address} belongs to {}: reactor nvme bind {address}", .driver.as_deref().unwrap_or("no driver"))]
+    #[error(
+        "{address} belongs to {}: unmount what is on it, modprobe vfio-pci, then write vfio-pci to \
+         /sys/bus/pci/devices/{address}/driver_override, {address} to /sys/bus/pci/devices/{address}/driver/unbind, \
+         and {address} to /sys/bus/pci/drivers_probe", .driver.as_deref().unwrap_or("no driver")
+    )]
     NotBound {
         /// The function.
         address: Address,
@@ -57,7 +61,7 @@ pub enum VfioError {
         driver: Option<String>,
     },
     /// The node of a group, or of the container, may not be opened.
-    #[error("no right to open {}: run as root, or chown it (scripts/setup --user U does)", .path.display())]
+    #[error("no right to open {}: run as root, or chown it", .path.display())]
     NoRight {
         /// The node.
         path: PathBuf,
@@ -226,10 +230,13 @@ impl Container {
         Ok(space::parse(&info, &bytes))
     }
 
-    /// Maps a chunk, now and whenever a first group comes.
+    /// Maps a chunk, now if there is a group, and whenever a first one comes.
     fn map(&self, chunk: &ChunkInfo, iova: u64) -> Result<(), VfioError> {
         let mut state = lock(&self.state);
-        self.map_chunk(chunk, iova)?;
+        // Without a group the kernel has no address space for it.
+        if state.groups.values().any(|group| group.strong_count() > 0) {
+            self.map_chunk(chunk, iova)?;
+        }
         state.mapped.push((chunk.clone(), iova));
         Ok(())
     }

@@ -29,7 +29,9 @@ fn only_functions_of_vfio_pci_behind_an_iommu_are_taken() {
         "vfio is in its unsafe mode without an IOMMU: reactor refuses, a faulty device could write anywhere"
     );
     let error = admit(&function("nvme", false)).unwrap_err().to_string();
-    assert_eq!(error, "0000:01:00.0 belongs to nvme: reactor nvme bind 0000:01:00.0");
+    let remedy = "unmount what is on it, modprobe vfio-pci, then write vfio-pci to /sys/bus/pci/devices/0000:01:00.0/driver_override, \
+                  0000:01:00.0 to /sys/bus/pci/devices/0000:01:00.0/driver/unbind, and 0000:01:00.0 to /sys/bus/pci/drivers_probe";
+    assert_eq!(error, format!("0000:01:00.0 belongs to nvme: {remedy}"));
     let without = Function { group: None, ..function("vfio-pci", false) };
     assert!(matches!(admit(&without), Err(VfioError::Pci(PciError::NoIommu))));
 }
@@ -57,10 +59,7 @@ fn each_refusal_names_its_remedy() {
     let limit = |limit| VfioError::MemoryLimit { bytes: 256 << 20, limit };
     let path = PathBuf::from("/dev/vfio/12");
     let texts: [(VfioError, &str); 11] = [
-        (
-            VfioError::NoRight { path },
-            "no right to open /dev/vfio/12: run as root, or chown it (scripts/setup --user U does)",
-        ),
+        (VfioError::NoRight { path }, "no right to open /dev/vfio/12: run as root, or chown it"),
         (held(&["process 812 (reactor)"]), "0000:01:00.0 is held by process 812 (reactor)"),
         (held(&[]), "0000:01:00.0 is held by a process that could not be seen"),
         (

@@ -1,7 +1,6 @@
 //! The channel: what goes straight to the ring, and what comes back from it.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::Poll;
@@ -9,12 +8,13 @@ use std::task::Poll;
 use hugepages::Buf;
 
 use super::{BOUNCE_LEN, Geometry, Health};
+use crate::bdev::bounce::Bounces;
 use crate::bdev::exclusion::{Gate, Range, Resume, Ticket};
 use crate::bdev::scatter;
 use crate::bdev::steps::{Outstanding, WorkQueue};
 use crate::bdev::{Channel, Common, DeviceError};
 use crate::reactor::io::{Io, IoCell, IoOp, IoStatus, IoToken, Segment};
-use crate::reactor::{Reactor, Sink, TaskId};
+use crate::reactor::{Reactor, Sink};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{Completion, FileId, Op, Owner, Payload};
 
@@ -76,9 +76,7 @@ pub(super) struct Inner {
     outstanding: Outstanding,
     plain: WorkQueue,
     exclusive: WorkQueue,
-    /// The bounce buffer that is left when the pool has none, so that a helper never waits for others' I/O.
-    pub(super) reserve: RefCell<Option<Buf>>,
-    pub(super) reserve_waiters: RefCell<VecDeque<TaskId>>,
+    pub(super) bounces: Bounces,
     /// Whether fallocate has not refused to punch holes, and to zero ranges.
     pub(super) can_punch: Cell<bool>,
     pub(super) can_zero: Cell<bool>,
@@ -111,7 +109,7 @@ impl FileChannel {
         health: &Arc<Health>,
     ) -> Result<FileChannel, DeviceError> {
         Gate::check_home(reactor, common)?;
-        let reserve = reactor.pool().alloc(BOUNCE_LEN).ok_or_else(|| {
+        let bounces = Bounces::new(reactor, BOUNCE_LEN).ok_or_else(|| {
             DeviceError::Refused(format!(
                 "volume \"{}\": no DMA memory left for its bounce buffer: raise [memory] size",
                 common.traits().name
@@ -127,8 +125,7 @@ impl FileChannel {
             outstanding: Outstanding::new(reactor),
             plain: WorkQueue::new(reactor),
             exclusive: WorkQueue::new(reactor),
-            reserve: RefCell::new(Some(reserve)),
-            reserve_waiters: RefCell::default(),
+            bounces,
             can_punch: Cell::new(true),
             can_zero: Cell::new(true),
             closing: Cell::new(false),

@@ -2,7 +2,6 @@
 
 use hugepages::Buf;
 use std::ops::Range as Span;
-use std::task::Poll;
 
 use super::BOUNCE_LEN;
 use super::channel::{Inner, is_transient};
@@ -14,16 +13,11 @@ use crate::sys::op::{Op, Payload};
 /// How one step ended. The buffer comes back in any case.
 type Step = (Buf, Result<(), IoStatus>);
 
-/// A bounce buffer, and whether it is the channel's reserve.
-struct Bounce {
-    buf: Buf,
-    reserve: bool,
-}
-
 impl Inner {
     /// Executes an I/O whose exclusion, if it needs one, has been seen to. Sets its status.
     pub(super) async fn carry_out(&self, io: &mut Io) {
-        let Bounce { buf, reserve } = self.take_bounce().await;
+        let mut bounce = self.bounces.take().await;
+        let buf = bounce.buf;
         let span = io.offset..io.offset + io.len;
         let (buf, result) = match io.op {
             IoOp::Read => self.read_into(io, buf).await,
@@ -40,36 +34,10 @@ impl Inner {
             },
             IoOp::Reset => unreachable!("a reset is not carried out by a helper"),
         };
-        self.give_bounce(Bounce { buf, reserve });
+        bounce.buf = buf;
+        self.bounces.give(bounce);
         if let Err(status) = result {
             io.status = status;
-        }
-    }
-
-    /// From the pool, or else the reserve: whoever has that waits for nothing but the kernel.
-    async fn take_bounce(&self) -> Bounce {
-        std::future::poll_fn(|_| {
-            if let Some(buf) = self.reactor.pool().alloc(BOUNCE_LEN) {
-                return Poll::Ready(Bounce { buf, reserve: false });
-            }
-            if let Some(buf) = self.reserve.borrow_mut().take() {
-                return Poll::Ready(Bounce { buf, reserve: true });
-            }
-            let (me, mut waiters) = (self.reactor.current_task(), self.reserve_waiters.borrow_mut());
-            if !waiters.contains(&me) {
-                waiters.push_back(me);
-            }
-            Poll::Pending
-        })
-        .await
-    }
-
-    fn give_bounce(&self, bounce: Bounce) {
-        if bounce.reserve {
-            self.reserve.replace(Some(bounce.buf));
-        }
-        if let Some(task) = self.reserve_waiters.borrow_mut().pop_front() {
-            self.reactor.wake(task);
         }
     }
 

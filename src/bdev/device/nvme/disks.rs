@@ -1,0 +1,373 @@
+//! NVMe disks of this machine that are open, by VFIO.
+//!
+//! A disk is opened with the first of its volumes and closed with the last. All share one I/O address space, in which the memory of
+//! the reactors is from the first disk on.
+//!
+//! For control threads: opening and closing wait for the kernel and the controller.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::{Nvme, NvmeDrive};
+use crate::bdev::{BlockDevice, DeviceError};
+use crate::limits::{NVME_DEPTH, NVME_TIMEOUT_S};
+use crate::nvme::pcie::{ControllerOptions, DriveOptions, NamespaceInfo, Port, VfioPort};
+use crate::reactor::mailbox::Remote;
+use crate::reactor::start::Reactors;
+use crate::sys::pci::{Address, Function, Pci, PciError};
+use crate::sys::tsc::monotonic_ns;
+use crate::sys::vfio::{Container, Device, DmaSpace, VfioError};
+
+/// What was closed is let go of within this: reactors drop what they have of it in their next turns.
+const LET_GO: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How a disk is named.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Which {
+    /// By its place.
+    Pci(Address),
+    /// By its serial number, wherever it is. Of several controllers with one the first that is bound to vfio-pci.
+    Serial(String),
+}
+
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Which::Pci(address) => address.fmt(f),
+            Which::Serial(serial) => write!(f, "serial {serial}"),
+        }
+    }
+}
+
+/// A namespace of a disk, and how the disk is to be driven.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The disk.
+    pub disk: Which,
+    /// Namespace identifier; `None`: the only one that can be used.
+    pub nsid: Option<u32>,
+    /// Most commands in flight on a queue: 2 to [`NVME_DEPTH_MAX`](crate::limits::NVME_DEPTH_MAX). The same for all volumes of a
+    /// disk.
+    pub depth: u16,
+    /// How long an I/O may take before it is aborted. The same for all volumes of a disk.
+    pub timeout: Duration,
+    /// What the size must be, in bytes, if that is to be checked.
+    pub size: Option<u64>,
+    /// What the block size must be, in bytes, if that is to be checked.
+    pub block_size: Option<u32>,
+}
+
+impl Wanted {
+    /// The only namespace of a disk that can be used, with the usual depth and time limit.
+    pub fn new(disk: Which) -> Wanted {
+        let timeout = Duration::from_secs(NVME_TIMEOUT_S);
+        Wanted { disk, nsid: None, depth: NVME_DEPTH, timeout, size: None, block_size: None }
+    }
+}
+
+/// The disks that this process has open. None is closed by dropping: see [`Disks::close_all`].
+#[derive(Default)]
+pub struct Disks {
+    pci: Pci,
+    reach: Option<(Arc<Container>, Option<Arc<DmaSpace>>)>,
+    open: Vec<Disk>,
+}
+
+/// An open disk.
+struct Disk {
+    address: Address,
+    port: VfioPort,
+    home: Remote,
+    drive: Arc<NvmeDrive<VfioPort>>,
+    depth: u16,
+    timeout: Duration,
+    /// By volume: the namespace that it is.
+    volumes: BTreeMap<String, u32>,
+}
+
+fn refused(why: impl fmt::Display) -> DeviceError {
+    DeviceError::Refused(why.to_string())
+}
+
+impl Disks {
+    /// None.
+    pub fn new() -> Disks {
+        Disks::default()
+    }
+
+    /// Opens a volume `name`, and its disk if no other volume has it open. The memory of `reactors` is mapped for disks from the
+    /// first one on, and the first reactor is the home of all.
+    ///
+    /// # Errors
+    /// Why it cannot be had, with the remedy where there is one. Nothing is open then that was not before.
+    pub fn open(
+        &mut self,
+        reactors: &mut Reactors,
+        name: &str,
+        wanted: &Wanted,
+    ) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+        if self.open.iter().any(|disk| disk.volumes.contains_key(name)) {
+            return Err(refused(format!("there is a volume \"{name}\" already")));
+        }
+        let place = self.find(reactors, wanted)?;
+        let disk = &mut self.open[place];
+        let made = disk.volume(name, wanted);
+        if made.is_err() && disk.volumes.is_empty() {
+            self.close_at(place).unwrap_or_else(|why| tracing::error!("{why}"));
+        }
+        made
+    }
+
+    /// The volume `name` is no more: every reactor has dropped its channels. With the last volume of a disk the disk is closed. A
+    /// name that is none of these volumes changes nothing.
+    ///
+    /// # Errors
+    /// If the disk did not shut down in order. It is closed nevertheless, and does no DMA.
+    pub fn release(&mut self, name: &str) -> Result<(), DeviceError> {
+        let Some(place) = self.open.iter().position(|disk| disk.volumes.contains_key(name)) else { return Ok(()) };
+        self.open[place].volumes.remove(name);
+        if self.open[place].volumes.is_empty() { self.close_at(place) } else { Ok(()) }
+    }
+
+    /// Shuts all disks down, which writes their caches back. To be called while the reactors turn, when nobody uses a volume any
+    /// more; I/O that there is nevertheless ends with [`Gone`](crate::reactor::io::IoStatus::Gone). Returns what went wrong, a
+    /// sentence each.
+    pub fn close_all(&mut self) -> Vec<String> {
+        self.open.drain(..).filter_map(|disk| disk.close().err()).map(|error| error.to_string()).collect()
+    }
+
+    fn close_at(&mut self, place: usize) -> Result<(), DeviceError> {
+        let disk = self.open.remove(place);
+        let (address, device) = (disk.address, Arc::downgrade(disk.port.device()));
+        let closed = disk.close();
+        wait_for_the_end(address, &device);
+        closed
+    }
+
+    /// The place of a disk that is open, or is opened.
+    fn find(&mut self, reactors: &mut Reactors, wanted: &Wanted) -> Result<usize, DeviceError> {
+        let same = |disk: &Disk| match &wanted.disk {
+            Which::Pci(address) => disk.address == *address,
+            Which::Serial(serial) => disk.drive.serial() == *serial,
+        };
+        if let Some(place) = self.open.iter().position(same) {
+            return Ok(place);
+        }
+        let disk = match &wanted.disk {
+            Which::Pci(address) => {
+                let function = self.pci.function(*address).map_err(refused)?;
+                self.bring_up(reactors, &function, wanted)?
+            }
+            Which::Serial(serial) => self.search(reactors, serial, wanted)?,
+        };
+        self.open.push(disk);
+        Ok(self.open.len() - 1)
+    }
+
+    /// The disk of a serial number among those that are bound to vfio-pci. Only a controller itself knows its number then, so that
+    /// each is brought up and asked, unless somebody has it.
+    fn search(&mut self, reactors: &mut Reactors, serial: &str, wanted: &Wanted) -> Result<Disk, DeviceError> {
+        let functions = self.pci.functions();
+        let mut seen = Vec::new();
+        for function in functions.iter().filter(|function| function.is_vfio()) {
+            let address = function.address;
+            if let Some(open) = self.open.iter().find(|disk| disk.address == address) {
+                seen.push(format!("{address} (serial {})", open.drive.serial()));
+                continue;
+            }
+            let by = function.group.as_ref().map(|group| self.pci.holders(group.number)).unwrap_or_default();
+            if !by.is_empty() {
+                seen.push(format!("{address} (held by {})", by.join(", ")));
+                continue;
+            }
+            match self.bring_up(reactors, function, wanted) {
+                Ok(disk) if disk.drive.serial() == serial => return Ok(disk),
+                Ok(disk) => {
+                    seen.push(format!("{address} (serial {})", disk.drive.serial()));
+                    let device = Arc::downgrade(disk.port.device());
+                    disk.close().unwrap_or_else(|why| tracing::warn!("{why}"));
+                    wait_for_the_end(address, &device);
+                }
+                Err(error) => seen.push(format!("{address} ({error})")),
+            }
+        }
+        let is_it = |function: &&Function| function.identity.as_ref().is_some_and(|known| known.serial == serial);
+        if let Some(Function { address, driver, .. }) = functions.iter().find(is_it) {
+            return Err(refused(VfioError::NotBound { address: *address, driver: driver.clone() }));
+        }
+        let seen = if seen.is_empty() { "none".to_owned() } else { seen.join(", ") };
+        Err(refused(format!("no NVMe disk has serial {serial}; bound to vfio-pci are {seen}")))
+    }
+
+    fn bring_up(&mut self, reactors: &mut Reactors, function: &Function, wanted: &Wanted) -> Result<Disk, DeviceError> {
+        let address = function.address;
+        let about = |error: &dyn fmt::Display| DeviceError::Refused(format!("{address}: {error}"));
+        let port = VfioPort::new(self.device(reactors, function)?).map_err(refused)?;
+        let controller = ControllerOptions { depth: wanted.depth, prp_only: false };
+        let options = DriveOptions { controller, timeout_ns: wanted.timeout.as_nanos() as u64 };
+        let ids: Vec<u16> = reactors.remotes().iter().map(Remote::id).collect();
+        let home = reactors.remotes()[0].clone();
+        let (sender, opened) = mpsc::channel();
+        let way = port.clone();
+        home.send(Box::new(move |reactor| {
+            let here = reactor.clone();
+            reactor.spawn("nvme open", async move {
+                let drive = NvmeDrive::open(&here, way, options, ids).await;
+                // Nobody waits for it any more.
+                if let Err(mpsc::SendError(Ok(drive))) = sender.send(drive)
+                    && let Err(error) = drive.close(&here).await
+                {
+                    tracing::error!("{address}: {error}");
+                }
+            });
+        }));
+        let limit = port.opens_within();
+        let drive = match opened.recv_timeout(limit) {
+            Ok(opened) => opened.map_err(|error| about(&error))?,
+            Err(error) => return Err(about(&unanswered(error, "come up", limit))),
+        };
+        let (depth, timeout) = (wanted.depth, wanted.timeout);
+        Ok(Disk { address, port, home, drive, depth, timeout, volumes: BTreeMap::new() })
+    }
+
+    /// A function of the machine, and the memory of the reactors for it.
+    fn device(&mut self, reactors: &mut Reactors, function: &Function) -> Result<Device, DeviceError> {
+        if function.group.is_none() {
+            return Err(refused(PciError::NoIommu));
+        }
+        if !function.is_vfio() {
+            let (address, driver) = (function.address, function.driver.clone());
+            return Err(refused(VfioError::NotBound { address, driver }));
+        }
+        let (container, space) = match &mut self.reach {
+            Some(reach) => reach,
+            reach => reach.insert((Container::open(&self.pci).map_err(refused)?, None)),
+        };
+        let group = container.group(function).map_err(refused)?;
+        let space = match space {
+            Some(space) => space,
+            space => {
+                let arena = reactors.memory_max() as u64;
+                let chosen = DmaSpace::new(container, &self.pci.reserved_regions(), arena).map_err(refused)?;
+                space.insert(Arc::new(chosen))
+            }
+        };
+        // What is mapped already is passed over, so a call that failed half-way goes on here.
+        reactors.share_memory(space.clone()).map_err(|error| refused(error.error))?;
+        Device::open(&group, function.address).map_err(refused)
+    }
+}
+
+impl Disk {
+    /// A volume on one of its namespaces.
+    fn volume(&mut self, name: &str, wanted: &Wanted) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+        let address = self.address;
+        let others = || self.volumes.keys().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        if (self.depth, self.timeout) != (wanted.depth, wanted.timeout) {
+            let keys = format!("depth {} and timeout {:?}", self.depth, self.timeout);
+            return Err(refused(format!("{address} is open with {keys} for {}: write the same", others())));
+        }
+        let all = self.drive.namespaces();
+        let nsid = match wanted.nsid {
+            Some(nsid) => nsid,
+            None => only(address, all)?,
+        };
+        if let Some((other, _)) = self.volumes.iter().find(|(_, its)| **its == nsid) {
+            return Err(refused(format!("namespace {nsid} of {address} is volume \"{other}\" already")));
+        }
+        if all.iter().any(|found| found.nsid == nsid && found.geometry.as_ref().is_ok_and(|it| it.zones.is_some())) {
+            return Err(refused(format!("namespace {nsid} of {address} has zones, and no volume has such")));
+        }
+        let device = Nvme::new(name.to_owned(), &self.drive, nsid)?;
+        let (size, block_size) = (device.common().size(), device.common().traits().block_size);
+        if wanted.size.is_some_and(|wanted| wanted != size) {
+            return Err(refused(format!("namespace {nsid} of {address} has {size} bytes: write that size, or none")));
+        }
+        if wanted.block_size.is_some_and(|wanted| wanted != block_size) {
+            let what = format!("namespace {nsid} of {address} has blocks of {block_size} bytes");
+            return Err(refused(format!("{what}: write that block_size, or none")));
+        }
+        self.volumes.insert(name.to_owned(), nsid);
+        tracing::info!(
+            "volume \"{name}\": namespace {nsid} of {address} (serial {}, {}) by VFIO, {} queue pairs of depth {}",
+            self.drive.serial(),
+            String::from_utf8_lossy(&self.drive.identity().mn).trim(),
+            self.drive.reactors().len(),
+            self.port.depth(self.depth)
+        );
+        Ok(Arc::new(device))
+    }
+
+    /// Shuts the disk down, and cuts it off from memory whatever comes of that.
+    fn close(self) -> Result<(), DeviceError> {
+        let Disk { address, port, home, drive, .. } = self;
+        // It would answer nobody.
+        let ended = home.has_ended();
+        let (sender, closed) = mpsc::channel();
+        home.send(Box::new(move |reactor| {
+            let here = reactor.clone();
+            reactor.spawn("nvme close", async move {
+                let closed = drive.close(&here).await;
+                drop(drive);
+                // Who has waited long enough has said so.
+                let _ = sender.send(closed);
+            });
+        }));
+        let limit = port.closes_within();
+        let closed = match closed.recv_timeout(if ended { Duration::ZERO } else { limit }) {
+            Ok(closed) => closed.map_err(|error| error.to_string()),
+            Err(_) if ended => Err("its reactor has ended before it was shut down".to_owned()),
+            Err(error) => Err(unanswered(error, "shut down", limit)),
+        };
+        let cut_off = if port.cut_off() { Ok(()) } else { Err("it does not stop being bus master".to_owned()) };
+        closed.and(cut_off).map_err(|error| refused(format!("{address}: {error}")))
+    }
+}
+
+/// The only namespace that can be a volume.
+fn only(address: Address, all: &[NamespaceInfo]) -> Result<u32, DeviceError> {
+    let usable = |info: &&NamespaceInfo| info.geometry.as_ref().is_ok_and(|geometry| geometry.zones.is_none());
+    let usable: Vec<u32> = all.iter().filter(usable).map(|info| info.nsid).collect();
+    match usable.as_slice() {
+        [one] => Ok(*one),
+        [] => {
+            let why = |info: &NamespaceInfo| match &info.geometry {
+                Ok(_) => format!("namespace {} has zones", info.nsid),
+                Err(unusable) => unusable.to_string(),
+            };
+            let why: Vec<String> = all.iter().map(why).collect();
+            let why = if why.is_empty() { "it has none".to_owned() } else { why.join("; ") };
+            Err(refused(format!("{address} has no namespace that can be used: {why}")))
+        }
+        several => {
+            let several: Vec<String> = several.iter().map(u32::to_string).collect();
+            Err(refused(format!("{address} has the namespaces {}: write nsid = {}", several.join(", "), several[0])))
+        }
+    }
+}
+
+fn unanswered(error: RecvTimeoutError, what: &str, limit: Duration) -> String {
+    match error {
+        RecvTimeoutError::Timeout => format!("the controller does not {what} within {} s", limit.as_secs()),
+        RecvTimeoutError::Disconnected => "its reactor has ended".to_owned(),
+    }
+}
+
+/// Waits until nobody has a device any more: the kernel gives it to another driver, or to another process, only then.
+fn wait_for_the_end(address: Address, device: &Weak<Device>) {
+    let start = monotonic_ns();
+    while device.strong_count() > 0 {
+        if Duration::from_nanos(monotonic_ns() - start) > LET_GO {
+            tracing::warn!(
+                "{address} is closed, and part of this process keeps it still: it stays bound until that ends"
+            );
+            return;
+        }
+        std::thread::park_timeout(LOOK);
+    }
+}

@@ -1,0 +1,95 @@
+//! A namespace of an NVMe controller, by this program's own driver.
+//!
+//! ```text
+//!  submit --+-- read, admitted write, flush, zeroes whose data is reached ---> the reactor's queue pair: one command ---+
+//!           |    compare, compare and write that the controller can do                                                 +--> complete
+//!           +-- data that no pointer reaches, unmap in two steps, compare and write that the controller cannot do ----+
+//!                 helpers, through a bounce buffer, with a grant where they must be alone
+//! ```
+//! - *Copies*: none, between the arena and the controller's own DMA.
+//! - *Unmapped reads as zeros*: Dataset Management is advice that a controller may ignore, so that a range is unmapped by Write
+//!   Zeroes, with its Deallocate bit where the namespace honours that; a Dataset Management follows where deallocated blocks read as zeros.
+//! - *Acknowledged* is durable where the controller says that it has no volatile write cache; then a flush is done at once.
+//! - *Compare* by the controller tells that there is a difference and not where: the range is read to find it.
+
+mod channel;
+mod disks;
+mod retry;
+mod slow;
+#[cfg(test)]
+mod tests;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::bdev::{BlockDevice, Channel, Common, DeviceError, OpSet, Traits};
+use crate::nvme::io::Geometry;
+use crate::nvme::pcie::{Drive, Port};
+use crate::reactor::Reactor;
+use crate::reactor::io::IoOp;
+pub use channel::Namespace;
+use channel::NvmeChannel;
+pub use disks::{Disks, Wanted, Which};
+use retry::Delays;
+
+/// Bytes that a helper moves at a time.
+const BOUNCE_LEN: usize = 64 << 10;
+
+/// A controller whose namespaces are volumes.
+pub type NvmeDrive<P> = Drive<P, Namespace<P>>;
+
+/// See the module's head.
+pub struct Nvme<P: Port> {
+    common: Common,
+    drive: Arc<NvmeDrive<P>>,
+    geometry: Geometry,
+}
+
+impl<P: Port> Nvme<P> {
+    /// The volume `name` that is namespace `nsid` of a controller.
+    ///
+    /// # Errors
+    /// If there is no such namespace, or it cannot be used, with the reason.
+    pub fn new(name: String, drive: &Arc<NvmeDrive<P>>, nsid: u32) -> Result<Nvme<P>, DeviceError> {
+        let all = drive.namespaces();
+        let Some(found) = all.iter().find(|namespace| namespace.nsid == nsid) else {
+            let there: Vec<String> = all.iter().map(|namespace| namespace.nsid.to_string()).collect();
+            return Err(DeviceError::Refused(format!(
+                "volume \"{name}\": {} has no namespace {nsid}: it has {}",
+                drive.serial(),
+                if there.is_empty() { "none".to_owned() } else { there.join(", ") }
+            )));
+        };
+        let geometry = match &found.geometry {
+            Ok(geometry) => *geometry,
+            Err(unusable) => return Err(DeviceError::Refused(format!("volume \"{name}\": {unusable}"))),
+        };
+        let own = geometry.traits(name, "nvme", found.uuid);
+        // By helpers, where not by commands; a reset waits.
+        let ops = IoOp::ALL
+            .into_iter()
+            .filter(|op| !own.ops.has(*op) && !matches!(op, IoOp::Compare | IoOp::CompareAndWrite | IoOp::Reset));
+        let traits = Traits { ops: ops.fold(OpSet::ALL, OpSet::without), concurrent: drive.is_everywhere(), ..own };
+        let common = Common::new(traits, geometry.size, drive.home());
+        Ok(Nvme { common, drive: drive.clone(), geometry })
+    }
+}
+
+impl<P: Port> BlockDevice for Nvme<P> {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
+        let queue = self.drive.queue(reactor).ok_or_else(|| {
+            let name = &self.common.traits().name;
+            DeviceError::Refused(format!(
+                "volume \"{name}\": reactor {} has no queue of its controller, which is {:?}",
+                reactor.id(),
+                self.drive.life()
+            ))
+        })?;
+        let delays = Delays::of(self.drive.identity());
+        Ok(Box::new(NvmeChannel::open(reactor, &self.common, queue, (self.geometry, delays))?))
+    }
+}

@@ -1,0 +1,149 @@
+//! Commands that the controller could not carry out for the moment: they are given to it again, a few times and after a while.
+//!
+//! Which those are, the controller says: a status without Do Not Retry that tells of a passing state. How long to wait, it may say too
+//! (Command Retry Delay, Base §3.3.3.2.1): an index into the times of its Identify data.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::Poll;
+
+use crate::limits::{NVME_RETRY_NS, NVME_RETRY_NS_MAX};
+use crate::nvme::spec::{IdentifyController, Status, StatusCode};
+use crate::reactor::io::Io;
+use crate::reactor::{Reactor, TaskId};
+
+/// Nanoseconds of a unit of CRDT1 to CRDT3.
+const UNIT_NS: u64 = 100_000_000;
+
+/// The times that a controller asks to be left alone for, in nanoseconds; 0 where it says none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Delays([u64; 3]);
+
+impl Delays {
+    pub(super) fn of(identity: &IdentifyController) -> Delays {
+        Delays(identity.crdt_100ms.map(|units| u64::from(units.get()) * UNIT_NS))
+    }
+
+    /// How long to wait before attempt `attempt`, from 1, at a command that ended so.
+    fn after(self, status: Status, attempt: u8) -> u64 {
+        let asked = usize::from(status.crd()).checked_sub(1).map_or(0, |index| self.0[index]);
+        match asked {
+            0 => NVME_RETRY_NS << attempt.saturating_sub(1).min(8),
+            asked => asked.min(NVME_RETRY_NS_MAX),
+        }
+    }
+}
+
+/// Whether what the controller says may be otherwise in a moment.
+pub(super) fn is_passing(status: Status) -> bool {
+    !status.is_dnr()
+        && matches!(
+            status.code(),
+            StatusCode::COMMAND_INTERRUPTED
+                | StatusCode::NAMESPACE_NOT_READY
+                | StatusCode::TRANSIENT_TRANSPORT_ERROR
+                // By somebody else: our own do not come here.
+                | StatusCode::ABORT_REQUESTED
+        )
+}
+
+/// I/Os that wait for their next attempt, and the task that waits with them.
+pub(super) struct Retries {
+    reactor: Rc<Reactor>,
+    delays: Delays,
+    /// By when they are due, in nanoseconds of the clock.
+    waiting: RefCell<VecDeque<(u64, Io)>>,
+    task: Cell<Option<TaskId>>,
+    closed: Cell<bool>,
+}
+
+impl Retries {
+    pub(super) fn new(reactor: &Rc<Reactor>, delays: Delays) -> Retries {
+        let (waiting, task, closed) = (RefCell::default(), Cell::new(None), Cell::new(false));
+        Retries { reactor: reactor.clone(), delays, waiting, task, closed }
+    }
+
+    /// Keeps an I/O until its attempt `attempt`, from 1.
+    pub(super) fn push(&self, io: Io, status: Status, attempt: u8) {
+        let due = self.reactor.clock().now().saturating_add(self.delays.after(status, attempt));
+        let mut waiting = self.waiting.borrow_mut();
+        let at = waiting.partition_point(|(other, _)| *other <= due);
+        waiting.insert(at, (due, io));
+        drop(waiting);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(task) = self.task.get() {
+            self.reactor.wake(task);
+        }
+    }
+
+    /// Takes one that waits, to end it.
+    pub(super) fn take_waiting(&self) -> Option<Io> {
+        self.waiting.borrow_mut().pop_front().map(|(_, io)| io)
+    }
+
+    /// Lets the task end when nothing is left.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        self.wake();
+    }
+
+    /// The next one that is due, for the task; `None` once this is closed and empty.
+    pub(super) async fn next(&self) -> Option<Io> {
+        self.task.set(Some(self.reactor.current_task()));
+        let mut timer = u64::MAX;
+        std::future::poll_fn(|_| {
+            let mut waiting = self.waiting.borrow_mut();
+            match waiting.front() {
+                Some((due, _)) if *due <= self.reactor.clock().now() => {
+                    Poll::Ready(waiting.pop_front().map(|(_, io)| io))
+                }
+                Some((due, _)) => {
+                    if *due < timer {
+                        timer = *due;
+                        self.reactor.wake_at(*due, self.reactor.current_task());
+                    }
+                    Poll::Pending
+                }
+                None if self.closed.get() => Poll::Ready(None),
+                None => {
+                    timer = u64::MAX;
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_passing_state_that_may_be_tried_again_is() {
+        assert!(is_passing(StatusCode::NAMESPACE_NOT_READY.retry()));
+        assert!(is_passing(StatusCode::COMMAND_INTERRUPTED.retry().with_more()));
+        assert!(!is_passing(StatusCode::NAMESPACE_NOT_READY.dnr()));
+        for code in [StatusCode::SUCCESS, StatusCode::UNRECOVERED_READ_ERROR, StatusCode::INTERNAL_ERROR] {
+            assert!(!is_passing(code.retry()), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn the_controller_says_how_long_or_it_is_longer_each_time() {
+        let delays = Delays([0, 3 * UNIT_NS, u64::MAX]);
+        let asking = |crd: u16| Status(StatusCode::COMMAND_INTERRUPTED.0 | crd << 11);
+        assert_eq!(delays.after(asking(2), 5), 3 * UNIT_NS);
+        assert_eq!(delays.after(asking(3), 1), NVME_RETRY_NS_MAX, "within reason");
+        for crd in [0, 1] {
+            assert_eq!(
+                [1, 2, 5].map(|attempt| delays.after(asking(crd), attempt)),
+                [1, 2, 16].map(|n| n * NVME_RETRY_NS)
+            );
+        }
+    }
+}

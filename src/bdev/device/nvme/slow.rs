@@ -1,0 +1,131 @@
+//! What takes several commands, or a copy, on helper tasks: each has an I/O of its own, the child, and takes a bounce buffer.
+
+use hugepages::Buf;
+
+use super::BOUNCE_LEN;
+use super::channel::Namespace;
+use crate::bdev::scatter;
+use crate::nvme::pcie::Port;
+use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
+
+/// What a step has in hand.
+struct Hand {
+    /// Out while the controller has it.
+    child: Option<Io>,
+    /// Out while the child has it.
+    buf: Option<Buf>,
+}
+
+impl<P: Port> Namespace<P> {
+    /// Carries out an I/O whose exclusion, if it needs one, has been seen to. Sets its status; gives the child back.
+    pub(super) async fn carry_out(&self, io: &mut Io, child: Io) -> Io {
+        let mut bounce = self.bounces.take().await;
+        let mut hand = Hand { child: Some(child), buf: Some(bounce.buf) };
+        let result = match io.op {
+            IoOp::Read => self.read_into(io, &mut hand).await,
+            IoOp::Write => self.store(io, 0, &mut hand).await,
+            IoOp::Unmap => self.unmap(io, &mut hand).await,
+            // The controller says that they differ: where?
+            IoOp::Compare | IoOp::CompareAndWrite if io.status == IoStatus::Miscompare => {
+                match self.compare(io, &mut hand).await {
+                    // Not any more.
+                    Ok(()) => Err(IoStatus::Miscompare),
+                    other => other,
+                }
+            }
+            IoOp::Compare => self.compare(io, &mut hand).await,
+            IoOp::CompareAndWrite => match self.compare(io, &mut hand).await {
+                Ok(()) => self.store(io, io.len, &mut hand).await,
+                different => different,
+            },
+            IoOp::Flush | IoOp::WriteZeroes | IoOp::Reset => unreachable!("{:?} is one command, or none", io.op),
+        };
+        bounce.buf = hand.buf.take().expect("every step gives it back");
+        self.bounces.give(bounce);
+        if let Err(status) = result {
+            io.status = status;
+        }
+        hand.child.take().expect("every step gives it back")
+    }
+
+    /// One command on a range, with the first bytes of the bounce buffer if it has data.
+    async fn step(&self, hand: &mut Hand, op: IoOp, fua: bool, (offset, len): (u64, u64)) -> Result<(), IoStatus> {
+        let (Some(mut child), Some(mut buf)) = (hand.child.take(), hand.buf.take()) else {
+            unreachable!("between steps both are here");
+        };
+        child.prepare(op, offset, len);
+        child.fua = fua;
+        let carries = op.data_len(len) > 0;
+        if carries {
+            buf.set_len(len as usize);
+            child.data.push_buf(buf);
+            child = self.run(child).await;
+            buf = match child.data.pop() {
+                Some(Segment::Buf(buf)) => buf,
+                other => unreachable!("a command gives its buffer back, not {other:?}"),
+            };
+        } else {
+            child = self.run(child).await;
+        }
+        let status = child.status;
+        (hand.child, hand.buf) = (Some(child), Some(buf));
+        if status == IoStatus::Success { Ok(()) } else { Err(status) }
+    }
+
+    /// The bytes of the bounce buffer.
+    fn bytes(hand: &mut Hand) -> &mut Buf {
+        hand.buf.as_mut().expect("between steps it is here")
+    }
+}
+
+/// Pieces of a range that a bounce buffer holds.
+fn pieces(len: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..len).step_by(BOUNCE_LEN).map(move |at| (at, (len - at).min(BOUNCE_LEN as u64)))
+}
+
+impl<P: Port> Namespace<P> {
+    async fn read_into(&self, io: &mut Io, hand: &mut Hand) -> Result<(), IoStatus> {
+        let (offset, len) = (io.offset, io.len);
+        for (at, piece) in pieces(len) {
+            self.step(hand, IoOp::Read, false, (offset + at, piece)).await?;
+            scatter::scatter(&mut io.data, at as usize, Self::bytes(hand))?;
+        }
+        Ok(())
+    }
+
+    async fn compare(&self, io: &mut Io, hand: &mut Hand) -> Result<(), IoStatus> {
+        let (offset, len) = (io.offset, io.len);
+        for (at, piece) in pieces(len) {
+            self.step(hand, IoOp::Read, false, (offset + at, piece)).await?;
+            if let Err(index) = scatter::compare(&io.data, at as usize, Self::bytes(hand)) {
+                io.info = at + index as u64;
+                return Err(IoStatus::Miscompare);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `len` bytes of the data, which begin at `first` of it.
+    async fn store(&self, io: &Io, first: u64, hand: &mut Hand) -> Result<(), IoStatus> {
+        for (at, piece) in pieces(io.len) {
+            let buf = Self::bytes(hand);
+            buf.set_len(piece as usize);
+            scatter::gather(&io.data, (first + at) as usize, buf)?;
+            self.step(hand, IoOp::Write, io.fua, (io.offset + at, piece)).await?;
+        }
+        Ok(())
+    }
+
+    /// Zeroes, which is what counts, and then lets the controller have the blocks, which it need not take.
+    async fn unmap(&self, io: &Io, hand: &mut Hand) -> Result<(), IoStatus> {
+        self.step(hand, IoOp::WriteZeroes, io.fua, (io.offset, io.len)).await?;
+        let most = self.geometry.deallocate.range_max.min(self.geometry.deallocate.bytes_max);
+        let mut at = 0;
+        while at < io.len {
+            let piece = (io.len - at).min(most);
+            self.step(hand, IoOp::Unmap, false, (io.offset + at, piece)).await?;
+            at += piece;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! What a controller and its namespaces are.
+
+use zerocopy::FromBytes;
+
+use super::*;
+use crate::nvme::io::{Geometry, Identified, Unusable};
+use crate::nvme::spec::{
+    Cns, Csi, IDENTIFY_LEN, IdentifyControllerNvm, IdentifyControllerZoned, IdentifyFields, IdentifyNamespace,
+    IdentifyNamespaceZoned, NamespaceIds, namespace_list,
+};
+
+/// Most namespaces that are looked at: as many as a queue can tell apart.
+const NAMESPACES_MAX: usize = super::super::queue::TENANTS_MAX;
+
+/// One active namespace.
+#[derive(Clone, Debug)]
+pub struct NamespaceInfo {
+    /// Namespace identifier.
+    pub nsid: u32,
+    /// Its identity: see [`io::identity`].
+    pub uuid: [u8; 16],
+    /// What it is, or why it cannot be used.
+    pub geometry: Result<Geometry, Unusable>,
+}
+
+type Page = Box<[u8; IDENTIFY_LEN]>;
+
+impl<P: Port> Controller<P> {
+    async fn identify(&self, cns: Cns, nsid: u32, csi: Csi) -> Outcome<Page> {
+        let (data, _) = self.memory("Identify data", IDENTIFY_LEN).await?;
+        let mut sqe = Sqe::bare(AdminOpcode::IDENTIFY.0, nsid);
+        IdentifyFields { cns, cntid: 0, cns_specific: 0, csi }.put(&mut sqe);
+        self.ask("Identify", sqe, Some(&data)).await?;
+        let mut page = Box::new([0; IDENTIFY_LEN]);
+        data.read(0, &mut page[..]);
+        Ok(page)
+    }
+
+    /// As [`Self::identify`], where a controller may not know the question.
+    async fn identify_if_there(&self, cns: Cns, nsid: u32, csi: Csi) -> Outcome<Option<Page>> {
+        match self.identify(cns, nsid, csi).await {
+            Ok(page) => Ok(Some(page)),
+            Err(ControllerError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn identify_controller(&self) -> Outcome<()> {
+        let page = self.identify(Cns::CONTROLLER, 0, Csi::NVM).await?;
+        *self.identity.borrow_mut() = Some(Box::new(IdentifyController::read_from_bytes(&page[..]).expect("a page")));
+        Ok(())
+    }
+
+    /// Bytes of one transfer at most.
+    pub(super) fn transfer_max(&self) -> u64 {
+        self.identity.borrow().as_ref().map_or(0, |identity| io::transfer_max(identity, self.cap))
+    }
+
+    pub(super) async fn identify_namespaces(&self) -> Outcome<()> {
+        let mut all: Vec<u32> = Vec::new();
+        while all.len() < NAMESPACES_MAX {
+            let page = self.identify(Cns::ACTIVE_NAMESPACES, all.last().copied().unwrap_or(0), Csi::NVM).await?;
+            let before = all.len();
+            // A list that does not go up would be read for ever.
+            let last = all.last().copied().unwrap_or(0);
+            let mut last = last;
+            all.extend(namespace_list(&page[..]).take_while(|nsid| *nsid > std::mem::replace(&mut last, *nsid)));
+            if all.len() - before < IDENTIFY_LEN / 4 {
+                break;
+            }
+        }
+        all.truncate(NAMESPACES_MAX);
+        let limits = self.identify_if_there(Cns::CONTROLLER_CSI, 0, Csi::NVM).await?;
+        let mut found = Vec::new();
+        for nsid in all {
+            found.push(self.identify_namespace(nsid, limits.as_ref()).await?);
+        }
+        *self.namespaces.borrow_mut() = found;
+        Ok(())
+    }
+
+    async fn identify_namespace(&self, nsid: u32, limits: Option<&Page>) -> Outcome<NamespaceInfo> {
+        let page = self.identify(Cns::NAMESPACE, nsid, Csi::NVM).await?;
+        let namespace = IdentifyNamespace::read_from_bytes(&page[..]).expect("a page");
+        let ids = match self.identify_if_there(Cns::NAMESPACE_DESCRIPTORS, nsid, Csi::NVM).await? {
+            Some(page) => NamespaceIds::of(&page[..]),
+            None => NamespaceIds::default(),
+        };
+        let zoned = match ids.csi {
+            Csi::ZONED => Some((
+                self.identify(Cns::NAMESPACE_CSI, nsid, Csi::ZONED).await?,
+                self.identify(Cns::CONTROLLER_CSI, 0, Csi::ZONED).await?,
+            )),
+            _ => None,
+        };
+        let identity = self.identity.borrow();
+        let controller = identity.as_ref().expect("the controller was identified");
+        let limits = limits.map(|page| IdentifyControllerNvm::read_from_bytes(&page[..]).expect("a page"));
+        let zoned = zoned.map(|(its, all)| {
+            let its = IdentifyNamespaceZoned::read_from_bytes(&its[..]).expect("a page");
+            (its, IdentifyControllerZoned::read_from_bytes(&all[..]).expect("a page"))
+        });
+        let identified = Identified {
+            nsid,
+            cap: self.cap,
+            controller,
+            namespace: &namespace,
+            limits: limits.as_ref(),
+            zoned: zoned.as_ref().map(|(its, all)| (its, all)),
+        };
+        let geometry = Geometry::new(&identified, self.transfer_max(), self.entries());
+        Ok(NamespaceInfo { nsid, uuid: io::identity(&ids.or(&namespace), controller, nsid), geometry })
+    }
+
+    /// Identify data of the controller.
+    pub fn identity(&self) -> Box<IdentifyController> {
+        self.identity.borrow().clone().expect("the controller was identified")
+    }
+
+    /// The active namespaces.
+    pub fn namespaces(&self) -> Vec<NamespaceInfo> {
+        self.namespaces.borrow().clone()
+    }
+}

@@ -1,0 +1,338 @@
+//! A controller on its home reactor: from registers to namespaces and queues.
+//!
+//! ```text
+//!   any --disable--> Disabled --enable--> Ready --identify, features--> Identified --queue 1, 2, ...--> Live
+//!         RDY = 0             RDY = 1              each command                each command
+//!         within CAP.TO       within CAP.TO or     within NVME_ADMIN_NS        within NVME_ADMIN_NS
+//!                             CRTO.CRWMT
+//! ```
+//! A step that takes longer than its limit, a fatal status, and registers that read as ones end the attempt with the reason.
+
+mod identify;
+mod queues;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use hugepages::DeviceBuf;
+
+use super::Quiet;
+use super::admin::{AdminQueue, Answer, Limit, NoAnswer};
+use super::error::ControllerError;
+use super::port::Port;
+use super::queue::{
+    CQE_LEN, Doorbell, Memory, Pointers, QueueMemory, QueuePair, Rings, SLOTS_MAX, SQE_LEN, Shadow, Tenant,
+};
+use crate::limits::{NVME_ADMIN_ENTRIES, NVME_ADMIN_NS, NVME_SHUTDOWN_MS, NVME_SHUTDOWN_MS_MAX};
+use crate::nvme::io;
+use crate::nvme::spec::{
+    AbortFields, AdminOpcode, Aqa, Cap, Cc, CreateCqFields, CreateSqFields, Crto, Csts, Doorbells, FeatureFields,
+    FeatureId, FeatureSelect, IdentifyController, OACS_DOORBELL_BUFFER_CONFIG, PAGE_SHIFT_BASE, Property, QueueCounts,
+    QueuePriority, Sqe, delete_queue, doorbell_buffer_config, ready_timeout_ms,
+};
+use crate::reactor::Reactor;
+use crate::sys::mmio::Registers;
+pub use identify::NamespaceInfo;
+
+/// Nanoseconds of a millisecond.
+const MS: u64 = 1_000_000;
+/// How often a change of CSTS is looked for, in nanoseconds.
+const LOOK_NS: u64 = MS;
+/// Units of CAP.TO in milliseconds.
+const TO_MS: u64 = 500;
+
+/// What a user may choose.
+#[derive(Clone, Copy, Debug)]
+pub struct ControllerOptions {
+    /// Most commands in flight on a queue.
+    pub depth: u16,
+    /// Use no SGLs, though the controller may have them.
+    pub prp_only: bool,
+}
+
+/// A queue pair that the controller has, for the reactor that will use it: made into one by [`QueueSeed::plant`].
+pub struct QueueSeed<P: Port> {
+    port: P,
+    qid: u16,
+    depth: u16,
+    pointers: Pointers,
+    memory: QueueMemory,
+    shadows: Option<[Shadow; 2]>,
+    doorbells: [u32; 2],
+}
+
+impl<P: Port> QueueSeed<P> {
+    /// Number of the queue, from 1.
+    pub fn qid(&self) -> u16 {
+        self.qid
+    }
+
+    /// The queue pair, on the reactor whose it is from now on.
+    pub fn plant<T: Tenant>(self, reactor: &Rc<Reactor>) -> Rc<QueuePair<P, T>> {
+        let [submission, completion] = self.doorbells.map(|at| self.port.registers().bell(at));
+        let [tail, head] = match self.shadows {
+            Some(shadows) => shadows.map(Some),
+            None => [None, None],
+        };
+        let rings =
+            Rings::new(self.memory.rings.clone(), Doorbell::new(submission, tail), Doorbell::new(completion, head));
+        QueuePair::new(reactor, &self.port, (self.qid, self.depth), self.pointers, self.memory, rings)
+    }
+}
+
+/// The admin queue of a controller on this way.
+type Admin<P> = Rc<AdminQueue<<<P as Port>::Registers as Registers>::Bell>>;
+
+/// See the module's head.
+pub struct Controller<P: Port> {
+    reactor: Rc<Reactor>,
+    port: P,
+    cap: Cap,
+    /// log2 of the page size that is set in CC.
+    page_shift: u8,
+    options: ControllerOptions,
+    admin: RefCell<Option<Admin<P>>>,
+    identity: RefCell<Option<Box<IdentifyController>>>,
+    namespaces: RefCell<Vec<NamespaceInfo>>,
+    /// Shadows and event indices of the doorbells, if the controller looks at them.
+    shadows: RefCell<Option<[DeviceBuf; 2]>>,
+    /// The I/O queues that there are, for when they are to be created again.
+    created: RefCell<Vec<Created>>,
+    /// It touches nothing.
+    quiet: Cell<bool>,
+    /// It was kept from memory, since it could not be disabled: there is no way back.
+    cut_off: Cell<bool>,
+}
+
+/// An I/O queue pair of the controller.
+#[derive(Clone, Debug)]
+struct Created {
+    qid: u16,
+    memory: Memory,
+}
+
+type Outcome<T> = Result<T, ControllerError>;
+
+impl<P: Port> Controller<P> {
+    /// Brings a controller up on this reactor, its home: resets it, gives it its admin queue, and learns what it is.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being used. It is disabled then, unless it does not even do that.
+    pub async fn bring_up(reactor: &Rc<Reactor>, port: P, options: ControllerOptions) -> Outcome<Rc<Controller<P>>> {
+        let cap = Cap(port.registers().read64(Property::CAP.0));
+        let page_shift = check(cap, port.registers().read32(Property::CSTS.0))?;
+        let this = Rc::new(Controller {
+            reactor: reactor.clone(),
+            port,
+            cap,
+            page_shift,
+            options,
+            admin: RefCell::default(),
+            identity: RefCell::default(),
+            namespaces: RefCell::default(),
+            shadows: RefCell::default(),
+            created: RefCell::default(),
+            quiet: Cell::new(true),
+            cut_off: Cell::new(false),
+        });
+        let up = this.start().await;
+        match up {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                this.give_up().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(&self) -> Outcome<()> {
+        let quiet = self.disable().await?;
+        self.enable(&quiet).await?;
+        self.identify_controller().await?;
+        self.share_doorbells().await?;
+        self.identify_namespaces().await
+    }
+
+    /// The end of an attempt.
+    pub(super) async fn give_up(&self) {
+        if self.quiet.get() {
+            return;
+        }
+        if let Err(error) = self.stop().await {
+            tracing::error!("an NVMe controller that cannot be used does not become quiet either: {error}");
+        }
+    }
+
+    /// Whether it is there and well.
+    ///
+    /// # Errors
+    /// If not.
+    pub fn look(&self) -> Outcome<()> {
+        let csts = self.csts()?;
+        if csts.fatal() { Err(ControllerError::Fatal { csts }) } else { Ok(()) }
+    }
+
+    /// Asks for the end of a command, and waits so many nanoseconds for an answer. Whether it comes is another question: the command's own completion tells.
+    ///
+    /// # Errors
+    /// If the controller does not answer or refuses.
+    pub(super) async fn abort(&self, sqid: u16, cid: u16, ns: u64) -> Outcome<bool> {
+        // Bit 0 of dword 0: the command was not aborted (Base §5.1).
+        let answer = self.ask_within(ns, "Abort", AbortFields { sqid, cid }.to_sqe(), None).await?;
+        Ok(answer.result & 1 == 0)
+    }
+
+    /// Completions of admin commands that were not in flight, since the controller was last enabled.
+    pub fn stale(&self) -> u64 {
+        self.admin.borrow().as_ref().map_or(0, |admin| admin.stale())
+    }
+
+    fn csts(&self) -> Outcome<Csts> {
+        let csts = Csts(self.port.registers().read32(Property::CSTS.0));
+        if csts.gone() { Err(ControllerError::Gone) } else { Ok(csts) }
+    }
+
+    /// Waits until CSTS is as it has to be.
+    async fn until(&self, state: &'static str, ms: u64, done: impl Fn(Csts) -> bool) -> Outcome<()> {
+        let deadline = self.reactor.clock().refresh() + ms * MS;
+        loop {
+            let csts = self.csts()?;
+            if csts.fatal() && state != DISABLING {
+                return Err(ControllerError::Fatal { csts });
+            }
+            if done(csts) {
+                return Ok(());
+            }
+            if self.reactor.clock().now() >= deadline {
+                return Err(ControllerError::Stuck { state, ms, csts });
+            }
+            self.reactor.sleep(LOOK_NS).await;
+        }
+    }
+
+    /// Resets the controller (Base §3.7.2): whatever it had in hand, it touches memory no more.
+    async fn disable(&self) -> Outcome<Quiet> {
+        let registers = self.port.registers();
+        let ms = u64::from(self.cap.to()).max(1) * TO_MS;
+        let cc = Cc(registers.read32(Property::CC.0));
+        let csts = self.csts()?;
+        if cc.enabled() && !csts.ready() && !csts.fatal() {
+            // On its way up: EN may not be taken back before that has ended (Base §3.1.3.5).
+            match self.until(ENABLING, ready_timeout_ms(self.cap, self.crto()), Csts::ready).await {
+                Ok(()) | Err(ControllerError::Fatal { .. } | ControllerError::Stuck { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        registers.write32(Property::CC.0, Cc(cc.0 & !Cc::EN).0);
+        self.until(DISABLING, ms, |csts| !csts.ready()).await?;
+        self.quiet.set(true);
+        Ok(Quiet(()))
+    }
+
+    fn crto(&self) -> Crto {
+        Crto(self.port.registers().read32(Property::CRTO.0))
+    }
+
+    /// Enables the controller with a fresh admin queue (Base §3.5.1).
+    async fn enable(&self, quiet: &Quiet) -> Outcome<()> {
+        if let Some(admin) = self.admin.take() {
+            admin.end(quiet);
+        }
+        let entries = NVME_ADMIN_ENTRIES.min(self.cap.mqes_z().saturating_add(1));
+        let what = "the admin queue";
+        let (submissions, asq) = self.memory(what, usize::from(entries) * SQE_LEN).await?;
+        let (completions, acq) = self.memory(what, usize::from(entries) * CQE_LEN).await?;
+        let memory = Memory { submissions, completions, entries };
+        let doorbells = Doorbells::of(self.cap);
+        let bell =
+            |at: u64| -> Outcome<Doorbell<_>> { Ok(Doorbell::new(self.port.registers().bell(offset(at)?), None)) };
+        let rings = Rings::new(memory, bell(doorbells.sq_tail(0))?, bell(doorbells.cq_head(0))?);
+        // From here on the memory is the controller's, whether it comes up or not.
+        *self.admin.borrow_mut() = Some(AdminQueue::new(&self.reactor, rings));
+        self.quiet.set(false);
+        let registers = self.port.registers();
+        registers.write32(Property::AQA.0, Aqa::new(entries - 1, entries - 1).0);
+        registers.write64(Property::ASQ.0, asq);
+        registers.write64(Property::ACQ.0, acq);
+        let css = if self.cap.has(Cap::CSS_IOCS) { Cc::CSS_ALL } else { 0 };
+        let cc = Cc::enable(self.page_shift - PAGE_SHIFT_BASE as u8, css);
+        registers.write32(Property::CC.0, cc.0);
+        self.until(ENABLING, ready_timeout_ms(self.cap, self.crto()).max(TO_MS), Csts::ready).await
+    }
+
+    /// A block of the arena for the controller, zeroed, and its address of it.
+    async fn memory(&self, what: &'static str, len: usize) -> Outcome<(DeviceBuf, u64)> {
+        let buf = self.reactor.pool().alloc(len).ok_or(ControllerError::NoMemory { what })?;
+        let memory = buf.into_device();
+        memory.zero();
+        let address = self.port.memory(&memory).ok_or(ControllerError::Unreachable { what })?;
+        Ok((memory, address))
+    }
+
+    /// An admin command that is to succeed. Its data pointer leads to `data`, if there is any.
+    pub(super) async fn ask(&self, command: &'static str, sqe: Sqe, data: Option<&DeviceBuf>) -> Outcome<Answer> {
+        self.ask_within(NVME_ADMIN_NS, command, sqe, data).await
+    }
+
+    /// As [`Self::ask`], with another limit than most have, in nanoseconds.
+    async fn ask_within(
+        &self,
+        ns: u64,
+        command: &'static str,
+        mut sqe: Sqe,
+        data: Option<&DeviceBuf>,
+    ) -> Outcome<Answer> {
+        let Some(admin) = self.admin.borrow().clone() else {
+            return Err(ControllerError::Stopped { command });
+        };
+        if let Some(data) = data {
+            let address = self.port.memory(data).ok_or(ControllerError::Unreachable { what: command })?;
+            sqe.set_prps(address, 0);
+        }
+        match admin.command(sqe, data.cloned(), Limit::Ns(ns)).await {
+            Ok(answer) if answer.status.is_success() => Ok(answer),
+            Ok(Answer { status, .. }) => Err(ControllerError::Refused { command, status }),
+            Err(NoAnswer::Late) => Err(ControllerError::Late { command, ms: ns / MS }),
+            Err(NoAnswer::Stopped) => Err(ControllerError::Stopped { command }),
+        }
+    }
+}
+
+impl<P: Port> Drop for Controller<P> {
+    fn drop(&mut self) {
+        if !self.quiet.get() {
+            // It may still look at all of this, and write to it.
+            std::mem::forget((self.created.take(), self.shadows.take()));
+        }
+    }
+}
+
+const DISABLING: &str = "disabling";
+const ENABLING: &str = "enabling";
+
+/// What can be seen in the registers before anything is done: the log2 of the page size to be set.
+fn check(cap: Cap, csts: u32) -> Outcome<u8> {
+    if cap.0 == u64::MAX || Csts(csts).gone() {
+        return Err(ControllerError::Gone);
+    }
+    let page_shift = PAGE_SHIFT_BASE as u8 + cap.mpsmin();
+    let unfit = |why: String| Err(ControllerError::Unfit(why));
+    if 1usize << page_shift > hugepages::MAX_BUF / 2 {
+        return unfit(format!(
+            "the controller wants pages of 2^{page_shift} bytes at least, too large to lay lists out in"
+        ));
+    }
+    if !cap.has(Cap::CSS_NVM) && !cap.has(Cap::CSS_IOCS) {
+        return unfit(format!("the controller has no NVM command set (CAP.CSS {:#x})", cap.css()));
+    }
+    if cap.mqes_z() == 0 {
+        return unfit("the controller has queues of one entry, which is none (CAP.MQES 0)".to_owned());
+    }
+    Ok(page_shift)
+}
+
+/// Registers lie within 4 GiB of a BAR.
+fn offset(at: u64) -> Outcome<u32> {
+    u32::try_from(at)
+        .map_err(|_| ControllerError::Unfit(format!("the controller has a doorbell at {at:#x} of its registers")))
+}

@@ -1,0 +1,221 @@
+//! The I/O queues of a controller, and its end.
+
+use super::*;
+
+impl<P: Port> Controller<P> {
+    /// Gives the controller pages in which the doorbells' values are, if it looks at such (Base §5.8): most of their registers need not
+    /// be written then.
+    pub(super) async fn share_doorbells(&self) -> Outcome<()> {
+        if self.identity().oacs.get() & OACS_DOORBELL_BUFFER_CONFIG == 0 {
+            return Ok(());
+        }
+        let page = 1 << self.page_shift;
+        let (values, _) = self.memory("shadow doorbells", page).await?;
+        let (events, _) = self.memory("shadow doorbells", page).await?;
+        // The command has two pages: both must stay as long as it may be carried out, which is until the controller is quiet.
+        *self.shadows.borrow_mut() = Some([values.clone(), events.clone()]);
+        match self.configure_doorbells(&values, &events).await {
+            Err(ControllerError::Refused { .. }) => {
+                *self.shadows.borrow_mut() = None;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    async fn configure_doorbells(&self, values: &DeviceBuf, events: &DeviceBuf) -> Outcome<()> {
+        let command = "Doorbell Buffer Config";
+        let address = |page| self.port.memory(page).ok_or(ControllerError::Unreachable { what: "shadow doorbells" });
+        self.ask(command, doorbell_buffer_config(address(values)?, address(events)?), None).await?;
+        Ok(())
+    }
+
+    /// Creates `count` queue pairs, or as many as the controller has.
+    ///
+    /// # Errors
+    /// If there is not even one.
+    pub async fn create_queues(&self, count: u16) -> Outcome<Vec<QueueSeed<P>>> {
+        let granted = self.negotiate(count).await?;
+        let mut seeds = Vec::new();
+        for qid in 1..=granted {
+            let seed = self.seed(qid).await?;
+            let shape = Created { qid, memory: seed.memory.rings.clone() };
+            // Before it is asked: a controller that does not answer may have it nevertheless.
+            self.created.borrow_mut().push(shape.clone());
+            self.create(&shape).await?;
+            seeds.push(seed);
+        }
+        Ok(seeds)
+    }
+
+    /// Creates the queue pairs anew that there were, in the same memory.
+    pub(super) async fn create_again(&self) -> Outcome<()> {
+        let created: Vec<Created> = self.created.borrow().clone();
+        let granted = self.negotiate(created.len() as u16).await?;
+        if usize::from(granted) < created.len() {
+            let (had, has) = (created.len(), granted);
+            return Err(ControllerError::Unfit(format!("the controller has {has} queues now, where it had {had}")));
+        }
+        for shape in &created {
+            self.create(shape).await?;
+        }
+        Ok(())
+    }
+
+    async fn negotiate(&self, count: u16) -> Outcome<u16> {
+        let mut sqe = Sqe::bare(AdminOpcode::SET_FEATURES.0, 0);
+        FeatureFields { fid: FeatureId::NUMBER_OF_QUEUES, select: FeatureSelect::CURRENT, save: false }.put(&mut sqe);
+        sqe.cdw11.set(QueueCounts::pairs(count).to_dword());
+        let answer = self.ask("Set Features (queues)", sqe, None).await?;
+        Ok(QueueCounts::of(answer.result as u32).usable().min(u32::from(count)) as u16)
+    }
+
+    async fn create(&self, Created { qid, memory }: &Created) -> Outcome<()> {
+        let (qid, size_z, unreachable) =
+            (*qid, memory.entries - 1, ControllerError::Unreachable { what: "I/O queues" });
+        let completions = self.port.memory(&memory.completions).ok_or(unreachable.clone())?;
+        let submissions = self.port.memory(&memory.submissions).ok_or(unreachable)?;
+        let cq = CreateCqFields { qid, size_z, contiguous: true, interrupts: false, vector: 0 };
+        self.ask("Create I/O Completion Queue", cq.to_sqe(completions), None).await?;
+        let sq = CreateSqFields { qid, size_z, contiguous: true, priority: QueuePriority::URGENT, cqid: qid };
+        self.ask("Create I/O Submission Queue", sq.to_sqe(submissions), None).await?;
+        Ok(())
+    }
+
+    /// Entries of each ring of an I/O queue.
+    pub(super) fn entries(&self) -> u16 {
+        self.options.depth.clamp(1, SLOTS_MAX).saturating_add(1).min(self.cap.mqes_z().saturating_add(1))
+    }
+
+    async fn seed(&self, qid: u16) -> Outcome<QueueSeed<P>> {
+        let what = "I/O queues";
+        let entries = self.entries();
+        let depth = entries - 1;
+        let sgls = self.identity().sgls.get();
+        let pointers = Pointers::new(self.page_shift, if self.options.prp_only { 0 } else { sgls });
+        let list_len = pointers.list_len(self.transfer_max());
+        let (submissions, _) = self.memory(what, usize::from(entries) * SQE_LEN).await?;
+        let (completions, _) = self.memory(what, usize::from(entries) * CQE_LEN).await?;
+        let mut lists = Vec::new();
+        let mut left = usize::from(depth) * list_len;
+        while left > 0 {
+            let (block, address) = self.memory("lists of I/O queues", left.min(hugepages::MAX_BUF)).await?;
+            left = left.saturating_sub(block.len());
+            lists.push((block, address));
+        }
+        let doorbells = Doorbells::of(self.cap);
+        let shadows = self.shadows.borrow().as_ref().and_then(|[values, events]| {
+            let at = [doorbells.shadow_sq_tail(qid), doorbells.shadow_cq_head(qid)];
+            // Queues beyond the page have none.
+            at.iter()
+                .all(|at| at + 4 <= 1 << self.page_shift)
+                .then(|| at.map(|at| Shadow { values: values.clone(), events: events.clone(), at: at as usize }))
+        });
+        Ok(QueueSeed {
+            port: self.port.clone(),
+            qid,
+            depth,
+            pointers,
+            memory: QueueMemory { rings: Memory { submissions, completions, entries }, lists, list_len },
+            shadows,
+            doorbells: [offset(doorbells.sq_tail(qid))?, offset(doorbells.cq_head(qid))?],
+        })
+    }
+
+    /// Takes the controller down in order: its queues, to which no doorbell is written any more, then its caches. Gives the proof that they may
+    /// end, and whether the caches were written back.
+    ///
+    /// # Errors
+    /// If it does not even become disabled.
+    pub async fn close(&self) -> Outcome<(Quiet, Outcome<()>)> {
+        let shut = match self.delete_queues().await {
+            Ok(()) => self.shut_down().await,
+            Err(error) => Err(error),
+        };
+        Ok((self.stop().await?, shut))
+    }
+
+    async fn delete_queues(&self) -> Outcome<()> {
+        self.look()?;
+        let created: Vec<u16> = self.created.borrow().iter().map(|created| created.qid).collect();
+        for qid in created.into_iter().rev() {
+            for opcode in [AdminOpcode::DELETE_IO_SQ, AdminOpcode::DELETE_IO_CQ] {
+                match self.ask("Delete I/O queue", delete_queue(opcode, qid), None).await {
+                    Ok(_) => {}
+                    Err(error @ ControllerError::Refused { .. }) => tracing::debug!("queue {qid}: {error}"),
+                    // It would not answer for the others either, each for as long.
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the controller quiet, whatever it does.
+    ///
+    /// # Errors
+    /// If it does not become disabled.
+    pub async fn stop(&self) -> Outcome<Quiet> {
+        if let Some(admin) = self.admin.borrow().as_ref() {
+            admin.stop();
+        }
+        let quiet = match self.disable().await {
+            Ok(quiet) => quiet,
+            Err(error) => self.cut_off(error)?,
+        };
+        if let Some(admin) = self.admin.take() {
+            admin.end(&quiet);
+        }
+        Ok(quiet)
+    }
+
+    /// The last resort, where a controller cannot be disabled.
+    fn cut_off(&self, error: ControllerError) -> Outcome<Quiet> {
+        if !self.port.cut_off() {
+            return Err(error);
+        }
+        self.cut_off.set(true);
+        self.quiet.set(true);
+        Ok(Quiet(()))
+    }
+
+    /// Brings a controller that was stopped up again, with the queues that it had.
+    ///
+    /// # Errors
+    /// If it does not come up, or is not the one that it was.
+    pub async fn restart(&self, quiet: &Quiet) -> Outcome<()> {
+        self.csts()?;
+        if self.cut_off.get() {
+            return Err(ControllerError::Unfit(
+                "the controller was kept from memory, as it could not be disabled".into(),
+            ));
+        }
+        let before = self.identity();
+        self.enable(quiet).await?;
+        self.identify_controller().await?;
+        let now = self.identity();
+        if (before.sn, before.mn) != (now.sn, now.mn) {
+            return Err(ControllerError::Unfit("another controller is in its place".to_owned()));
+        }
+        // Those of before, whose places the queues know. The controller must not find the values of queues that are no more.
+        let shadows = self.shadows.borrow().clone();
+        if let Some([values, events]) = shadows {
+            values.zero();
+            events.zero();
+            self.configure_doorbells(&values, &events).await?;
+        }
+        self.create_again().await
+    }
+
+    /// Normal shutdown (Base §3.6.1): the controller writes back what it has cached.
+    async fn shut_down(&self) -> Outcome<()> {
+        let registers = self.port.registers();
+        let ms = match self.identity().rtd3e_us.get() {
+            0 => NVME_SHUTDOWN_MS,
+            us => u64::from(us).div_ceil(1000).clamp(NVME_SHUTDOWN_MS, NVME_SHUTDOWN_MS_MAX),
+        };
+        let cc = registers.read32(Property::CC.0);
+        registers.write32(Property::CC.0, cc & !(Cc::SHN_NORMAL | Cc::SHN_ABRUPT) | Cc::SHN_NORMAL);
+        self.until("shutting down", ms, |csts| csts.shst() == 2).await
+    }
+}

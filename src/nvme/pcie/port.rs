@@ -1,0 +1,48 @@
+//! What the driver asks of the way to a controller: registers, addresses, and the data of commands in flight.
+
+use std::rc::Rc;
+
+use hugepages::{Buf, DeviceBuf};
+
+use crate::nvme::spec::{Csts, Property};
+use crate::reactor::Reactor;
+use crate::sys::mmio::Registers;
+
+/// The way to one controller. Clones are the same; each reactor has its own.
+pub trait Port: Clone + Send + Sync + 'static {
+    /// BAR 0: registers and doorbells.
+    type Registers: Registers;
+
+    /// The registers.
+    fn registers(&self) -> &Self::Registers;
+
+    /// The controller's address of the first byte of `buf`; those of the others follow. `None` if the controller cannot reach it.
+    fn data(&self, buf: &Buf) -> Option<u64>;
+
+    /// The controller's address of memory for queues and lists, which it may read and write from now on; `None` if it cannot reach it.
+    fn memory(&self, memory: &DeviceBuf) -> Option<u64>;
+
+    /// Keeps a controller that cannot be disabled from all memory, for good: `true` once that is so. It must be quick, since the home reactor
+    /// waits for it. As it is here, only a controller that is off the bus is kept from memory.
+    fn cut_off(&self) -> bool {
+        Csts(self.registers().read32(Property::CSTS.0)).gone()
+    }
+
+    /// Queue `qid` gets commands from `reactor` from now on, whose data `held` has. A controller that reaches all memory by itself
+    /// needs nothing of it.
+    fn attach(&self, reactor: &Rc<Reactor>, qid: u16, held: Rc<dyn Held>) {
+        let _ = (reactor, qid, held);
+    }
+
+    /// The end of [`Port::attach`]: the queue is quiet.
+    fn detach(&self, reactor: &Rc<Reactor>, qid: u16) {
+        let _ = (reactor, qid);
+    }
+}
+
+/// The data of the commands in flight on one queue, for a controller in software: it reaches what the driver has given it, and
+/// nothing that it has given back.
+pub trait Held {
+    /// Calls `f` with the `len` bytes at the controller's address `address`, if they are data of command `cid` and that is in flight.
+    fn with(&self, cid: u16, address: u64, len: usize, f: &mut dyn FnMut(&mut [u8])) -> bool;
+}
