@@ -261,6 +261,16 @@ def guest_ublk(report, prepared):
     in_guests(report, prepared, "guest-ublk", "ublk", ROOT / "tests/guest/ublk.py", arguments, [example])
 
 
+def guest_nvme(report, prepared):
+    """NVMe disks driven through VFIO, in guests with the newest and the 6.12 kernel"""
+    step = Step("build-nvme-probe", ["cargo", "build", "--release", "--example", "nvme_probe"])
+    if step.why:
+        report.fail("guest-nvme", step.why, step.log)
+        return
+    example = TARGET / "release/examples/nvme_probe"
+    in_guests(report, prepared, "guest-nvme", "nvme", ROOT / "tests/guest/nvme.py", binaries=[example])
+
+
 def in_guests(report, prepared, group, shape, script, arguments=(), binaries=()):
     """Runs a script in a guest of each kernel, both at once; in another one what is left after a guest was lost."""
     from rig.image import KERNELS
@@ -323,8 +333,9 @@ GROUPS = {
     "speed": speed,
     "guest-nvmf": guest_nvmf,
     "guest-ublk": guest_ublk,
+    "guest-nvme": guest_nvme,
 }
-GUEST_GROUPS = {"guest-nvmf", "guest-ublk"}
+GUEST_GROUPS = {"guest-nvmf", "guest-ublk", "guest-nvme"}
 
 
 # What the groups need

@@ -49,7 +49,7 @@
 //! # Devices
 //! What answers at once, by computation or from memory, is a [`Disk`]. Whatever else there is implements
 //! [`BlockDevice`], or is one of [`crate::bdev::device`] and [`crate::bdev::layer`]: [`Server::add_device`]
-//! takes all of them.
+//! takes all of them. [`Server::nvme`] adds a namespace of an NVMe disk.
 
 use std::io;
 use std::net::SocketAddr;
@@ -59,7 +59,7 @@ use std::time::Duration;
 use hugepages::{Arena, ArenaError, ArenaOptions};
 use uuid::Uuid;
 
-use crate::bdev::device::custom;
+use crate::bdev::device::{custom, nvme};
 use crate::bdev::registry::{Claim, Mode, Registry, RegistryError};
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::drain;
@@ -75,7 +75,9 @@ use crate::ublk;
 use crate::util::Bad;
 
 pub use crate::bdev::device::custom::Disk;
+pub use crate::bdev::device::nvme::{Wanted as NvmeNamespace, Which as NvmeDisk};
 pub use crate::reactor::io::IoStatus;
+pub use crate::sys::pci::Address as PciAddress;
 pub use crate::ublk::Mode as UblkMode;
 pub use hugepages::HugepagePolicy;
 
@@ -218,6 +220,9 @@ pub enum Error {
         /// How.
         status: IoStatus,
     },
+    /// An NVMe disk did not shut down in order. It is closed nevertheless.
+    #[error("{0}")]
+    Disk(String),
     /// A bug, here or in a device: memory that is lost.
     #[error("{0} buffers did not come home: this is a bug")]
     Leaked(usize),
@@ -248,6 +253,7 @@ pub struct Server {
     /// What a stop met that did not come to its end: told by the one that does.
     untold: Option<Error>,
     ublk_door: Option<ublk::Door>,
+    nvme: nvme::Disks,
     /// What holds the devices that are served.
     claims: Vec<Claim>,
 }
@@ -288,6 +294,7 @@ impl Server {
             nvmf_door: None,
             untold: None,
             ublk_door: None,
+            nvme: nvme::Disks::new(),
             claims: Vec::new(),
         })
     }
@@ -320,6 +327,21 @@ impl Server {
     pub fn add_device(&mut self, device: Arc<dyn BlockDevice>) -> Result<&mut Server, Error> {
         self.expect_created("add a volume")?;
         self.registry.add(device, Vec::new())?;
+        Ok(self)
+    }
+
+    /// Adds a namespace of an NVMe disk that is bound to vfio-pci. The disk is shut down when the server is closed.
+    ///
+    /// # Errors
+    /// If it cannot be had, with the remedy where there is one, or the name is taken; or the server was started.
+    pub fn nvme(&mut self, name: &str, wanted: &NvmeNamespace) -> Result<&mut Server, Error> {
+        self.expect_created("add a volume")?;
+        let reactors = self.reactors.as_mut().ok_or(Error::Stage { what: "add a volume", stage: self.stage })?;
+        let device = self.nvme.open(reactors, name, wanted)?;
+        if let Err(taken) = self.registry.add(device, Vec::new()) {
+            self.nvme.release(name)?;
+            return Err(taken.into());
+        }
         Ok(self)
     }
 
@@ -549,6 +571,7 @@ impl Server {
             return stopped;
         }
         let panicked = self.panicked();
+        let mut disks = self.nvme.close_all();
         let leaked = self.reactors.take().map_or(0, Reactors::stop);
         self.places.clear();
         self.registry = Registry::new(Vec::new());
@@ -556,6 +579,9 @@ impl Server {
         stopped?;
         if !panicked.is_empty() {
             return Err(Error::Panicked { reactors: panicked, unsure: Vec::new() });
+        }
+        if let Some(first) = disks.pop() {
+            return Err(Error::Disk(first));
         }
         if leaked > 0 { Err(Error::Leaked(leaked)) } else { Ok(()) }
     }

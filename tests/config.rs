@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use reactor::control::config::{
@@ -57,12 +58,15 @@ fn the_commented_parts_of_the_example_are_valid() {
     let commented: String = EXAMPLE[start..]
         .lines()
         .take_while(|line| !line.starts_with("# op:"))
-        .filter(|line| !line.contains("A layer that fails"))
+        .filter(|line| !line.contains("A layer that fails") && !line.contains("A volume that keeps nothing"))
         .map(|line| format!("{}\n", line.trim_start_matches("# ")))
         .collect();
     let config = config(&format!("{EXAMPLE}\n{commented}"));
     let names: Vec<&str> = config.bdevs.iter().map(|bdev| bdev.name.as_str()).collect();
-    assert_eq!(names, ["ram0", "disk0", "null0", "faulty0"]);
+    assert_eq!(names, ["ram0", "disk0", "fast0", "null0", "faulty0"]);
+    let Driver::Nvme(fast) = &config.bdevs[2].driver else { panic!("{:?}", config.bdevs[2]) };
+    assert_eq!((fast.disk.to_string().as_str(), fast.nsid, fast.depth), ("0000:01:00.0", Some(1), 256));
+    assert_eq!((fast.timeout, fast.size, fast.block_size), (Duration::from_secs(30), Some(1 << 40), None));
     let expected = [
         InjectRule {
             op: Some(InjectOp::Read),
@@ -76,7 +80,7 @@ fn the_commented_parts_of_the_example_are_valid() {
         },
         InjectRule { op: None, trigger: Trigger::Nth { first: 5000, count: 1 }, action: InjectAction::Hold },
     ];
-    assert_eq!(config.bdevs[3].driver, Driver::Inject { base: "ram0".to_owned(), rules: expected.to_vec() });
+    assert_eq!(config.bdevs[4].driver, Driver::Inject { base: "ram0".to_owned(), rules: expected.to_vec() });
 }
 
 #[test]
@@ -544,7 +548,7 @@ bdev = "disk0"
 
 #[test]
 fn the_texts_to_spoil_are_valid() {
-    assert_eq!(config(&dense_example()).bdevs.len(), 4);
+    assert_eq!(config(&dense_example()).bdevs.len(), 5);
     assert_eq!(config(LOCAL).ublk.len(), 2);
 }
 
@@ -734,4 +738,30 @@ impl World {
             }
         }
     }
+}
+
+#[test]
+fn an_nvme_disk_has_defaults_and_keeps_its_keys() {
+    let text = |keys: &str| config(&format!("[[bdev]]\nname = \"fast0\"\ndriver = \"nvme\"\n{keys}"));
+    let plain = text("serial = \"S1\"");
+    let Driver::Nvme(wanted) = &plain.bdevs[0].driver else { panic!("{:?}", plain.bdevs) };
+    assert_eq!((wanted.disk.to_string().as_str(), wanted.nsid, wanted.depth), ("serial S1", None, 256));
+    assert_eq!((wanted.timeout, wanted.size, wanted.block_size), (Duration::from_secs(30), None, None));
+    assert_eq!((plain.bdevs[0].size, plain.bdevs[0].block_size), (0, 0), "only the disk knows");
+    let everything = "nsid = 2\ndepth = 64\ntimeout = \"2min\"\nsize = \"1MiB\"\nblock_size = 4096";
+    for (keys, named) in [
+        ("serial = \"S2\"".to_owned(), "serial"),
+        ("pci = \"01:00.0\"".to_owned(), "pci or serial"),
+        (format!("serial = \"S1\"\n{everything}"), "nsid, depth, timeout, size and block_size"),
+    ] {
+        let found = diff(&plain, &text(&keys));
+        let said: Vec<String> = found.changes.iter().map(Change::to_string).collect();
+        let expected = format!("bdev \"fast0\" stays as it is: {named} cannot change while it is open");
+        assert!(said.len() == 1 && said[0].ends_with(&expected), "{said:?}");
+        assert_eq!(found.running.bdevs[0].driver, plain.bdevs[0].driver);
+    }
+    // Under another name it is the same namespace: removed first, then added.
+    let renamed = config("[[bdev]]\nname = \"new0\"\ndriver = \"nvme\"\nserial = \"S1\"");
+    let said: Vec<String> = diff(&plain, &renamed).changes.iter().map(Change::to_string).collect();
+    assert_eq!(said, ["bdev \"fast0\" is removed", "bdev \"new0\" is added"]);
 }

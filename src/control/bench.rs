@@ -16,8 +16,8 @@ use super::config::{self, Machine, Style};
 use super::serve::{BAD_CONFIG, FAILED, arena};
 use super::volumes::Volumes;
 use super::watch::Watch;
-use crate::bdev::Handle;
 use crate::bdev::load::{self, Job, Outcome, Pattern};
+use crate::bdev::{BlockDevice, Handle};
 use crate::nvme::host;
 use crate::reactor::mailbox::Remote;
 use crate::reactor::start::Reactors;
@@ -84,20 +84,35 @@ fn local(path: &Path, name: &str, cores: &[usize], job: Job) -> Result<Part, Fai
             message: format!("{} has no [[bdev]] named \"{name}\"", path.display()),
         });
     };
-    if !job.block.is_multiple_of(bdev.block_size as usize) {
-        let message =
-            format!("--bs {} is not a multiple of the block size of \"{name}\", {}", job.block, bdev.block_size);
-        return Err(Failed { code: BAD_CONFIG, message });
-    }
-    if job.block as u64 > bdev.size {
-        let message = format!("--bs {} is larger than \"{name}\", {} bytes", job.block, bdev.size);
-        return Err(Failed { code: BAD_CONFIG, message });
+    // Of an NVMe disk these are known once it is open.
+    if bdev.size != 0 {
+        fits(job, name, bdev.block_size, bdev.size)?;
     }
     let cores = if cores.is_empty() { &config.reactor.cores[..1] } else { cores };
-    let reactors = start(cores, arena(&config)?)?;
-    let volumes = Volumes::new(reactors.remotes());
-    volumes.open_stack(&config, name)?;
-    let device = volumes.get(name).ok_or_else(|| format!("bdev \"{name}\" is not open"))?;
+    let mut reactors = start(cores, arena(&config)?)?;
+    let mut volumes = Volumes::new(reactors.remotes());
+    let measured = volumes.open_stack(&config, name, &mut reactors).map_err(Failed::from).and_then(|()| {
+        let device = volumes.get(name).ok_or_else(|| format!("bdev \"{name}\" is not open"))?;
+        fits(job, name, device.common().traits().block_size, device.common().size())?;
+        measure(&reactors, device, job)
+    });
+    volumes.close_disks();
+    measured
+}
+
+/// Whether I/Os of a job are possible on a volume.
+fn fits(job: Job, name: &str, block_size: u32, size: u64) -> Result<(), Failed> {
+    let message = if !job.block.is_multiple_of(block_size as usize) {
+        format!("--bs {} is not a multiple of the block size of \"{name}\", {block_size}", job.block)
+    } else if job.block as u64 > size {
+        format!("--bs {} is larger than \"{name}\", {size} bytes", job.block)
+    } else {
+        return Ok(());
+    };
+    Err(Failed { code: BAD_CONFIG, message })
+}
+
+fn measure(reactors: &Reactors, device: Arc<dyn BlockDevice>, job: Job) -> Result<Part, Failed> {
     drive(reactors, job.ns, move |reactor, run| {
         let device = device.clone();
         async move {
@@ -152,7 +167,7 @@ fn remote(options: &BenchOptions, job: Job) -> Result<Part, Failed> {
         digests: (*header_digest, *data_digest),
         job,
     };
-    drive(start(&cores, arena)?, job.ns, move |reactor, run| visit.clone().run(reactor, run))
+    drive(&start(&cores, arena)?, job.ns, move |reactor, run| visit.clone().run(reactor, run))
 }
 
 impl Visit {
@@ -303,8 +318,8 @@ impl Run {
     }
 }
 
-/// Runs `body` as a task on each reactor, shows their progress, stops them.
-fn drive<F, B>(reactors: Reactors, ns: u64, body: B) -> Result<Part, Failed>
+/// Runs `body` as a task on each reactor and shows their progress.
+fn drive<F, B>(reactors: &Reactors, ns: u64, body: B) -> Result<Part, Failed>
 where
     F: Future<Output = Result<Part, String>> + 'static,
     B: FnOnce(Rc<Reactor>, Run) -> F + Clone + Send + 'static,
@@ -332,9 +347,7 @@ where
         }));
     }
     drop(sender);
-    let part = watch(reactors.remotes(), &receiver, ns);
-    drop(reactors);
-    Ok(part?)
+    Ok(watch(reactors.remotes(), &receiver, ns)?)
 }
 
 /// I/Os completed so far by each job of a reactor, for the progress bar.

@@ -116,18 +116,26 @@ impl Server {
             Idle::Poll => reactor::Idle::Poll,
             Idle::Adaptive => reactor::Idle::Adaptive,
         };
-        let reactors = Reactors::start(&config.reactor.cores, idle, arena).map_err(|e| e.to_string())?;
-        let volumes = Volumes::new(reactors.remotes());
-        volumes.open_all(&config)?;
+        let mut reactors = Reactors::start(&config.reactor.cores, idle, arena).map_err(|e| e.to_string())?;
+        let mut volumes = Volumes::new(reactors.remotes());
+        if let Err(why) = volumes.open_all(&config, &mut reactors) {
+            volumes.close_disks();
+            return Err(why);
+        }
         let disks = LocalDisks::new(Path::new(&config.file), reactors.remotes(), &config.reactor.cores);
         let (claims, listening) = (BTreeMap::new(), Vec::new());
         let mut server = Server { config, volumes, reactors, door: None, disks, claims, listening, signals };
-        server.open_door()?;
-        if let Err(why) = server.disks.start(&server.config, &server.volumes) {
+        if let Err(why) = server.open_doors() {
             server.disks.close();
+            server.volumes.close_disks();
             return Err(why);
         }
         Ok(server)
+    }
+
+    fn open_doors(&mut self) -> Result<(), String> {
+        self.open_door()?;
+        self.disks.start(&self.config, &self.volumes)
     }
 
     fn open_door(&mut self) -> Result<(), String> {
@@ -213,7 +221,7 @@ impl Server {
             }
         }
         drop(watch);
-        shutdown::run(self.door, self.disks, &self.volumes, self.reactors)
+        shutdown::run(self.door, self.disks, self.volumes, self.reactors)
     }
 
     fn reload(&mut self, path: &Path, machine: &Machine) {
@@ -262,7 +270,7 @@ impl Server {
             Change::Refused { .. } => Ok(()),
             Change::BdevAdded { name } => {
                 let bdev = new.bdev(name).ok_or("it is not in the configuration")?;
-                self.volumes.open(bdev).map_err(|e| e.to_string())
+                self.volumes.open(bdev, &mut self.reactors).map_err(|e| e.to_string())
             }
             Change::BdevGrown { name, to, .. } => {
                 self.volumes.grow(name, *to).map_err(|e| e.to_string())?;

@@ -1,5 +1,5 @@
 //! The end: local disks are taken away or left to the next server; then answers in flight are sent, connections close by FIN,
-//! acknowledged writes are made durable, all within two seconds.
+//! acknowledged writes are made durable, all within two seconds; then NVMe disks are shut down, for which each has its own time.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::sys::tsc::monotonic_ns;
 const END: Duration = Duration::from_millis(1900);
 
 /// Drains and stops; the exit code of the process.
-pub fn run(door: Option<Door>, disks: LocalDisks, volumes: &Volumes, reactors: Reactors) -> ExitCode {
+pub fn run(door: Option<Door>, disks: LocalDisks, mut volumes: Volumes, reactors: Reactors) -> ExitCode {
     // Before the clock starts: a disk that is left waits for what the kernel has begun, and flushes come after it.
     let clean = disks.close();
     let start = monotonic_ns();
@@ -31,6 +31,7 @@ pub fn run(door: Option<Door>, disks: LocalDisks, volumes: &Volumes, reactors: R
         // Its I/Os still own their buffers, and the kernel may still write them: no orderly end is left.
         super::log::flush_and_exit(FAILED);
     }
+    let clean = volumes.close_disks() && clean;
     let leaked = reactors.stop();
     if leaked > 0 {
         tracing::error!("{leaked} DMA buffers did not come home: this is a bug");

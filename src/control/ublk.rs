@@ -173,6 +173,7 @@ fn backing(config: &Config, name: &str) -> String {
         },
         // It changes no byte.
         Some(Driver::Inject { base, .. }) => backing(config, base),
+        Some(Driver::Nvme(wanted)) => format!("nvme {} namespace {}", wanted.disk, wanted.nsid.unwrap_or_default()),
         Some(Driver::Malloc) => "RAM".to_owned(),
         Some(Driver::Null { .. }) => "null".to_owned(),
         None => String::new(),

@@ -394,3 +394,14 @@ fn what_cannot_be_is_refused_with_its_reason() {
         assert_eq!(text(wrong.ublk("own", options)), most);
     }
 }
+
+#[test]
+fn an_nvme_disk_that_is_not_there_is_refused() {
+    let mut server = server();
+    let wanted = NvmeNamespace::new(NvmeDisk::Pci("ffff:ff:1f.7".parse().unwrap()));
+    let said = text(server.nvme("fast0", &wanted));
+    assert!(said.starts_with("no NVMe disk at ffff:ff:1f.7: this machine has "), "{said}");
+    // Its name is free still.
+    server.add("fast0", Ram::new()).unwrap();
+    server.close().unwrap();
+}

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::model::{BdevConfig, Driver, InjectAction, InjectOp, InjectRule, InjectStatus, NullComplete, Trigger};
+use super::nvme;
 use super::reader::{Key, Messages, Table, all_of, nearest};
 use super::source::{Place, Source, Span};
 use super::value::format_size;
@@ -33,9 +34,9 @@ const DELAY_MS: Key = Key::new("delay_ms", "write delay_ms = 100");
 const COUNT: Key = Key::new("count", "write count = 3");
 
 /// Drivers of this build.
-const BUILT: [&str; 4] = ["null", "malloc", "file", "inject"];
+const BUILT: [&str; 5] = ["null", "malloc", "file", "nvme", "inject"];
 /// Drivers of the format that this build does not have.
-const NOT_BUILT: [&str; 9] = ["nvme", "nvme-tcp", "s3", "mirror", "erasure", "thin", "dedup", "zoned", "qos"];
+const NOT_BUILT: [&str; 8] = ["nvme-tcp", "s3", "mirror", "erasure", "thin", "dedup", "zoned", "qos"];
 
 /// Half of the addresses a process has.
 const MALLOC_SIZE_MAX: u64 = 64 << 40;
@@ -85,6 +86,7 @@ pub(super) fn read(source: &Source, top: &Table<'_>, key: Key) -> Bdevs {
     let mut names = BTreeMap::new();
     let mut uuids = BTreeMap::new();
     let mut paths = BTreeMap::new();
+    let mut namespaces = nvme::Namespaces::default();
     let mut list = Vec::new();
     let mut complete = true;
     for table in top.get(key).map(|value| value.tables("[[bdev]]")).unwrap_or_default() {
@@ -125,6 +127,9 @@ pub(super) fn read(source: &Source, top: &Table<'_>, key: Key) -> Bdevs {
             );
             complete = false;
         }
+        if let Driver::Nvme(wanted) = &read.config.driver {
+            complete &= namespaces.add(wanted, &read.config, &table);
+        }
         list.push(read);
     }
     let resolved = resolve(list, &names, top.messages).filter(|_| complete);
@@ -153,6 +158,7 @@ fn read_one(source: &Source, table: &Table<'_>, name: Option<String>) -> Option<
         "null" => [leaf.as_slice(), &[COMPLETE]].concat(),
         "malloc" => leaf.to_vec(),
         "file" => [leaf.as_slice(), &[PATH, DIRECT]].concat(),
+        "nvme" => nvme::keys(&[NAME, DRIVER], &[SIZE, BLOCK_SIZE]),
         "inject" => [common.as_slice(), &[BASE, RULES]].concat(),
         other => {
             let has = format!("this build has {}", all_of(&BUILT));
@@ -185,6 +191,7 @@ fn read_one(source: &Source, table: &Table<'_>, name: Option<String>) -> Option<
             base_span = base.span;
             (Some(Geometry::UNKNOWN), Driver::Inject { base: base.value.to_owned(), rules: rules? })
         }
+        "nvme" => (Some(Geometry::UNKNOWN), Driver::Nvme(nvme::read(table, SIZE, BLOCK_SIZE)?)),
         "file" => {
             let geometry = Geometry::read(table, i64::MAX as u64, &mut spans.size);
             let path = table.require(PATH).and_then(|value| value.text());
@@ -222,7 +229,7 @@ struct Geometry {
 }
 
 impl Geometry {
-    /// Of a layer, until its base is found.
+    /// Of a layer, until its base is found; of an NVMe disk, until it is open.
     const UNKNOWN: Self = Self { size: 0, block_size: 0, physical_block_size: 0 };
 
     /// `None` after a message.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::model::{BdevConfig, Config, Driver, HostAccess, Namespace, NvmfConfig, Subsystem, UblkConfig};
 use super::reader::all_of;
 use super::value::{format_core_list, format_size};
+use crate::bdev::device::nvme::Which;
 
 /// The outcome of a reload.
 #[derive(Clone, Debug)]
@@ -357,6 +358,19 @@ fn fixed_keys_changed(before: &BdevConfig, wanted: &BdevConfig) -> Vec<&'static 
             note(old != new, "path");
             note(was != is, "direct");
         }
+        (Driver::Nvme(was), Driver::Nvme(is)) => {
+            note(matches!((&was.disk, &is.disk), (Which::Pci(old), Which::Pci(new)) if old != new), "pci");
+            note(matches!((&was.disk, &is.disk), (Which::Serial(old), Which::Serial(new)) if old != new), "serial");
+            note(
+                matches!((&was.disk, &is.disk), (Which::Pci(_), Which::Serial(_)) | (Which::Serial(_), Which::Pci(_))),
+                "pci or serial",
+            );
+            note(was.nsid != is.nsid, "nsid");
+            note(was.depth != is.depth, "depth");
+            note(was.timeout != is.timeout, "timeout");
+            note(was.size != is.size, "size");
+            note(was.block_size != is.block_size, "block_size");
+        }
         (Driver::Inject { base: old, rules: was }, Driver::Inject { base: new, rules: is }) => {
             note(old != new, "base");
             note(was != is, "rules");
@@ -375,7 +389,7 @@ fn leave_out_clashes(old: &Config, new: &Config, bdevs: &mut Vec<BdevConfig>, re
     let stays: Vec<BdevConfig> = bdevs.iter().filter(|bdev| old.bdev(&bdev.name).is_some()).cloned().collect();
     let path = |bdev: &BdevConfig| match &bdev.driver {
         Driver::File { path, .. } => Some(path.clone()),
-        Driver::Null { .. } | Driver::Malloc | Driver::Inject { .. } => None,
+        Driver::Null { .. } | Driver::Malloc | Driver::Nvme(_) | Driver::Inject { .. } => None,
     };
     let mut left_out: Vec<String> = Vec::new();
     // Bases come before layers in `bdevs`, so one pass finds the layers of what is left out.
@@ -383,8 +397,16 @@ fn leave_out_clashes(old: &Config, new: &Config, bdevs: &mut Vec<BdevConfig>, re
         if old.bdev(&bdev.name).is_some() {
             return true;
         }
-        let clash =
-            stays.iter().find(|other| other.uuid == bdev.uuid || (path(bdev).is_some() && path(other) == path(bdev)));
+        let namespace = |bdev: &BdevConfig| match &bdev.driver {
+            Driver::Nvme(wanted) => Some((wanted.disk.clone(), wanted.nsid)),
+            _ => None,
+        };
+        let same = |other: &&BdevConfig| {
+            other.uuid == bdev.uuid
+                || (path(bdev).is_some() && path(other) == path(bdev))
+                || (namespace(bdev).is_some() && namespace(other) == namespace(bdev))
+        };
+        let clash = stays.iter().find(same);
         let reason = match (clash, bdev.driver.base().filter(|base| left_out.iter().any(|name| name == base))) {
             (Some(other), _) => format!("bdev \"{}\" keeps what it needs", other.name),
             (None, Some(base)) => format!("bdev \"{base}\" below it is not added"),

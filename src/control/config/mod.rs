@@ -14,6 +14,7 @@ mod bdev;
 mod diff;
 mod machine;
 mod model;
+mod nvme;
 mod nvmf;
 mod parse;
 mod probe;

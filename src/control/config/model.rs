@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::source::Place;
+use crate::bdev::device::nvme::Wanted;
 
 /// A whole configuration that passed every check which needs no look at the file system.
 #[derive(Clone, Debug)]
@@ -101,11 +102,11 @@ pub struct BdevConfig {
     pub name: String,
     /// Identity towards hosts (NVMe namespace UUID and NGUID); see [`super::derived_uuid`] for the default.
     pub uuid: Uuid,
-    /// Bytes, a positive multiple of `block_size`. A layer has the size of its base.
+    /// Bytes, a positive multiple of `block_size`. A layer has the size of its base. 0: only the disk knows (`nvme`).
     pub size: u64,
-    /// Bytes of a logical block: 512 or 4096. A layer has that of its base.
+    /// Bytes of a logical block: 512 or 4096. A layer has that of its base. 0: only the disk knows.
     pub block_size: u32,
-    /// Bytes of a physical block: a power of two from `block_size` to 64 KiB. A layer has that of its base.
+    /// Bytes of a physical block: a power of two from `block_size` to 64 KiB. A layer has that of its base. 0: only the disk knows.
     pub physical_block_size: u32,
     /// What serves it.
     pub driver: Driver,
@@ -130,6 +131,8 @@ pub enum Driver {
         /// O_DIRECT where the file system can; `false`: always through the page cache.
         direct: bool,
     },
+    /// `nvme`: a namespace of an NVMe disk, by VFIO.
+    Nvme(Wanted),
     /// `inject`: a layer that fails, delays or holds chosen I/Os of its base.
     Inject {
         /// Name of the volume below.
@@ -146,6 +149,7 @@ impl Driver {
             Self::Null { .. } => "null",
             Self::Malloc => "malloc",
             Self::File { .. } => "file",
+            Self::Nvme(_) => "nvme",
             Self::Inject { .. } => "inject",
         }
     }
@@ -154,7 +158,7 @@ impl Driver {
     pub fn base(&self) -> Option<&str> {
         match self {
             Self::Inject { base, .. } => Some(base),
-            Self::Null { .. } | Self::Malloc | Self::File { .. } => None,
+            Self::Null { .. } | Self::Malloc | Self::File { .. } | Self::Nvme(_) => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Single values out of their text: sizes, addresses, core lists.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use crate::util::{Bad, bad};
 
@@ -53,6 +54,25 @@ fn size_help(number: &str, unit: &str) -> Option<String> {
         unit == name || unit == name.replace('i', "") || unit == name[..1]
     })?;
     Some(format!("units are powers of 1024: write \"{number}{name}\""))
+}
+
+/// A time such as `30s` or `2min`.
+///
+/// # Errors
+/// Anything else.
+pub(super) fn parse_time(text: &str) -> Result<Duration, Bad> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = (&text[..digits], text[digits..].trim_start_matches(' '));
+    let seconds = match unit {
+        "s" => Some(1),
+        "min" => Some(60),
+        _ => None,
+    };
+    let time = seconds.and_then(|seconds| number.parse::<u64>().ok()?.checked_mul(seconds));
+    time.map_or_else(
+        || bad(format!("\"{text}\" is not a time"), "write a whole number with s or min, such as \"30s\""),
+        |seconds| Ok(Duration::from_secs(seconds)),
+    )
 }
 
 /// The shortest exact spelling that [`parse_size`] reads back.
@@ -180,6 +200,16 @@ mod tests {
         {
             assert_eq!(format_size(size), text);
             assert_eq!(parse_size(text), Ok(size));
+        }
+    }
+
+    #[test]
+    fn times() {
+        for (text, seconds) in [("0s", 0), ("1s", 1), ("30 s", 30), ("2min", 120), ("600s", 600)] {
+            assert_eq!(parse_time(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "s", "30", "1.5s", "-1s", "1h", "30S", "500ms", " 1s", "99999999999999999999s", "é"] {
+            assert!(parse_time(text).is_err(), "{text}");
         }
     }
 

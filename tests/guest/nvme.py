@@ -1,0 +1,315 @@
+#!/usr/bin/python3
+"""NVMe disks driven by the reactor: served by NVMe/TCP to the same guest, then given back to the kernel.
+
+The kernel must read what was written.
+
+  nvme.py [--after=NAME] [WORD...]     the cases whose names contain a WORD, or all
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+
+from disk import MIB, pattern
+from harness import Failure, check, note, run, wait_until
+from host import nvme
+from jobs import fio
+from nvme_world import (
+    DIRECTORY,
+    VFIO,
+    WORLD,
+    attach,
+    config,
+    disconnect,
+    functions,
+    stray_lines,
+    suite,
+    volume,
+)
+from target import READY_TIMEOUT_S, Reactor, binary
+
+PROBE = "/test/bin/nvme_probe"
+
+
+def said_in_log(what):
+    """A line of the reactor's log, waited for."""
+    return wait_until(f"the log says {what!r}", lambda: [line for line in WORLD.target.logged() if what in line])
+
+
+def refusal(*bdevs, code=1):
+    """Starts a reactor of its own, which must refuse that; returns what it said."""
+    other = Reactor(binary(), DIRECTORY / "other")
+    other.config_file.parent.mkdir(exist_ok=True)
+    other.launch(config(*bdevs))
+    ended = other.process.wait(READY_TIMEOUT_S)
+    text = "\n".join(other.logged())
+    note(text)
+    check(ended == code, f"it ended with {ended}")
+    return text
+
+
+@suite.variants(
+    blocks_of_512_one_reactor=("A1", 1, 512, [0]),
+    blocks_of_512_two_reactors=("A1", 1, 512, [0, 1]),
+    blocks_of_4096_one_reactor=("A2", 1, 4096, [0]),
+    blocks_of_4096_two_reactors=("A2", 1, 4096, [0, 1]),
+    without_shadow_doorbells=("D", 1, 512, [0, 1]),
+    beside_a_controller_memory_buffer=("C", 1, 512, [0, 1]),
+    spinning=("A1", 1, 512, [0, 1], {"idle": "poll"}),
+)
+def verify(serial, nsid, block_size, cores, reactor=None):
+    """fio's checksums by way of the reactor; then the kernel reads the same bytes from the disk."""
+    function = WORLD.take(serial)
+    WORLD.target.start(config(volume("fast", function), cores=cores, **reactor or {}))
+    line = said_in_log('volume "fast": namespace')[0]
+    note(line)
+    check(f"namespace {nsid} of {function.address} (serial {serial}, " in line and " by VFIO, " in line, line)
+    check(f", {len(cores)} queue pairs of depth 256" in line, line)
+    block = attach("fast", "-i", 2)
+    check(int(block.attribute("queue/logical_block_size")) == block_size, "another block size")
+    check(block.size() == 64 * MIB, f"{block.size()} bytes")
+    fio(block, JOBS=2, SIZE="6m")
+    fio(block, RW="randrw", SIZES="4k-1m", JOBS=2, SIZE="12m")
+    data = pattern(8 * MIB, 70)
+    block.write(3 * MIB, data)
+    block.expect(3 * MIB, data, "through the reactor")
+    disconnect()
+    WORLD.stop()
+    WORLD.give_back()
+    disk = function.disk(nsid)
+    disk.expect(3 * MIB, data, "read by the kernel")
+
+
+@suite.variants(
+    blkdiscard_512=("A1", ["blkdiscard"]),
+    blkdiscard_4096=("A2", ["blkdiscard"]),
+    blkdiscard_zeroout_512=("A1", ["blkdiscard", "-z"]),
+    blkdiscard_zeroout_4096=("A2", ["blkdiscard", "-z"]),
+)
+def zeros_after(serial, command):
+    """Zeros where data was, and the data on both sides untouched; for the kernel as well."""
+    function = WORLD.take(serial)
+    WORLD.target.start(config(volume("fast", function)))
+    block = attach("fast")
+    data = pattern(4 * MIB, 20)
+    block.write(0, data)
+    run(*command, "-o", MIB, "-l", 2 * MIB, block.path)
+    expected = data[:MIB] + bytes(2 * MIB) + data[3 * MIB :]
+    block.expect(0, expected, "through the reactor")
+    disconnect()
+    WORLD.stop()
+    WORLD.give_back()
+    function.disk().expect(0, expected, "read by the kernel")
+
+
+@suite.case
+def the_disks_cache_is_the_volumes():
+    """The disk says that it has a volatile cache, so hosts are told, and flushes pass."""
+    function = functions("A1")[0]
+    cache = function.disk().attribute("queue/write_cache")
+    check(cache == "write back", f"the kernel sees a cache of {cache}")
+    WORLD.take("A1")
+    WORLD.target.start(config(volume("fast", function)))
+    block = attach("fast")
+    check(block.attribute("queue/write_cache") == cache, f"a host sees {block.attribute('queue/write_cache')}")
+    block.write(0, pattern(MIB, 5))
+    nvme("flush", block.path, "-n", 1)
+
+
+@suite.case
+def sleeps_without_io():
+    """A reactor with no I/O in flight sleeps; the next I/O is answered all the same."""
+    function = WORLD.take("A1")
+    WORLD.target.start(config(volume("fast", function), cores=[0, 1]))
+    block = attach("fast")
+    block.write(0, pattern(MIB, 6))
+    before, idle_s = spent(), 3
+    threading.Event().wait(idle_s)
+    share = (spent() - before) / idle_s
+    note(f"{share:.1%} of a processor while idle")
+    check(share < 0.5, f"{share:.0%} of a processor while nothing is asked")
+    block.expect(0, pattern(MIB, 6), "after a pause")
+
+
+def spent():
+    """Seconds of processor time that the reactor has used."""
+    fields = pathlib.Path(f"/proc/{WORLD.target.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+@suite.case
+def killed_under_load():
+    """What was flushed is there for the next reactor and for the kernel."""
+    function = WORLD.take("A1")
+    setup = config(volume("fast", function, timeout="5s"), cores=[0, 1])
+    for round_ in range(2):
+        WORLD.target.start(setup)
+        block = attach("fast", "-i", 2, "-l", 2)
+        if round_:
+            block.expect(0, pattern(4 * MIB, 80), "for the next reactor")
+        data = pattern(4 * MIB, 80 + round_)
+        block.write(0, data)
+        nvme("flush", block.path, "-n", 1)
+        place = ["--offset=16m", "--size=32m", "--time_based", "--runtime=60"]
+        how = ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--ioengine=io_uring", "--direct=1"]
+        command = ["fio", "--name=load", f"--filename={block.path}", *place, *how]
+        load = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        start = writes(block)
+        wait_until("I/O of fio", lambda block=block, start=start: writes(block) > start + 200)
+        WORLD.target.kill()
+        disconnect()
+        load.kill()
+        load.wait()
+    WORLD.give_back()
+    disk = function.disk()
+    disk.expect(0, pattern(4 * MIB, 81), "read by the kernel")
+
+
+def writes(block):
+    """How many the kernel has had of it."""
+    return int(block.attribute("stat").split()[4])
+
+
+@suite.case
+def two_namespaces_of_one_controller():
+    """They share the disk; they come and go by reload, and with the last of them the disk is let go."""
+    function = WORLD.take("B")
+    first, second, third = (volume(f"ns{nsid}", function, nsid=nsid) for nsid in (1, 2, 3))
+    WORLD.target.start(config(first, second, cores=[0, 1]))
+    blocks = [attach("ns1"), attach("ns2")]
+    sizes = [int(block.attribute("queue/logical_block_size")) for block in blocks]
+    check(sizes == [512, 4096], f"blocks of {sizes} bytes")
+    failures = []
+
+    def one(block):
+        try:
+            fio(block, RW="randrw", JOBS=2, SIZE="6m")
+        except Failure as error:
+            failures.append(str(error))
+
+    threads = [threading.Thread(target=one, args=(block,)) for block in blocks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check(not failures, "; ".join(failures))
+    datas = [pattern(2 * MIB, 40 + index) for index in range(3)]
+    for block, data in zip(blocks, datas, strict=False):
+        block.write(0, data)
+    disconnect()
+    WORLD.target.reload(config(first, third, cores=[0, 1]))
+    said_in_log('bdev "ns3" is added')
+    attach("ns1").expect(0, datas[0], "after a reload")
+    attach("ns3").write(0, datas[2])
+    disconnect()
+    WORLD.target.reload(config({**first, "depth": 64}, {**third, "depth": 64}, cores=[0, 1]))
+    for name in ("ns1", "ns3"):
+        said_in_log(f'bdev "{name}" stays as it is: depth cannot change while it is open')
+    ram = {"name": "ram", "driver": "malloc", "size": "1MiB"}
+    WORLD.target.reload(config(ram, cores=[0, 1]))
+    said_in_log('bdev "ns3" is removed')
+    group = (function.folder / "iommu_group").resolve().name
+    wait_until("the disk is let go", lambda: f"/dev/vfio/{group}" not in open_files(WORLD.target.process.pid))
+    WORLD.give_back()
+    for nsid, data in enumerate(datas, 1):
+        function.disk(nsid).expect(0, data, f"namespace {nsid} read by the kernel")
+    # And again, by the same process, which has two volumes of the disk when it is stopped.
+    WORLD.take("B")
+    WORLD.target.reload(config(ram, second, first, cores=[0, 1]))
+    said_in_log('bdev "ns2" is added')
+    blocks = [attach("ns1", "-i", 2), attach("ns2", "-i", 2)]
+    for block, data in zip(blocks, datas, strict=False):
+        block.expect(0, data, "opened again")
+        fio(block, RW="randrw", JOBS=2, SIZE="6m")
+
+
+def open_files(pid):
+    return [str(path.readlink()) for path in pathlib.Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+
+
+@suite.case
+def a_disk_is_found_by_its_serial_number():
+    WORLD.take("D")
+    function = WORLD.take("A1")
+    wanted = {"name": "fast", "driver": "nvme", "serial": "A1", "size": "64MiB", "block_size": 512, "depth": 31}
+    WORLD.target.start(config(wanted))
+    line = said_in_log('volume "fast": namespace')[0]
+    check(f"namespace 1 of {function.address} (serial A1, " in line and "1 queue pairs of depth 31" in line, line)
+    fio(attach("fast"), SIZE="4m")
+    text = refusal({**wanted, "serial": "nobody"})
+    check("no NVMe disk has serial nobody; bound to vfio-pci are " in text and "(serial D)" in text, text)
+    check(f"{function.address} (held by process {WORLD.target.process.pid} (" in text, text)
+
+
+@suite.case
+def refusals_name_the_remedy():
+    function = functions("A1")[0]
+    checked = run(binary(), "--config", written(config(volume("fast", function))), "--check", succeed=False)
+    check(checked.code == 0 and function.driver() == "nvme", f"--check: {checked}")
+    text = refusal(volume("fast", function))
+    check(f'bdev "fast": {function.address} belongs to nvme: ' in text and "driver_override" in text, text)
+    WORLD.take("A1")
+    WORLD.target.start(config(volume("fast", function)))
+    text = refusal(volume("fast", function))
+    check(f"{function.address} is held by process {WORLD.target.process.pid} (" in text, text)
+    text = refusal(volume("fast", function), volume("other", function), code=2)
+    check('bdev "fast" of line ' in text and "is this namespace already" in text, text)
+    disk = WORLD.take("B")
+    check("has the namespaces 1, 2, 3: write nsid = 1" in refusal(volume("fast", disk)), "which namespace is not asked")
+    check("has no namespace 9: it has 1, 2, 3" in refusal(volume("fast", disk, nsid=9)), "a namespace that is none")
+    check("write that size" in refusal(volume("fast", disk, nsid=1, size="1MiB")), "another size")
+    check("write that block_size" in refusal(volume("fast", disk, nsid=2, block_size=512)), "another block size")
+    text = refusal(volume("one", disk, nsid=1), {"name": "same", "driver": "nvme", "serial": "B", "nsid": 1})
+    check('is volume "one" already' in text, text)
+    text = refusal({**volume("fast", disk), "pci": "0000:7f:1f.7"})
+    check("no NVMe disk at 0000:7f:1f.7: this machine has " in text, text)
+    check("has zones" in refusal(volume("fast", WORLD.take("Z"))), "zones")
+    check("bytes of metadata" in refusal(volume("fast", WORLD.take("P"))), "metadata")
+    # What was refused has let go of everything.
+    fio(attach("fast"), SIZE="4m")
+
+
+@suite.case
+def bench_drives_a_disk():
+    """What its blocks are is known once it is open."""
+    path = written(config(volume("fast", WORLD.take("A2"))))
+    words = [binary(), "bench", "--config", path, "--bdev", "fast", "--qd", 8, "--time", 1]
+    done = run(*words, "--json")
+    check(json.loads(done.output)["iops"] > 0, done.output)
+    done = run(*words, "--bs", "512", succeed=False)
+    check(done.code == 2, f"it ended with {done.code}")
+    check('--bs 512 is not a multiple of the block size of "fast", 4096' in done.errors, done.errors)
+
+
+def written(configuration):
+    path = DIRECTORY / "checked.toml"
+    path.write_text(configuration.toml())
+    return path
+
+
+@suite.case
+def stray_dma_is_seen():
+    """What is looked for after each case can be seen."""
+    function = functions("A1")[0]
+    # The probe looks for the words that it has been promised before it strays.
+    function.disk().write(0, b"".join(offset.to_bytes(8, "little") for offset in range(0, MIB, 8)))
+    done = run(PROBE, function.address, "--stray", succeed=False)
+    address = re.search(r"stray: a read to (0x[0-9a-f]+)", done.output)
+    check(address, f"the probe said {done.output}{done.errors}")
+    lines = wait_until("a report of the IOMMU", lambda: stray_lines(WORLD.since))
+    check(any(address.group(1) in line for line in lines), f"no report names {address.group(1)}: {lines}")
+    WORLD.before()
+
+
+def main():
+    for module in (VFIO, "nvme-tcp"):
+        run("modprobe", module)
+    pathlib.Path("/proc/sys/vm/nr_hugepages").write_text("256")
+    return suite.run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
