@@ -2,8 +2,9 @@
 
 import os
 import pathlib
+import threading
 
-from harness import run
+from harness import check, run
 
 PLACE = pathlib.Path("/test/fio")
 TIMEOUT_S = 120
@@ -20,6 +21,24 @@ def fio(disk, job="verify", **names):
     """Runs a job: by default one that writes with checksums, reads back and compares."""
     command, environment = words(disk, job, **names)
     run(*command, timeout_s=TIMEOUT_S, environment=environment)
+
+
+def fio_at_once(disks, **names):
+    """The default job on several disks at the same time."""
+    failures = []
+
+    def one(disk):
+        try:
+            fio(disk, **names)
+        except Exception as error:
+            failures.append(f"{disk.path}: {error}")
+
+    threads = [threading.Thread(target=one, args=(disk,)) for disk in disks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check(not failures, "; ".join(failures))
 
 
 def fio_on_each(cpus, disk, directory, **names):

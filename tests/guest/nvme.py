@@ -14,9 +14,9 @@ import sys
 import threading
 
 from disk import MIB, pattern
-from harness import Failure, check, note, run, wait_until
+from harness import check, note, run, wait_until
 from host import nvme
-from jobs import fio
+from jobs import fio, fio_at_once
 from nvme_world import (
     DIRECTORY,
     VFIO,
@@ -182,20 +182,7 @@ def two_namespaces_of_one_controller():
     blocks = [attach("ns1"), attach("ns2")]
     sizes = [int(block.attribute("queue/logical_block_size")) for block in blocks]
     check(sizes == [512, 4096], f"blocks of {sizes} bytes")
-    failures = []
-
-    def one(block):
-        try:
-            fio(block, RW="randrw", JOBS=2, SIZE="6m")
-        except Failure as error:
-            failures.append(str(error))
-
-    threads = [threading.Thread(target=one, args=(block,)) for block in blocks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    check(not failures, "; ".join(failures))
+    fio_at_once(blocks, RW="randrw", JOBS=2, SIZE="6m")
     datas = [pattern(2 * MIB, 40 + index) for index in range(3)]
     for block, data in zip(blocks, datas, strict=False):
         block.write(0, data)

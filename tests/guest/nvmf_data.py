@@ -2,12 +2,11 @@
 
 import os
 import pathlib
-import threading
 
 from disk import MIB, MOUNT, SCRATCH, check_copy, make_file_system, mount, pattern, unmount_and_look
-from harness import Failure, check, run, wait_until
+from harness import check, run, wait_until
 from host import Block, connect, disconnect_all, nvme, nvme_json
-from jobs import all_kinds_of_load, fio
+from jobs import all_kinds_of_load, fio, fio_at_once
 from nvmf_world import FOURK, GROW, GUARD, GUARDED, MAIN, WORLD, only_reactor, suite
 
 
@@ -35,20 +34,7 @@ def all_jobs_run():
 def fio_verify_both_namespaces_with_digests():
     connect(MAIN, "-i", 4, "--hdr-digest", "--data-digest")
     blocks = [Block(MAIN, nsid) for nsid in (1, 2)]
-    failures = []
-
-    def one(block):
-        try:
-            fio(block, ENGINE="libaio", RW="randrw", JOBS=2, SIZE="8m")
-        except Failure as error:
-            failures.append(str(error))
-
-    threads = [threading.Thread(target=one, args=(block,)) for block in blocks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    check(not failures, "; ".join(failures))
+    fio_at_once(blocks, ENGINE="libaio", RW="randrw", JOBS=2, SIZE="8m")
 
 
 @suite.case

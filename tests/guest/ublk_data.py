@@ -8,7 +8,7 @@ import time
 
 from disk import MIB, MOUNT, check_copy, make_file_system, mount, pattern, unmount_and_look
 from harness import Failure, check, run, wait_until
-from jobs import all_kinds_of_load, fio
+from jobs import all_kinds_of_load, fio, fio_at_once
 from ublk_world import WORLD, file, file_in_memory, inject, malloc, suite, ublk
 
 # What an emulated processor may add to the time of one I/O.
@@ -237,19 +237,6 @@ def disks_side_by_side_keep_to_their_volumes():
     disks = WORLD.serve(volumes, [ublk(volume["name"], queues=2) for volume in volumes])
     for number, disk in enumerate(disks):
         disk.write(24 * MIB, pattern(MIB, 70 + number))
-    failures = []
-
-    def one(disk):
-        try:
-            fio(disk, JOBS=2, SIZE="8m", SIZES="4k-1m")
-        except Exception as error:
-            failures.append(f"{disk.path}: {error}")
-
-    threads = [threading.Thread(target=one, args=(disk,)) for disk in disks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    check(not failures, "; ".join(failures))
+    fio_at_once(disks, JOBS=2, SIZE="8m", SIZES="4k-1m")
     for number, disk in enumerate(disks):
         disk.expect(24 * MIB, pattern(MIB, 70 + number), f"{disk.path} beside the load")

@@ -20,6 +20,20 @@ const UNSAID: u8 = 0x5a;
 
 type Outcome = Result<(), Status>;
 
+/// Moves the first `end` bytes of a command's data, piece by piece: `f` gets the address, how many bytes came before, and how many
+/// these are, and says whether the host's memory was there.
+fn transfer(pieces: &Pieces, end: usize, mut f: impl FnMut(u64, usize, usize) -> bool) -> Outcome {
+    let mut skip = 0;
+    for (address, len) in pieces.iter().copied() {
+        let len = len.min(end - skip);
+        if !f(address, skip, len) {
+            return Err(StatusCode::DATA_TRANSFER_ERROR.dnr());
+        }
+        skip += len;
+    }
+    Ok(())
+}
+
 impl Inner {
     pub(super) fn rules(&self) -> Rules {
         let sgl = match self.disk.options().sgls & SGLS_MASK {
@@ -175,19 +189,13 @@ impl Inner {
         self.data(dma, sqe, range.bytes(), pieces)?;
         self.readable(dma, sqe, state, range)?;
         let end = if half { range.bytes() as usize / 2 } else { range.bytes() as usize };
-        let mut skip = 0;
-        for (address, len) in pieces.iter().copied() {
-            let (mut to, len) = (address, len.min(end - skip));
-            let all = state.read(range, skip, len, |bytes| {
+        transfer(pieces, end, |mut to, skip, len| {
+            state.read(range, skip, len, |bytes| {
                 let written = dma.write(to, bytes);
                 to += bytes.len() as u64;
                 written
-            });
-            if !all {
-                return Err(StatusCode::DATA_TRANSFER_ERROR.dnr());
-            }
-            skip += len;
-        }
+            })
+        })?;
         let health = self.disk.health();
         count(&health.reads);
         health.bytes_read.fetch_add(range.bytes(), Ordering::Relaxed);
@@ -209,19 +217,13 @@ impl Inner {
         let fua = sqe.cdw12.get() & RwCdw12::FUA != 0;
         state.begin_write(range, self.disk.caches() && !fua);
         let end = if half { range.bytes() as usize / 2 } else { range.bytes() as usize };
-        let mut skip = 0;
-        for (address, len) in pieces.iter().copied() {
-            let (mut from, len) = (address, len.min(end - skip));
-            let all = state.write(range, skip, len, |bytes| {
+        transfer(pieces, end, |mut from, skip, len| {
+            state.write(range, skip, len, |bytes| {
                 let read = dma.read(from, bytes);
                 from += bytes.len() as u64;
                 read
-            });
-            if !all {
-                return Err(StatusCode::DATA_TRANSFER_ERROR.dnr());
-            }
-            skip += len;
-        }
+            })
+        })?;
         let health = self.disk.health();
         count(&health.writes);
         health.bytes_written.fetch_add(range.bytes(), Ordering::Relaxed);
