@@ -252,27 +252,18 @@ def guest_nvmf(report, prepared):
 
 def guest_ublk(report, prepared):
     """Volumes as local disks, in guests with the newest and the 6.12 kernel; --full: all combinations"""
-    step = Step("build-pattern", ["cargo", "build", "--release", "--example", "pattern"])
-    if step.why:
-        report.fail("guest-ublk", step.why, step.log)
-        return
     arguments = ["--full"] if prepared["full"] else []
-    example = TARGET / "release/examples/pattern"
-    in_guests(report, prepared, "guest-ublk", "ublk", ROOT / "tests/guest/ublk.py", arguments, [example])
+    in_guests(report, prepared, "guest-ublk", "ublk", ROOT / "tests/guest/ublk.py", arguments, ["pattern"])
 
 
 def guest_nvme(report, prepared):
     """NVMe disks driven through VFIO, in guests with the newest and the 6.12 kernel"""
-    step = Step("build-nvme-probe", ["cargo", "build", "--release", "--example", "nvme_probe"])
-    if step.why:
-        report.fail("guest-nvme", step.why, step.log)
-        return
-    example = TARGET / "release/examples/nvme_probe"
-    in_guests(report, prepared, "guest-nvme", "nvme", ROOT / "tests/guest/nvme.py", binaries=[example])
+    in_guests(report, prepared, "guest-nvme", "nvme", ROOT / "tests/guest/nvme.py", examples=["nvme_probe"])
 
 
-def in_guests(report, prepared, group, shape, script, arguments=(), binaries=()):
-    """Runs a script in a guest of each kernel, both at once; in another one what is left after a guest was lost."""
+def in_guests(report, prepared, group, shape, script, arguments=(), examples=()):
+    """Runs a script in a guest of each kernel, both at once; in another one what is left after a guest was lost. The
+    binary goes along, and some examples."""
     from rig.image import KERNELS
     from rig.machine import Machine, guest_payload
     from rig.packages import RigError
@@ -309,7 +300,7 @@ def in_guests(report, prepared, group, shape, script, arguments=(), binaries=())
             words = list(arguments)
             for boot in range(GUESTS_MAX):
                 part = log.with_stem(f"{log.stem}-{boot}") if boot else log
-                payload = guest_payload(script, [TARGET / "release/reactor", *binaries], words)
+                payload = guest_payload(script, binaries, words)
                 code = machine.run(payload, part, timeout_s, echo=line)
                 if code != LOST:
                     break
@@ -319,6 +310,7 @@ def in_guests(report, prepared, group, shape, script, arguments=(), binaries=())
         except (RigError, OSError) as error:
             report.fail(name, str(error), log)
 
+    binaries = [TARGET / "release/reactor", *(TARGET / "release/examples" / name for name in examples)]
     prepared["images"].result()
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for future in [pool.submit(one, kernel) for kernel in KERNELS]:
@@ -350,8 +342,8 @@ def released(report, prepared, name):
 
 
 def build_release():
-    """The binary and the integration tests as users and the native group run them."""
-    step = Step("build-release", ["cargo", "build", "--release", "--bins"])
+    """The binary and the integration tests as users and the native group run them, and the examples."""
+    step = Step("build-release", ["cargo", "build", "--release", "--bins", "--examples"])
     targets = native_targets()
     if step.why or not targets:
         return step

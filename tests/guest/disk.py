@@ -13,6 +13,12 @@ SCRATCH = pathlib.Path("/scratch")
 MOUNT = pathlib.Path("/mnt/volume")
 TREE = pathlib.Path(sysconfig.get_path("stdlib")) / "encodings"
 
+# Documentation/admin-guide/iostats.rst
+STAT_WRITES = 4
+STAT_SECTORS_WRITTEN = 6
+STAT_IN_FLIGHT = 8
+STAT_FLUSHES = 15
+
 MAKE_FILE_SYSTEM = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 LOOK_AT_FILE_SYSTEM = {"ext4": ["e2fsck", "-f", "-n"], "xfs": ["xfs_repair", "-n"]}
 
@@ -35,9 +41,23 @@ class Disk:
         """Bytes."""
         return int(self.attribute("size")) * 512
 
+    def stat(self):
+        """The kernel's counters of it at a time when nothing is in flight: whoever waits for an I/O is told of its end
+        before it is counted."""
+
+        def idle():
+            counters = [int(word) for word in self.attribute("stat").split()]
+            return counters if counters[STAT_IN_FLIGHT] == 0 else None
+
+        return wait_until(f"nothing in flight to {self.path}", idle)
+
+    def writes(self):
+        """How many writes it has completed, while I/O may go on."""
+        return int(self.attribute("stat").split()[STAT_WRITES])
+
     def flushes(self):
         """How many flushes the kernel has sent to it."""
-        return int(self.attribute("stat").split()[15])
+        return self.stat()[STAT_FLUSHES]
 
     def read(self, offset, length):
         """Reads past the page cache."""

@@ -16,6 +16,9 @@ import traceback
 COMMAND_TIMEOUT_S = 90
 CASE_TIMEOUT_S = 180
 APPEAR_TIMEOUT_S = 30
+# From one look at what is waited for to the next: at first, and later.
+LOOK_S = 0.004
+LOOK_MAX_S = 0.06
 KERNEL_LINES_SHOWN = 25
 # EX_TEMPFAIL: what is left to run is for another guest. `scripts/runner.py` knows it.
 LOST = 75
@@ -66,13 +69,15 @@ def run(*command, timeout_s=COMMAND_TIMEOUT_S, succeed=True, environment=None):
 def wait_until(what, condition, timeout_s=APPEAR_TIMEOUT_S):
     """Waits until `condition()` returns something true and returns it; fails the case naming `what` otherwise."""
     end = time.monotonic() + timeout_s
+    pause = LOOK_S
     while True:
         found = condition()
         if found:
             return found
         if time.monotonic() > end:
             raise Failure(f"not seen within {timeout_s} s: {what}")
-        time.sleep(0.05)
+        time.sleep(pause)
+        pause = min(2 * pause, LOOK_MAX_S)
 
 
 def note(text):

@@ -157,8 +157,8 @@ def killed_under_load():
         how = ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--ioengine=io_uring", "--direct=1"]
         command = ["fio", "--name=load", f"--filename={block.path}", *place, *how]
         load = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        start = writes(block)
-        wait_until("I/O of fio", lambda block=block, start=start: writes(block) > start + 200)
+        start = block.writes()
+        wait_until("I/O of fio", lambda block=block, start=start: block.writes() > start + 200)
         WORLD.target.kill()
         disconnect()
         load.kill()
@@ -166,11 +166,6 @@ def killed_under_load():
     WORLD.give_back()
     disk = function.disk()
     disk.expect(0, pattern(4 * MIB, 81), "read by the kernel")
-
-
-def writes(block):
-    """How many the kernel has had of it."""
-    return int(block.attribute("stat").split()[4])
 
 
 @suite.case

@@ -3,7 +3,17 @@
 import os
 import pathlib
 
-from disk import MIB, MOUNT, SCRATCH, check_copy, make_file_system, mount, pattern, unmount_and_look
+from disk import (
+    MIB,
+    MOUNT,
+    SCRATCH,
+    STAT_WRITES,
+    check_copy,
+    make_file_system,
+    mount,
+    pattern,
+    unmount_and_look,
+)
 from harness import check, run, wait_until
 from host import Block, connect, disconnect_all, nvme, nvme_json
 from jobs import all_kinds_of_load, fio, fio_at_once
@@ -44,9 +54,9 @@ def one_mebibyte_is_one_command():
     limit = int(block.attribute("queue/max_hw_sectors_kb"))
     check(limit >= 1024, f"max_hw_sectors_kb is {limit}")
     block.set_attribute("queue/max_sectors_kb", 1024)
-    before = int(block.attribute("stat").split()[4])
+    before = block.stat()[STAT_WRITES]
     block.write(0, pattern(MIB, 11))
-    commands = int(block.attribute("stat").split()[4]) - before
+    commands = block.stat()[STAT_WRITES] - before
     block.expect(0, pattern(MIB, 11), "1 MiB")
     check(commands == 1, f"1 MiB was written by {commands} commands")
 

@@ -6,7 +6,17 @@ import pathlib
 import threading
 import time
 
-from disk import MIB, MOUNT, check_copy, make_file_system, mount, pattern, unmount_and_look
+from disk import (
+    MIB,
+    MOUNT,
+    STAT_SECTORS_WRITTEN,
+    STAT_WRITES,
+    check_copy,
+    make_file_system,
+    mount,
+    pattern,
+    unmount_and_look,
+)
 from harness import Failure, check, run, wait_until
 from jobs import all_kinds_of_load, fio, fio_at_once
 from ublk_world import WORLD, file, file_in_memory, inject, malloc, suite, ublk
@@ -30,9 +40,9 @@ def one_mebibyte_is_one_request():
     limit = int(disk.attribute("queue/max_hw_sectors_kb"))
     check(limit >= 1024, f"max_hw_sectors_kb is {limit}")
     disk.set_attribute("queue/max_sectors_kb", 1024)
-    before = int(disk.attribute("stat").split()[4])
+    before = disk.stat()[STAT_WRITES]
     disk.write(0, pattern(MIB, 11))
-    requests = int(disk.attribute("stat").split()[4]) - before
+    requests = disk.stat()[STAT_WRITES] - before
     disk.expect(0, pattern(MIB, 11), "1 MiB")
     check(requests == 1, f"1 MiB was written by {requests} requests")
 
@@ -85,14 +95,13 @@ def zeros_after(words):
         data = pattern(4 * MIB, 20)
         disk.write(0, data)
         disk.expect(0, data, "before")
-        before = [int(word) for word in disk.attribute("stat").split()]
+        before = disk.stat()[STAT_SECTORS_WRITTEN]
         run(*words, disk.path)
-        after = [int(word) for word in disk.attribute("stat").split()]
+        written = (disk.stat()[STAT_SECTORS_WRITTEN] - before) * 512
         start, length = words[words.index("-o") + 1], words[words.index("-l") + 1]
         expected = data[:start] + bytes(length) + data[start + length :]
         disk.expect(0, expected, f"{disk.path} after {' '.join(map(str, words))}")
         # Zeros that the kernel wrote itself, sector by sector, would say nothing of reactor.
-        written = (after[6] - before[6]) * 512
         check(words[0] == "blkdiscard" and "-z" not in words or written <= length, f"{written} bytes written")
 
 

@@ -15,10 +15,10 @@ from target import Config
 from ublk_kernel import USER_COPY, ZERO_COPY
 from ublk_world import BY_ID, STATE, WORLD, cpu_seconds, file, file_in_memory, malloc, needs, settle_udev, suite, ublk
 
-IDLE_S = 10
+IDLE_S = 5
 # Under emulation; the aim on a machine is 0.01.
 IDLE_CORE_MAX = 0.05
-START_ROUNDS = 7
+START_ROUNDS = 5
 # What an emulated start adds to any ratio.
 START_SLACK_S = 0.2
 

@@ -128,11 +128,12 @@ class World:
         Load.end_all()
         if MOUNT.is_mount():
             run("umount", MOUNT)
-        settle_udev()
-        for reactor in [*self.others, self.target]:
-            if reactor.alive():
-                code, _ = reactor.stop(STOP_LIMIT_S)
-                check(code == 0, f"SIGTERM after the case: exit {code}: {' | '.join(reactor.logged()[-3:])}")
+        alive = [reactor for reactor in [*self.others, self.target] if reactor.alive()]
+        if alive:
+            settle_udev()
+        for reactor in alive:
+            code, _ = reactor.stop(STOP_LIMIT_S)
+            check(code == 0, f"SIGTERM after the case: exit {code}: {' | '.join(reactor.logged()[-3:])}")
         self.others.clear()
         check_nothing_left()
         bad = [line for line in kernel_lines()[self.kernel_said :] if KERNEL_DEFECT.search(line)]
@@ -221,11 +222,7 @@ class Load:
         # Between two rounds, too, the disk is in use.
         self.descriptor = os.open(disk.path, os.O_RDONLY)
         Load.running.add(self)
-        wait_until("load", lambda: self.check_goes_on() or self.writes() > 50, timeout_s=60)
-
-    def writes(self):
-        """Writes that the disk has completed."""
-        return int(self.disk.attribute("stat").split()[4])
+        wait_until("load", lambda: self.check_goes_on() or disk.writes() > 50, timeout_s=60)
 
     def check_goes_on(self):
         code = self.process.poll()
@@ -233,8 +230,8 @@ class Load:
 
     def wait_for_more(self, count=50, timeout_s=60):
         """Waits until more writes are completed: I/O goes on."""
-        goal = self.writes() + count
-        wait_until(f"{count} more writes", lambda: self.check_goes_on() or self.writes() >= goal, timeout_s)
+        goal = self.disk.writes() + count
+        wait_until(f"{count} more writes", lambda: self.check_goes_on() or self.disk.writes() >= goal, timeout_s)
 
     def end(self, timeout_s=jobs.TIMEOUT_S):
         """Lets the round end and says how many there were; fails the case if one found an error."""
