@@ -131,11 +131,18 @@ pub const NVME_TIMEOUT_S: u64 = 30;
 /// The most that may be chosen, in seconds.
 pub const NVME_TIMEOUT_S_MAX: u64 = 600;
 
-/// Entries of the admin queues of an NVMe controller: commands of the driver, and the events it waits for.
+/// Entries of the admin queues of an NVMe controller: far more than the driver has in flight at a time.
 pub const NVME_ADMIN_ENTRIES: u16 = 64;
 
 /// How long an NVMe controller may take for an admin command, in nanoseconds: what Linux allows.
 pub const NVME_ADMIN_NS: u64 = 60_000_000_000;
+
+/// How long an NVMe controller may take to become ready, in milliseconds, whatever it says: CRTO could say nine hours.
+pub const NVME_READY_MS_MAX: u64 = 300_000;
+
+/// How long a reset of an NVMe controller's function may take, in nanoseconds, or taking its memory away: the kernel waits up to 60 s for
+/// a function that does not answer, and most take a tenth of a second.
+pub const NVME_FORCE_NS: u64 = 65_000_000_000;
 
 /// How long an NVMe controller may take to shut down if it does not say so, and at most, in milliseconds.
 pub const NVME_SHUTDOWN_MS: u64 = 10_000;

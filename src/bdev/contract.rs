@@ -36,6 +36,8 @@ pub struct DeviceLimits {
     pub transfer_max: u64,
     /// Largest unmap or write zeroes in bytes, done in one step.
     pub zeroes_max: u64,
+    /// Largest compare and write in bytes that is done in one step, whatever the other limits are; 0: what they allow.
+    pub compare_and_write_max: u64,
     /// No read or write may cross a multiple of this many bytes; 0: none.
     pub boundary: u64,
     /// Alignment of the address and length of each data segment for the fast path, in bytes; a device bounces what is not.
@@ -51,6 +53,7 @@ impl Default for DeviceLimits {
         DeviceLimits {
             transfer_max: TRANSFER_MAX as u64,
             zeroes_max: u64::MAX,
+            compare_and_write_max: 0,
             boundary: 0,
             data_align: 1,
             write_granularity: 0,

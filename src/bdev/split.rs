@@ -80,6 +80,7 @@ struct Splitter {
     below: Rc<Box<dyn Channel>>,
     transfer_max: u64,
     zeroes_max: u64,
+    compare_and_write_max: u64,
     boundary: u64,
     /// What is to be cut.
     parents: WorkQueue,
@@ -122,6 +123,7 @@ impl Split {
             below,
             transfer_max,
             zeroes_max,
+            compare_and_write_max: traits.limits.compare_and_write_max,
             boundary: traits.limits.boundary,
             parents: WorkQueue::new(reactor),
             resets: WorkQueue::new(reactor),
@@ -216,7 +218,8 @@ impl Splitter {
             self.resets.push(io);
             return Poll::Pending;
         }
-        if self.piece(io.op, io.offset, io.len) == io.len {
+        let whole = io.op == IoOp::CompareAndWrite && io.len <= self.compare_and_write_max;
+        if whole || self.piece(io.op, io.offset, io.len) == io.len {
             return self.below.submit(io);
         }
         if io.op == IoOp::CompareAndWrite {

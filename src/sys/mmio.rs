@@ -23,6 +23,9 @@ pub trait Registers: Clone + Send + Sync + 'static {
     /// One register that is written often.
     type Bell: Bell;
 
+    /// Bytes from the first register on, and no access may go beyond.
+    fn size(&self) -> u64;
+
     /// Reads 4 bytes. All ones from everywhere: the device is gone.
     fn read32(&self, at: u32) -> u32;
 
@@ -172,6 +175,10 @@ unsafe fn write<T: Copy>(register: NonNull<T>, value: T) {
 
 impl Registers for Bar {
     type Bell = BarBell;
+
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
 
     fn read32(&self, at: u32) -> u32 {
         u32::from_le(self.read(at))

@@ -9,7 +9,8 @@ use crate::limits::TRANSFER_MAX;
 use crate::nvme::spec::{
     Cap, DeallocatedReads, Dps, FUSES_COMPARE_AND_WRITE, IdentifyController, IdentifyControllerNvm,
     IdentifyControllerZoned, IdentifyNamespace, IdentifyNamespaceZoned, NSATTR_WRITE_PROTECTED, NSFEAT_NSABP,
-    NSFEAT_OPTPERF, NamespaceIds, ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES, OZCS_READ_ACROSS, VWC_PRESENT, size_limit,
+    NSFEAT_OPTPERF, NamespaceIds, ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES, OZCS_READ_ACROSS, Status, VWC_PRESENT,
+    size_limit,
 };
 use crate::reactor::io::IoOp;
 
@@ -36,6 +37,14 @@ pub enum Unusable {
         metadata: u16,
         /// Protection information type, 0 for none.
         protection: u8,
+    },
+    /// Its controller does not say what it is: a namespace of another command set.
+    #[error("namespace {nsid} is not told about by its controller ({status:?})")]
+    Untold {
+        /// Namespace identifier.
+        nsid: u32,
+        /// The controller's answer.
+        status: Status,
     },
     /// Its size in bytes does not fit.
     #[error("namespace {nsid} is larger than 2^64 bytes")]
@@ -133,6 +142,8 @@ pub struct Geometry {
     pub volatile_cache: bool,
     /// Most bytes of one compare and write.
     pub compare_and_write_max: u64,
+    /// A compare and write across a boundary of this length in bytes is no single step, the first at this offset; a length of 0: there is none.
+    pub atomic_boundary: (u64, u64),
     /// Bytes that are written whole or not at all with the power, and without a read of what is beside them: at least a block, a
     /// power of two.
     pub physical_block_size: u32,
@@ -145,6 +156,9 @@ pub struct Geometry {
     /// What its zones have in common, if it has zones.
     pub zones: Option<ZoneGeometry>,
 }
+
+/// Largest write zeroes in bytes of a controller that names no limit, as those before NVMe 2.0: it may take as long as a write.
+const ZEROES_UNTOLD_MAX: u64 = 4 << 20;
 
 /// Largest transfer of one command in bytes: MDTS, and what this program's buffers hold.
 pub fn transfer_max(controller: &IdentifyController, cap: Cap) -> u64 {
@@ -184,6 +198,8 @@ impl Geometry {
         let own = namespace.nsfeat & NSFEAT_NSABP != 0;
         let of = |its: u16, all: u16| u64::from(blocks_z(if own { its } else { all }));
         let acwu = of(namespace.nacwu_z.get(), controller.acwu_z.get());
+        let nabsn = if own { namespace.nabsn_z.get() } else { 0 };
+        let atomic = if nabsn == 0 { 0 } else { u64::from(blocks_z(nabsn)) };
         let awupf = of(namespace.nawupf_z.get(), controller.awupf_z.get());
         let write_granularity = if performance { blocks_z(namespace.npwg_z.get()) } else { 0 };
         let block = 1 << shift;
@@ -191,7 +207,11 @@ impl Geometry {
         let transfer_max = transfer_max.min(BLOCKS_MAX << shift);
         // A command has at least a block, whatever the controller says.
         let at_least_block = |bytes: u64| bytes.max(block);
-        let zeroes_max = limits.and_then(|limits| size_limit(limits.wzsl, cap)).unwrap_or(u64::MAX);
+        // A controller that says nothing of it may do the zeroes one by one, and not answer until it has.
+        let zeroes_max = match limits {
+            Some(limits) => size_limit(limits.wzsl, cap).unwrap_or(u64::MAX),
+            None => ZEROES_UNTOLD_MAX,
+        };
         let zones = match zoned {
             None => None,
             Some((zones, all)) => {
@@ -218,12 +238,14 @@ impl Geometry {
             read_only: namespace.nsattr & NSATTR_WRITE_PROTECTED != 0,
             volatile_cache: controller.vwc & VWC_PRESENT != 0,
             compare_and_write_max: acwu.min(MAX_BUF as u64 / 2),
+            atomic_boundary: (atomic, u64::from(namespace.nabo.get()) << shift),
             physical_block_size: 1 << physical.ilog2(),
             limits: DeviceLimits {
                 transfer_max,
                 zeroes_max: at_least_block(zeroes_max.min(BLOCKS_MAX << shift)),
                 // A write must not cross zones and most controllers' reads must not, so that a zone is a boundary in any case; a
                 // finer one that divides it is kept.
+                compare_and_write_max: 0,
                 boundary: match zones {
                     Some(zones) if noiob == 0 || !zones.size.is_multiple_of(noiob) => zones.size,
                     _ => noiob,
@@ -241,6 +263,32 @@ impl Geometry {
             },
             zones,
         })
+    }
+
+    /// What of this is not as it was `before`, for whoever goes on with a namespace as if nothing had happened. It may have become larger.
+    pub fn differs(&self, before: &Geometry) -> Option<&'static str> {
+        let (was, is) = (&before.limits, &self.limits);
+        [
+            (self.block_shift != before.block_shift, "its block size"),
+            (self.size < before.size, "its size"),
+            (before.ops != self.ops || before.unmapping != self.unmapping, "its commands"),
+            (is.transfer_max < was.transfer_max || is.zeroes_max < was.zeroes_max, "its limits"),
+            (is.boundary != was.boundary, "its limits"),
+            (self.compare_and_write_max < before.compare_and_write_max, "its atomicity"),
+            (self.atomic_boundary != before.atomic_boundary, "its atomicity"),
+            (self.volatile_cache && !before.volatile_cache, "its write cache"),
+            (self.zones != before.zones, "its zones"),
+        ]
+        .into_iter()
+        .find_map(|(differs, what)| differs.then_some(what))
+    }
+
+    /// Whether a compare and write of this range is one step for the controller.
+    pub fn is_atomic(&self, offset: u64, len: u64) -> bool {
+        let (size, first) = self.atomic_boundary;
+        let section = |at: u64| if at < first { 0 } else { 1 + (at - first) / size.max(1) };
+        len <= self.compare_and_write_max.min(self.limits.transfer_max)
+            && (size == 0 || len == 0 || section(offset) == section(offset + len - 1))
     }
 
     /// The traits of a block device that is this namespace, whose operations are the namespace's commands: what a device does by

@@ -132,7 +132,7 @@ fn a_plain_namespace() {
     let mut made = Made::new();
     let geometry = made.geometry().unwrap();
     assert_eq!((geometry.nsid, geometry.block_shift, geometry.size), (3, 12, 64 << 20));
-    assert_eq!((geometry.limits.transfer_max, geometry.limits.zeroes_max), (1 << 20, 256 << 20));
+    assert_eq!((geometry.limits.transfer_max, geometry.limits.zeroes_max), (1 << 20, 4 << 20));
     assert_eq!(
         (geometry.limits.boundary, geometry.physical_block_size, geometry.compare_and_write_max),
         (0, 4096, 4096)
@@ -293,4 +293,36 @@ fn identities_come_from_what_lasts() {
     let mut other = made.controller;
     other.sn[0] = b'X';
     assert_ne!(identity(&none, &other, 1), of(none, 1));
+}
+
+#[test]
+fn a_compare_and_write_is_one_step_within_its_unit_and_boundaries() {
+    let mut made = Made::new();
+    made.controller.acwu_z.set(31);
+    let plain = made.geometry().unwrap();
+    let block = 1 << plain.block_shift;
+    assert!(
+        plain.is_atomic(0, 32 * block) && !plain.is_atomic(0, 33 * block) && plain.is_atomic(5 * block, 32 * block)
+    );
+    made.namespace.nsfeat |= NSFEAT_NSABP;
+    made.namespace.nacwu_z.set(31);
+    made.namespace.nabsn_z.set(15);
+    made.namespace.nabo.set(2);
+    let bounded = made.geometry().unwrap();
+    for (first, blocks, whole) in [
+        (0, 1, true),
+        (0, 2, true),
+        (0, 3, false),
+        (2, 16, true),
+        (2, 17, false),
+        (17, 1, true),
+        (17, 2, false),
+        (18, 16, true),
+    ] {
+        assert_eq!(bounded.is_atomic(first * block, blocks * block), whole, "{blocks} blocks from {first}");
+    }
+    assert_eq!(bounded.differs(&plain), Some("its atomicity"));
+    assert_eq!(bounded.differs(&bounded), None);
+    let larger = Geometry { size: plain.size + block, ..plain };
+    assert_eq!((larger.differs(&plain), plain.differs(&larger)), (None, Some("its size")));
 }

@@ -266,7 +266,10 @@ impl<B: Bell + 'static> Poller for AdminQueue<B> {
             }
         }
         if found > 0 {
-            self.rings.acknowledge();
+            // No doorbell of a controller that is being disabled is written.
+            if !self.stopped.get() {
+                self.rings.acknowledge();
+            }
             return Activity::Busy;
         }
         if self.awaited.get() > 0 { Activity::Waiting } else { Activity::Idle }

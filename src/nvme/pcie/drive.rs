@@ -139,7 +139,7 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         mut reactors: Vec<u16>,
     ) -> Result<Arc<Drive<P, T>>, ControllerError> {
         let controller = Controller::bring_up(home, port, options.controller).await?;
-        let seeds = match controller.create_queues(reactors.len() as u16).await {
+        let seeds = match controller.create_queues(&reactors).await {
             Ok(seeds) => seeds,
             Err(error) => {
                 controller.give_up().await;
@@ -164,11 +164,12 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         let keeper =
             Rc::new(Keeper { drive: drive.clone(), controller, resets: RefCell::default(), busy: Cell::new(false) });
         keepers::<P, T>(home).0.borrow_mut().insert(drive.id, keeper.clone());
-        keeper.start(home);
         for (seed, reactor) in seeds.into_iter().zip(drive.reactors.clone()) {
             let its = drive.clone();
             home.call(reactor, move |reactor| its.plant(reactor, seed)).await;
         }
+        // Not before: a reset would not reach queues that are not there yet.
+        keeper.start(home);
         Ok(drive)
     }
 
@@ -195,6 +196,11 @@ impl<P: Port, T: Tenant> Drive<P, T> {
             life if life == Life::Failed as u8 => Life::Failed,
             _ => Life::Ended,
         }
+    }
+
+    /// How long an I/O may take before it is aborted, in nanoseconds.
+    pub fn timeout_ns(&self) -> u64 {
+        self.options.timeout_ns
     }
 
     /// What the controller says of itself.
@@ -362,16 +368,19 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
         let drive = &self.drive;
         drive.enter(Life::Resetting);
         tracing::warn!("NVMe controller {}: reset: {why}", drive.serial());
+        // As long as it is not disabled it says so.
+        let mut crashed = self.controller.look().is_err();
         self.everywhere(home, QueuePair::hold).await;
         let mut again = self.attempt(home).await;
         if let Err(Failure::Down(error)) = &again {
+            crashed = true;
             tracing::warn!("NVMe controller {}: {error}: reset once more", drive.serial());
             again = self.attempt(home).await;
         }
         match again {
             Ok(quiet) => {
                 drive.enter(Life::Live);
-                self.everywhere(home, move |queue| queue.restart(&quiet)).await;
+                self.everywhere(home, move |queue| queue.restart(&quiet, crashed)).await;
             }
             Err(Failure::Down(error) | Failure::Final(error)) => {
                 drive.enter(Life::Failed);

@@ -5,12 +5,12 @@
 //!                                       +--------------------+              +----------------------+
 //!   Port  <------- found, opened        |     Controller     | -- seeds --> |      QueuePair       |  one per reactor and controller
 //!  registers                            | bring up, identify |              | submit, poll, slots  |
-//!  addresses                            | events, resets     |              +----------+-----------+
-//!  interrupts                           +---------+----------+                         |
+//!  addresses                            | resets, shutdown   |              +----------+-----------+
+//!                                       +---------+----------+                         |
 //!                                                 |                             Tenant: a namespace
 //!                                            AdminQueue
 //! ```
-//! Nothing here is `unsafe`, and nothing knows VFIO: the driver is generic over its [`Port`], so that the controller in software
+//! Nothing here is `unsafe`, and nothing knows VFIO but `vfio`: the driver is generic over its [`Port`], so that the controller in software
 //! ([`fake`]) runs all of it, natively and in the simulator.
 //!
 //! Words: a *ring* is a queue of the specification in memory; a *slot* is a place for a command in flight; *held* is data that the
@@ -31,7 +31,7 @@ mod vfio;
 pub use controller::{Controller, ControllerOptions, NamespaceInfo, QueueSeed};
 pub use drive::{Drive, DriveCounters, DriveOptions, Life};
 pub use error::ControllerError;
-pub use port::{Held, Port};
+pub use port::{Force, Held, Port};
 pub use queue::{QueueCounters, QueuePair, Tenant};
 pub use vfio::VfioPort;
 

@@ -8,6 +8,15 @@ use crate::nvme::spec::{Csts, Property};
 use crate::reactor::Reactor;
 use crate::sys::mmio::Registers;
 
+/// How a controller that cannot be disabled is made to touch no memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Force {
+    /// A reset of its function (PCI Express Base 6.6.2): its registers are as after power-up.
+    Reset,
+    /// It is kept from all memory, for good.
+    CutOff,
+}
+
 /// The way to one controller. Clones are the same; each reactor has its own.
 pub trait Port: Clone + Send + Sync + 'static {
     /// BAR 0: registers and doorbells.
@@ -22,10 +31,21 @@ pub trait Port: Clone + Send + Sync + 'static {
     /// The controller's address of memory for queues and lists, which it may read and write from now on; `None` if it cannot reach it.
     fn memory(&self, memory: &DeviceBuf) -> Option<u64>;
 
-    /// Keeps a controller that cannot be disabled from all memory, for good: `true` once that is so. It must be quick, since the home reactor
-    /// waits for it. As it is here, only a controller that is off the bus is kept from memory.
-    fn cut_off(&self) -> bool {
-        Csts(self.registers().read32(Property::CSTS.0)).gone()
+    /// Lets the controller reach memory, as far as it has been given to it: it has been seen disabled, so that it knows no queue of
+    /// anybody before this driver.
+    ///
+    /// # Errors
+    /// Why that is not so.
+    fn let_in(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Does what the controller cannot refuse. `None`: it is under way, elsewhere, since the home reactor may not wait for it; to be asked
+    /// again until it has ended. `Some`: whether it was done; the next question begins anew.
+    ///
+    /// As it is here, there is no function reset, and only a controller that is off the bus is kept from memory.
+    fn force(&self, how: Force) -> Option<bool> {
+        Some(how == Force::CutOff && Csts(self.registers().read32(Property::CSTS.0)).gone())
     }
 
     /// Queue `qid` gets commands from `reactor` from now on, whose data `held` has. A controller that reaches all memory by itself

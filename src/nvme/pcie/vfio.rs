@@ -2,19 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use hugepages::{Buf, ChunkInfo, DeviceBuf};
 
-use super::port::Port;
-use crate::limits::{NVME_ADMIN_NS, NVME_SHUTDOWN_MS_MAX};
-use crate::nvme::spec::{Cap, Crto, Csts, Property, ready_timeout_ms};
+use super::controller::ready_ms;
+use super::port::{Force, Port};
+use crate::limits::{NVME_ADMIN_NS, NVME_FORCE_NS, NVME_SHUTDOWN_MS_MAX};
+use crate::nvme::spec::{Cap, Property};
 use crate::reactor::start::DmaMap;
 use crate::sys::mmio::{Bar, Registers};
 use crate::sys::vfio::{Device, DmaSpace, VfioError};
-
-/// Units of CAP.TO in milliseconds.
-const TO_MS: u64 = 500;
 
 /// A controller that VFIO has given to this process. Memory has device addresses once the reactors share theirs
 /// ([`Reactors::share_memory`](crate::reactor::start::Reactors::share_memory)).
@@ -23,17 +22,25 @@ pub struct VfioPort {
     // Beside the device: one step less on the way to a register.
     registers: Bar,
     device: Arc<Device>,
+    /// What became of each [`Force`].
+    forced: Arc<[AtomicU8; 2]>,
 }
 
+/// Nothing was asked for.
+const IDLE: u8 = 0;
+const RUNNING: u8 = 1;
+const DONE: u8 = 2;
+const FAILED: u8 = 3;
+
 impl VfioPort {
-    /// Lets the function do DMA, which it may as long as the device is open and until [`Port::cut_off`]. Opening it has reset
-    /// it, so it has no queue of before.
+    /// The way to a function that does no DMA yet: not before [`Port::let_in`], since not every function can be reset when it is opened,
+    /// and one that was not may have queues of before.
     ///
     /// # Errors
-    /// If it is not bus master afterwards.
+    /// If it is bus master already and stays so.
     pub fn new(device: Device) -> Result<VfioPort, VfioError> {
-        device.set_bus_master(true)?;
-        Ok(VfioPort { registers: device.registers().clone(), device: Arc::new(device) })
+        device.set_bus_master(false)?;
+        Ok(VfioPort { registers: device.registers().clone(), device: Arc::new(device), forced: Arc::default() })
     }
 
     /// The device.
@@ -49,20 +56,29 @@ impl VfioPort {
     /// The longest that bringing it up takes: a controller that was on its way is waited for, disabled and enabled, and then
     /// answers its commands. Each has a limit of its own, whose error says more than that of who waits for all of them.
     pub fn opens_within(&self) -> Duration {
-        Duration::from_millis(3 * self.ready_ms()) + 2 * Duration::from_nanos(NVME_ADMIN_NS)
+        Duration::from_millis(3 * ready_ms(&self.registers)) + 2 * Duration::from_nanos(NVME_ADMIN_NS)
     }
 
     /// The longest that closing it takes: its queues are deleted, its caches written back, and it is disabled.
     pub fn closes_within(&self) -> Duration {
-        Duration::from_millis(self.ready_ms() + NVME_SHUTDOWN_MS_MAX) + Duration::from_nanos(NVME_ADMIN_NS)
+        let quiet = Duration::from_millis(ready_ms(&self.registers)) + 2 * Duration::from_nanos(NVME_FORCE_NS);
+        quiet + Duration::from_millis(NVME_SHUTDOWN_MS_MAX) + Duration::from_nanos(NVME_ADMIN_NS)
     }
 
     fn cap(&self) -> Cap {
         Cap(self.registers.read64(Property::CAP.0))
     }
 
-    fn ready_ms(&self) -> u64 {
-        ready_timeout_ms(self.cap(), Crto(self.registers.read32(Property::CRTO.0))).max(TO_MS)
+    /// Makes sure that the function does no DMA any more, on a control thread.
+    ///
+    /// # Errors
+    /// If that may not be so.
+    pub fn cut_off(&self) -> Result<(), VfioError> {
+        match self.device.set_bus_master(false) {
+            Ok(()) => Ok(()),
+            // It takes no orders: the kernel has it, and nothing is mapped for it.
+            Err(_) => self.device.let_go(),
+        }
     }
 }
 
@@ -81,9 +97,38 @@ impl Port for VfioPort {
         memory.iova()
     }
 
-    /// Forbids it DMA, and reads back that it is so; one that is off the bus does none.
-    fn cut_off(&self) -> bool {
-        self.device.set_bus_master(false).is_ok() || Csts(self.registers.read32(Property::CSTS.0)).gone()
+    fn let_in(&self) -> Result<(), String> {
+        self.device.set_bus_master(true).map_err(|error| error.to_string())
+    }
+
+    /// The kernel may take seconds for either.
+    fn force(&self, how: Force) -> Option<bool> {
+        let state = &self.forced[how as usize];
+        match state.compare_exchange(IDLE, RUNNING, Ordering::AcqRel, Ordering::Acquire) {
+            Err(RUNNING) => None,
+            Err(ended) => {
+                state.store(IDLE, Ordering::Release);
+                Some(ended == DONE)
+            }
+            Ok(_) => {
+                let this = self.clone();
+                let work = move || {
+                    let done = match how {
+                        Force::Reset => this.device.reset(),
+                        Force::CutOff => this.cut_off(),
+                    };
+                    if let Err(error) = &done {
+                        tracing::error!("{how:?}: {error}");
+                    }
+                    this.forced[how as usize].store(if done.is_ok() { DONE } else { FAILED }, Ordering::Release);
+                };
+                if let Err(error) = std::thread::Builder::new().name("nvme reset".to_owned()).spawn(work) {
+                    tracing::error!("no thread for an NVMe controller: {error}");
+                    state.store(FAILED, Ordering::Release);
+                }
+                None
+            }
+        }
     }
 }
 

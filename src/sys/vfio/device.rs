@@ -58,20 +58,16 @@ impl Device {
     /// Opens a function of the group, which resets it, and maps its registers (BAR 0). It may not do DMA yet, and no interrupt is set.
     ///
     /// # Errors
-    /// If the kernel does not give it, or if it is not usable: no registers, no MSI-X.
+    /// If the kernel does not give it, or if it is not usable: its registers cannot be mapped.
     pub fn open(group: &Arc<Group>, address: Address) -> Result<Device, VfioError> {
         let kernel = |what: &str| VfioError::kernel(format!("{address}: {what}"));
-        let unusable = |what: &str| VfioError::Unusable { address, what: what.to_owned() };
         let fd = group.fd.device(&address.to_string()).map_err(kernel("GROUP_GET_DEVICE_FD"))?;
         let info = fd.info().map_err(kernel("DEVICE_GET_INFO"))?;
         if info.flags & VFIO_DEVICE_FLAGS_PCI == 0 {
-            return Err(unusable("not a PCI function"));
+            return Err(VfioError::Unusable { address, what: "not a PCI function".to_owned() });
         }
         let (config, _) = fd.region(VFIO_PCI_CONFIG_REGION_INDEX).map_err(kernel("its configuration space"))?;
         let interrupts = fd.interrupts(VFIO_PCI_MSIX_IRQ_INDEX).map_err(kernel("its MSI-X interrupts"))?;
-        if interrupts.count == 0 {
-            return Err(unusable("it has no MSI-X interrupts"));
-        }
         let registers = map(&fd, address, 0)?;
         let mut device = Device {
             registers,
@@ -160,7 +156,7 @@ impl Device {
         Err(VfioError::Unusable { address: self.address, what })
     }
 
-    /// MSI-X vectors that it has.
+    /// MSI-X vectors that it has; 0 if it has none of this kind.
     pub fn vectors(&self) -> u16 {
         self.vectors
     }
@@ -243,6 +239,23 @@ impl Device {
             .chain([&self.registers])
             .try_for_each(Bar::blind)
             .map_err(VfioError::kernel(format!("{}: blind", self.address)))
+    }
+
+    /// Gives the function up under whoever has it still: its registers read as ones, the kernel has it and resets it, and nothing is
+    /// mapped for its group, unless another function of that is open. It does no DMA to this process's memory from then on, on the bus or off
+    /// it. A BAR that was mapped with [`Device::bar`] is its holder's to blind before.
+    ///
+    /// # Errors
+    /// If that may not be so.
+    pub fn let_go(&self) -> Result<(), VfioError> {
+        // One that is off the bus takes no orders.
+        let _ = self.set_bus_master(false);
+        self.blind()?;
+        self.fd.release().map_err(VfioError::kernel(format!("{}: closing it", self.address)))?;
+        if Arc::strong_count(&self.group) == 1 {
+            self.group.let_go()?;
+        }
+        Ok(())
     }
 
     /// Whether the kernel knows how to reset it.

@@ -166,7 +166,22 @@ impl ContainerFd {
 #[derive(Debug)]
 pub struct GroupFd(File);
 
+/// Closes what a descriptor leads to, whoever has the descriptor still: from now on its calls are refused (ENOTTY).
+fn release(file: &File) -> io::Result<()> {
+    let nothing = File::open("/dev/null")?;
+    // SAFETY: both are open descriptors, and the number of the first stays one.
+    checked(unsafe { libc::dup3(nothing.as_raw_fd(), file.as_raw_fd(), libc::O_CLOEXEC) }).map(drop)
+}
+
 impl GroupFd {
+    /// Closes it under whoever has it: the kernel takes it out of its container, so that nothing is mapped for its functions.
+    ///
+    /// # Errors
+    /// What dup3(2) says.
+    pub fn release(&self) -> io::Result<()> {
+        release(&self.0)
+    }
+
     /// Opens a group, and makes sure that it is one.
     ///
     /// # Errors
@@ -216,6 +231,14 @@ impl GroupFd {
 pub struct DeviceFd(File);
 
 impl DeviceFd {
+    /// Closes it under whoever has it: the kernel stops the function's DMA and resets it, once nothing of it is mapped.
+    ///
+    /// # Errors
+    /// What dup3(2) says.
+    pub fn release(&self) -> io::Result<()> {
+        release(&self.0)
+    }
+
     /// What it is.
     ///
     /// # Errors

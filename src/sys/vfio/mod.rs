@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use hugepages::ChunkInfo;
@@ -185,7 +186,7 @@ impl Container {
         let (address, group) = (function.address, admit(function)?);
         let number = group.number;
         let mut state = lock(&self.state);
-        if let Some(open) = state.groups.get(&number).and_then(Weak::upgrade) {
+        if let Some(open) = state.groups.get(&number).and_then(in_use) {
             return Ok(open);
         }
         let path = self.pci.path(&format!("dev/vfio/{number}"));
@@ -206,17 +207,18 @@ impl Container {
         };
         fd.set_container(&self.fd).map_err(refused("GROUP_SET_CONTAINER"))?;
         match self.fd.set_iommu(VFIO_TYPE1v2_IOMMU) {
-            // The first group, or the first since all had gone: nothing is mapped.
-            Ok(()) => {
-                for (chunk, iova) in &state.mapped {
-                    self.map_chunk(chunk, *iova)?;
-                }
-            }
+            Ok(()) => {}
             // It is set: else nothing could be said of it.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && self.fd.info().is_ok() => {}
             Err(error) => return Err(refused("SET_IOMMU")(error)),
         }
-        let group = Arc::new(Group { fd, number, container: self.clone() });
+        // For the first group, or the first since all had gone, nothing is mapped. One that was going when a chunk came has what came before.
+        if !state.groups.values().any(|group| in_use(group).is_some()) {
+            for (chunk, iova) in &state.mapped {
+                self.map_chunk(chunk, *iova)?;
+            }
+        }
+        let group = Arc::new(Group { fd, number, gone: AtomicBool::new(false), container: self.clone() });
         state.groups.insert(number, Arc::downgrade(&group));
         Ok(group)
     }
@@ -234,7 +236,7 @@ impl Container {
     fn map(&self, chunk: &ChunkInfo, iova: u64) -> Result<(), VfioError> {
         let mut state = lock(&self.state);
         // Without a group the kernel has no address space for it.
-        if state.groups.values().any(|group| group.strong_count() > 0) {
+        if state.groups.values().any(|group| in_use(group).is_some()) {
             self.map_chunk(chunk, iova)?;
         }
         state.mapped.push((chunk.clone(), iova));
@@ -243,10 +245,15 @@ impl Container {
 
     fn map_chunk(&self, chunk: &ChunkInfo, iova: u64) -> Result<(), VfioError> {
         let bytes = chunk.len() as u64;
-        self.fd.map_dma(chunk, iova).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOMEM) => VfioError::MemoryLimit { bytes, limit: self.memory_limit() },
-            _ => VfioError::kernel(format!("mapping {} at {iova:#x}", size(bytes)))(error),
-        })
+        match self.fd.map_dma(chunk, iova) {
+            Ok(()) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // It is there.
+                Some(libc::EEXIST) => Ok(()),
+                Some(libc::ENOMEM) => Err(VfioError::MemoryLimit { bytes, limit: self.memory_limit() }),
+                _ => Err(VfioError::kernel(format!("mapping {} at {iova:#x}", size(bytes)))(error)),
+            },
+        }
     }
 
     /// What this process may lock in bytes: RLIMIT_MEMLOCK.
@@ -282,10 +289,23 @@ pub struct Group {
     // Closed before the container.
     fd: GroupFd,
     number: u32,
+    /// It has been let go of.
+    gone: AtomicBool,
     container: Arc<Container>,
 }
 
+/// A group that is still part of its container.
+fn in_use(group: &Weak<Group>) -> Option<Arc<Group>> {
+    group.upgrade().filter(|group| !group.gone.load(Ordering::Acquire))
+}
+
 impl Group {
+    /// Takes it out of its container, under whoever has it still.
+    fn let_go(&self) -> Result<(), VfioError> {
+        self.gone.store(true, Ordering::Release);
+        self.fd.release().map_err(VfioError::kernel(format!("closing group {}", self.number)))
+    }
+
     /// Its number, as in `/dev/vfio/12`.
     pub fn number(&self) -> u32 {
         self.number

@@ -173,9 +173,11 @@ fn a_removal_that_waits_for_a_dead_server_is_waited_for() {
     for (before, used, removal_s, gone, waits_s) in [
         (live(), Use::Free, 30, true, 29..=30),
         (live(), Use::Free, 99, false, 45..=46),
-        // It waits for its users, and for udev.
+        // It waits for its users.
         (live(), Use::Held, 30, false, 0..=0),
-        (quiesced, Use::Free, 30, false, 0..=0),
+        // And for udev.
+        (quiesced, Use::Free, 5, true, 4..=5),
+        (quiesced, Use::Free, 30, false, 10..=11),
     ] {
         let mut kernel = Fake { used, removal: removal_s * SECOND, ..Fake::busy_for(before, 0) };
         assert_eq!(kernel.remove(&before, false).unwrap().gone, gone, "{before:?}, {used:?}");

@@ -54,6 +54,10 @@ pub struct Namespace<P: Port> {
     exclusive: WorkQueue,
     pub(super) bounces: Bounces,
     retries: Retries,
+    /// What is older than this is not given to the controller again: whoever asked may have gone, and asked again another way.
+    patience_ns: u64,
+    /// The controller has failed with a cache, and no flush has said so yet.
+    lost: Cell<bool>,
     closing: Cell<bool>,
     left: Cell<bool>,
 }
@@ -65,7 +69,7 @@ impl<P: Port> NvmeChannel<P> {
         reactor: &Rc<Reactor>,
         common: &Common,
         queue: Rc<QueuePair<P, Namespace<P>>>,
-        (geometry, delays): (Geometry, Delays),
+        (geometry, delays, patience_ns): (Geometry, Delays, u64),
     ) -> Result<NvmeChannel<P>, DeviceError> {
         Gate::check_home(reactor, common)?;
         let refused = |why: &str| DeviceError::Refused(format!("volume \"{}\": {why}", common.traits().name));
@@ -93,6 +97,8 @@ impl<P: Port> NvmeChannel<P> {
             exclusive: WorkQueue::new(reactor),
             bounces,
             retries: Retries::new(reactor, delays),
+            patience_ns,
+            lost: Cell::new(false),
             closing: Cell::new(false),
             left: Cell::new(false),
         });
@@ -147,6 +153,7 @@ impl<P: Port> Channel for NvmeChannel<P> {
                 this.outstanding.reset(io)
             }
             IoOp::Flush if !this.geometry.volatile_cache => Poll::Ready(io),
+            IoOp::Flush if this.lost.take() => Poll::Ready(io.with_status(IoStatus::DeviceError)),
             _ => {
                 io.scratch = this.enter();
                 this.start(io)
@@ -197,7 +204,7 @@ impl<P: Port> Namespace<P> {
     fn is_command(&self, io: &Io) -> bool {
         let op = match io.op {
             IoOp::Unmap => self.geometry.unmapping != Unmapping::ZeroesThenDsm,
-            IoOp::CompareAndWrite => self.geometry.ops.has(io.op) && io.len <= self.geometry.compare_and_write_max,
+            IoOp::CompareAndWrite => self.geometry.ops.has(io.op) && self.geometry.is_atomic(io.offset, io.len),
             op => self.geometry.ops.has(op),
         };
         op && self.queue.reaches(&io.data)
@@ -226,6 +233,7 @@ impl<P: Port> Namespace<P> {
     /// A helper's own I/O, carried out by the controller. Its status says how it ended.
     pub(super) async fn run(&self, mut child: Io) -> Io {
         child.scratch = u64::from(self.number.get()) | scratch::CHILD;
+        child.start = self.reactor.clock().now();
         self.reactor.run_io(child, |io| self.queue.submit(io)).await
     }
 
@@ -264,7 +272,7 @@ impl<P: Port> Namespace<P> {
         io.status = io::io_status(status);
         if io.scratch & scratch::CHILD != 0 {
             self.reactor.complete(io);
-        } else if io.status == IoStatus::Miscompare {
+        } else if io.status == IoStatus::Miscompare && !self.closing.get() {
             self.plain.push(io);
         } else {
             self.end(io);
@@ -301,8 +309,17 @@ impl<P: Port> Tenant for Namespace<P> {
         io::command(io, self.place)
     }
 
+    fn crashed(&self) {
+        self.lost.set(self.geometry.volatile_cache);
+    }
+
     fn may_repeat(&self, io: &IoCell) -> bool {
-        io.op != IoOp::CompareAndWrite
+        let age = self.reactor.clock().now().saturating_sub(io.start);
+        match io.op {
+            IoOp::CompareAndWrite => false,
+            IoOp::Flush if self.lost.get() => false,
+            _ => age < self.patience_ns,
+        }
     }
 
     #[inline]

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::{Nvme, NvmeDrive};
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::limits::{NVME_DEPTH, NVME_TIMEOUT_S};
-use crate::nvme::pcie::{ControllerOptions, DriveOptions, NamespaceInfo, Port, VfioPort};
+use crate::nvme::pcie::{ControllerError, ControllerOptions, DriveOptions, NamespaceInfo, VfioPort};
 use crate::reactor::mailbox::Remote;
 use crate::reactor::start::Reactors;
 use crate::sys::pci::{Address, Function, Pci, PciError};
@@ -127,7 +127,7 @@ impl Disks {
     /// name that is none of these volumes changes nothing.
     ///
     /// # Errors
-    /// If the disk did not shut down in order. It is closed nevertheless, and does no DMA.
+    /// If the disk did not shut down in order. It is closed nevertheless, and unless the error says so it does no DMA.
     pub fn release(&mut self, name: &str) -> Result<(), DeviceError> {
         let Some(place) = self.open.iter().position(|disk| disk.volumes.contains_key(name)) else { return Ok(()) };
         self.open[place].volumes.remove(name);
@@ -208,28 +208,14 @@ impl Disks {
         let address = function.address;
         let about = |error: &dyn fmt::Display| DeviceError::Refused(format!("{address}: {error}"));
         let port = VfioPort::new(self.device(reactors, function)?).map_err(refused)?;
-        let controller = ControllerOptions { depth: wanted.depth, prp_only: false };
-        let options = DriveOptions { controller, timeout_ns: wanted.timeout.as_nanos() as u64 };
-        let ids: Vec<u16> = reactors.remotes().iter().map(Remote::id).collect();
         let home = reactors.remotes()[0].clone();
-        let (sender, opened) = mpsc::channel();
-        let way = port.clone();
-        home.send(Box::new(move |reactor| {
-            let here = reactor.clone();
-            reactor.spawn("nvme open", async move {
-                let drive = NvmeDrive::open(&here, way, options, ids).await;
-                // Nobody waits for it any more.
-                if let Err(mpsc::SendError(Ok(drive))) = sender.send(drive)
-                    && let Err(error) = drive.close(&here).await
-                {
-                    tracing::error!("{address}: {error}");
-                }
-            });
-        }));
-        let limit = port.opens_within();
-        let drive = match opened.recv_timeout(limit) {
-            Ok(opened) => opened.map_err(|error| about(&error))?,
-            Err(error) => return Err(about(&unanswered(error, "come up", limit))),
+        let drive = loop {
+            match open_on(&home, reactors, &port, wanted, address)? {
+                Ok(drive) => break drive,
+                // A reactor begins with a small share of the memory, and is given more while the server runs.
+                Err(ControllerError::NoMemory { .. }) if feed_each(reactors)? => {}
+                Err(error) => return Err(about(&error)),
+            }
         };
         let (depth, timeout) = (wanted.depth, wanted.timeout);
         Ok(Disk { address, port, home, drive, depth, timeout, volumes: BTreeMap::new() })
@@ -324,7 +310,7 @@ impl Disk {
             Err(_) if ended => Err("its reactor has ended before it was shut down".to_owned()),
             Err(error) => Err(unanswered(error, "shut down", limit)),
         };
-        let cut_off = if port.cut_off() { Ok(()) } else { Err("it does not stop being bus master".to_owned()) };
+        let cut_off = port.cut_off().map_err(|error| error.to_string());
         closed.and(cut_off).map_err(|error| refused(format!("{address}: {error}")))
     }
 }
@@ -349,6 +335,44 @@ fn only(address: Address, all: &[NamespaceInfo]) -> Result<u32, DeviceError> {
             Err(refused(format!("{address} has the namespaces {}: write nsid = {}", several.join(", "), several[0])))
         }
     }
+}
+
+/// Has the home bring a controller up, and waits for it.
+fn open_on(
+    home: &Remote,
+    reactors: &Reactors,
+    port: &VfioPort,
+    wanted: &Wanted,
+    address: Address,
+) -> Result<Result<Arc<NvmeDrive<VfioPort>>, ControllerError>, DeviceError> {
+    let controller = ControllerOptions { depth: wanted.depth, prp_only: false };
+    let options = DriveOptions { controller, timeout_ns: wanted.timeout.as_nanos() as u64 };
+    let ids: Vec<u16> = reactors.remotes().iter().map(Remote::id).collect();
+    let (sender, opened) = mpsc::channel();
+    let way = port.clone();
+    home.send(Box::new(move |reactor| {
+        let here = reactor.clone();
+        reactor.spawn("nvme open", async move {
+            let drive = NvmeDrive::open(&here, way, options, ids).await;
+            // Nobody waits for it any more.
+            if let Err(mpsc::SendError(Ok(drive))) = sender.send(drive)
+                && let Err(error) = drive.close(&here).await
+            {
+                tracing::error!("{address}: {error}");
+            }
+        });
+    }));
+    let limit = port.opens_within();
+    opened.recv_timeout(limit).map_err(|error| refused(format!("{address}: {}", unanswered(error, "come up", limit))))
+}
+
+/// Gives each reactor more of the memory. False: there is no more.
+fn feed_each(reactors: &mut Reactors) -> Result<bool, DeviceError> {
+    let mut more = false;
+    for _ in 0..reactors.remotes().len() {
+        more |= reactors.feed_some().map_err(refused)?;
+    }
+    Ok(more)
 }
 
 fn unanswered(error: RecvTimeoutError, what: &str, limit: Duration) -> String {

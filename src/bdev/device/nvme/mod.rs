@@ -9,7 +9,11 @@
 //! - *Copies*: none, between the arena and the controller's own DMA.
 //! - *Unmapped reads as zeros*: Dataset Management is advice that a controller may ignore, so that a range is unmapped by Write
 //!   Zeroes, with its Deallocate bit where the namespace honours that; a Dataset Management follows where deallocated blocks read as zeros.
-//! - *Acknowledged* is durable where the controller says that it has no volatile write cache; then a flush is done at once.
+//! - *Acknowledged* is durable where the controller says that it has no volatile write cache; then a flush is done at once. A controller that
+//!   has one and fails (CSTS.CFS, or it did not come up at the first attempt) may have lost what it held: flushes in flight then, and the
+//!   first after that on each reactor, fail.
+//! - *Time*: what is older than twice the time-out is not given to the controller again, by nobody: whoever asked may have gone
+//!   another way by then, and written something newer.
 //! - *Compare* by the controller tells that there is a difference and not where: the range is read to find it.
 
 mod channel;
@@ -22,7 +26,8 @@ mod tests;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::bdev::{BlockDevice, Channel, Common, DeviceError, OpSet, Traits};
+use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
+use crate::limits::TRANSFER_MAX;
 use crate::nvme::io::Geometry;
 use crate::nvme::pcie::{Drive, Port};
 use crate::reactor::Reactor;
@@ -69,7 +74,10 @@ impl<P: Port> Nvme<P> {
         let ops = IoOp::ALL
             .into_iter()
             .filter(|op| !own.ops.has(*op) && !matches!(op, IoOp::Compare | IoOp::CompareAndWrite | IoOp::Reset));
-        let traits = Traits { ops: ops.fold(OpSet::ALL, OpSet::without), concurrent: drive.is_everywhere(), ..own };
+        // Helpers take several commands where one is not enough.
+        let limits = DeviceLimits { compare_and_write_max: TRANSFER_MAX as u64, ..own.limits };
+        let ops = ops.fold(OpSet::ALL, OpSet::without);
+        let traits = Traits { ops, limits, concurrent: drive.is_everywhere(), ..own };
         let common = Common::new(traits, geometry.size, drive.home());
         Ok(Nvme { common, drive: drive.clone(), geometry })
     }
@@ -90,6 +98,11 @@ impl<P: Port> BlockDevice for Nvme<P> {
             ))
         })?;
         let delays = Delays::of(self.drive.identity());
-        Ok(Box::new(NvmeChannel::open(reactor, &self.common, queue, (self.geometry, delays))?))
+        Ok(Box::new(NvmeChannel::open(
+            reactor,
+            &self.common,
+            queue,
+            (self.geometry, delays, 2 * self.drive.timeout_ns()),
+        )?))
     }
 }

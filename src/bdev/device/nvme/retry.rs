@@ -102,7 +102,8 @@ impl Retries {
                     Poll::Ready(waiting.pop_front().map(|(_, io)| io))
                 }
                 Some((due, _)) => {
-                    if *due < timer {
+                    // One that has passed was for an I/O that is not here any more.
+                    if *due < timer || timer <= self.reactor.clock().now() {
                         timer = *due;
                         self.reactor.wake_at(*due, self.reactor.current_task());
                     }
@@ -122,6 +123,36 @@ impl Retries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reactor::sim::Simulation;
+
+    #[test]
+    fn one_that_is_taken_away_takes_no_others_time_along() {
+        let mut simulation = Simulation::new(1);
+        let machine = simulation.machine(1);
+        let reactor = simulation.reactor(machine, 0);
+        let retries = Rc::new(Retries::new(&reactor, Delays([1, 10, 0].map(|units| units * UNIT_NS))));
+        let ended = Rc::new(RefCell::new(Vec::new()));
+        let (its, there, here) = (retries.clone(), ended.clone(), reactor.clone());
+        reactor.spawn("retries", async move {
+            while let Some(io) = its.next().await {
+                there.borrow_mut().push(here.clock().now());
+                here.retire_io(io);
+            }
+        });
+        let asking = |crd: u16| Status(StatusCode::COMMAND_INTERRUPTED.0 | crd << 11);
+        retries.push(reactor.create_io().unwrap(), asking(1), 1);
+        simulation.run_for(UNIT_NS / 2).unwrap();
+        reactor.retire_io(retries.take_waiting().unwrap());
+        let pushed = reactor.clock().refresh();
+        retries.push(reactor.create_io().unwrap(), asking(2), 1);
+        simulation.run_for(20 * UNIT_NS).unwrap();
+        let at = ended.borrow().first().copied().expect("it comes");
+        assert!((10 * UNIT_NS..11 * UNIT_NS).contains(&(at - pushed)), "after {} ns", at - pushed);
+        retries.close();
+        simulation.run_for(UNIT_NS).unwrap();
+        drop((retries, reactor));
+        assert_eq!(simulation.finish(), 0);
+    }
 
     #[test]
     fn only_a_passing_state_that_may_be_tried_again_is() {

@@ -78,15 +78,16 @@ impl<P: Port> Namespace<P> {
     }
 }
 
-/// Pieces of a range that a bounce buffer holds.
-fn pieces(len: u64) -> impl Iterator<Item = (u64, u64)> {
-    (0..len).step_by(BOUNCE_LEN).map(move |at| (at, (len - at).min(BOUNCE_LEN as u64)))
-}
-
 impl<P: Port> Namespace<P> {
+    /// Pieces of a range that a bounce buffer holds and a command can have.
+    fn pieces(&self, len: u64) -> impl Iterator<Item = (u64, u64)> + use<P> {
+        let most = self.geometry.limits.transfer_max.min(BOUNCE_LEN as u64);
+        (0..len).step_by(most as usize).map(move |at| (at, (len - at).min(most)))
+    }
+
     async fn read_into(&self, io: &mut Io, hand: &mut Hand) -> Result<(), IoStatus> {
         let (offset, len) = (io.offset, io.len);
-        for (at, piece) in pieces(len) {
+        for (at, piece) in self.pieces(len) {
             self.step(hand, IoOp::Read, false, (offset + at, piece)).await?;
             scatter::scatter(&mut io.data, at as usize, Self::bytes(hand))?;
         }
@@ -95,7 +96,7 @@ impl<P: Port> Namespace<P> {
 
     async fn compare(&self, io: &mut Io, hand: &mut Hand) -> Result<(), IoStatus> {
         let (offset, len) = (io.offset, io.len);
-        for (at, piece) in pieces(len) {
+        for (at, piece) in self.pieces(len) {
             self.step(hand, IoOp::Read, false, (offset + at, piece)).await?;
             if let Err(index) = scatter::compare(&io.data, at as usize, Self::bytes(hand)) {
                 io.info = at + index as u64;
@@ -107,7 +108,7 @@ impl<P: Port> Namespace<P> {
 
     /// Writes `len` bytes of the data, which begin at `first` of it.
     async fn store(&self, io: &Io, first: u64, hand: &mut Hand) -> Result<(), IoStatus> {
-        for (at, piece) in pieces(io.len) {
+        for (at, piece) in self.pieces(io.len) {
             let buf = Self::bytes(hand);
             buf.set_len(piece as usize);
             scatter::gather(&io.data, (first + at) as usize, buf)?;

@@ -27,13 +27,23 @@ type Page = Box<[u8; IDENTIFY_LEN]>;
 
 impl<P: Port> Controller<P> {
     async fn identify(&self, cns: Cns, nsid: u32, csi: Csi) -> Outcome<Page> {
-        let (data, _) = self.memory("Identify data", IDENTIFY_LEN).await?;
+        // Kept, so that a reset needs no memory. One that a question has which was given up is not taken: it may be written to still.
+        let data = match self.page.take() {
+            Some(data) => data,
+            None => self.memory("Identify data", IDENTIFY_LEN)?.0,
+        };
+        // What a controller leaves out must not be what it said before.
+        data.zero();
         let mut sqe = Sqe::bare(AdminOpcode::IDENTIFY.0, nsid);
         IdentifyFields { cns, cntid: 0, cns_specific: 0, csi }.put(&mut sqe);
-        self.ask("Identify", sqe, Some(&data)).await?;
+        let answer = self.ask("Identify", sqe, Some(&data)).await;
         let mut page = Box::new([0; IDENTIFY_LEN]);
         data.read(0, &mut page[..]);
-        Ok(page)
+        match &answer {
+            Ok(_) | Err(ControllerError::Refused { .. }) => *self.page.borrow_mut() = Some(data),
+            Err(_) => *self.late_page.borrow_mut() = Some(data),
+        }
+        answer.map(|_| page)
     }
 
     /// As [`Self::identify`], where a controller may not know the question.
@@ -56,14 +66,13 @@ impl<P: Port> Controller<P> {
         self.identity.borrow().as_ref().map_or(0, |identity| io::transfer_max(identity, self.cap))
     }
 
-    pub(super) async fn identify_namespaces(&self) -> Outcome<()> {
+    async fn read_namespaces(&self) -> Outcome<Vec<NamespaceInfo>> {
         let mut all: Vec<u32> = Vec::new();
         while all.len() < NAMESPACES_MAX {
             let page = self.identify(Cns::ACTIVE_NAMESPACES, all.last().copied().unwrap_or(0), Csi::NVM).await?;
             let before = all.len();
             // A list that does not go up would be read for ever.
-            let last = all.last().copied().unwrap_or(0);
-            let mut last = last;
+            let mut last = all.last().copied().unwrap_or(0);
             all.extend(namespace_list(&page[..]).take_while(|nsid| *nsid > std::mem::replace(&mut last, *nsid)));
             if all.len() - before < IDENTIFY_LEN / 4 {
                 break;
@@ -73,9 +82,39 @@ impl<P: Port> Controller<P> {
         let limits = self.identify_if_there(Cns::CONTROLLER_CSI, 0, Csi::NVM).await?;
         let mut found = Vec::new();
         for nsid in all {
-            found.push(self.identify_namespace(nsid, limits.as_ref()).await?);
+            found.push(match self.identify_namespace(nsid, limits.as_ref()).await {
+                // The others are none the worse for it.
+                Err(ControllerError::Refused { status, .. }) => {
+                    NamespaceInfo { nsid, uuid: [0; 16], geometry: Err(Unusable::Untold { nsid, status }) }
+                }
+                other => other?,
+            });
         }
+        Ok(found)
+    }
+
+    pub(super) async fn identify_namespaces(&self) -> Outcome<()> {
+        let found = self.read_namespaces().await?;
         *self.namespaces.borrow_mut() = found;
+        Ok(())
+    }
+
+    /// Whether all namespaces are as they were: their volumes go on without another look.
+    pub(super) async fn compare_namespaces(&self) -> Outcome<()> {
+        let (before, now) = (self.namespaces(), self.read_namespaces().await?);
+        for was in &before {
+            let Ok(geometry) = &was.geometry else { continue };
+            let nsid = was.nsid;
+            let differs = match now.iter().find(|is| is.nsid == nsid) {
+                None => Some("that it is there"),
+                Some(is) if is.uuid != was.uuid => Some("its identity"),
+                Some(NamespaceInfo { geometry: Ok(is), .. }) => is.differs(geometry),
+                Some(_) => Some("its format"),
+            };
+            if let Some(what) = differs {
+                return Err(ControllerError::Unfit(format!("namespace {nsid} has changed with the reset: {what}")));
+            }
+        }
         Ok(())
     }
 

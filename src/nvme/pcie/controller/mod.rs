@@ -14,16 +14,18 @@ mod queues;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use hugepages::DeviceBuf;
+use hugepages::{DeviceBuf, Pool};
 
 use super::Quiet;
 use super::admin::{AdminQueue, Answer, Limit, NoAnswer};
 use super::error::ControllerError;
-use super::port::Port;
+use super::port::{Force, Port};
 use super::queue::{
     CQE_LEN, Doorbell, Memory, Pointers, QueueMemory, QueuePair, Rings, SLOTS_MAX, SQE_LEN, Shadow, Tenant,
 };
-use crate::limits::{NVME_ADMIN_ENTRIES, NVME_ADMIN_NS, NVME_SHUTDOWN_MS, NVME_SHUTDOWN_MS_MAX};
+use crate::limits::{
+    NVME_ADMIN_ENTRIES, NVME_ADMIN_NS, NVME_FORCE_NS, NVME_READY_MS_MAX, NVME_SHUTDOWN_MS, NVME_SHUTDOWN_MS_MAX,
+};
 use crate::nvme::io;
 use crate::nvme::spec::{
     AbortFields, AdminOpcode, Aqa, Cap, Cc, CreateCqFields, CreateSqFields, Crto, Csts, Doorbells, FeatureFields,
@@ -96,6 +98,12 @@ pub struct Controller<P: Port> {
     namespaces: RefCell<Vec<NamespaceInfo>>,
     /// Shadows and event indices of the doorbells, if the controller looks at them.
     shadows: RefCell<Option<[DeviceBuf; 2]>>,
+    /// Kept for the controller's life: see [`Controller::admin_memory`].
+    admin_memory: RefCell<Option<Memory>>,
+    /// A page for Identify data, kept likewise, while no question has it.
+    page: RefCell<Option<DeviceBuf>>,
+    /// That of a question without an answer: free again when the controller is quiet.
+    late_page: RefCell<Option<DeviceBuf>>,
     /// The I/O queues that there are, for when they are to be created again.
     created: RefCell<Vec<Created>>,
     /// It touches nothing.
@@ -131,6 +139,9 @@ impl<P: Port> Controller<P> {
             identity: RefCell::default(),
             namespaces: RefCell::default(),
             shadows: RefCell::default(),
+            admin_memory: RefCell::default(),
+            page: RefCell::default(),
+            late_page: RefCell::default(),
             created: RefCell::default(),
             quiet: Cell::new(true),
             cut_off: Cell::new(false),
@@ -147,6 +158,7 @@ impl<P: Port> Controller<P> {
 
     async fn start(&self) -> Outcome<()> {
         let quiet = self.disable().await?;
+        self.port.let_in().map_err(ControllerError::Unfit)?;
         self.enable(&quiet).await?;
         self.identify_controller().await?;
         self.share_doorbells().await?;
@@ -177,9 +189,8 @@ impl<P: Port> Controller<P> {
     /// # Errors
     /// If the controller does not answer or refuses.
     pub(super) async fn abort(&self, sqid: u16, cid: u16, ns: u64) -> Outcome<bool> {
-        // Bit 0 of dword 0: the command was not aborted (Base §5.1).
         let answer = self.ask_within(ns, "Abort", AbortFields { sqid, cid }.to_sqe(), None).await?;
-        Ok(answer.result & 1 == 0)
+        Ok(answer.result & u64::from(AbortFields::NOT_ABORTED) == 0)
     }
 
     /// Completions of admin commands that were not in flight, since the controller was last enabled.
@@ -218,7 +229,7 @@ impl<P: Port> Controller<P> {
         let csts = self.csts()?;
         if cc.enabled() && !csts.ready() && !csts.fatal() {
             // On its way up: EN may not be taken back before that has ended (Base §3.1.3.5).
-            match self.until(ENABLING, ready_timeout_ms(self.cap, self.crto()), Csts::ready).await {
+            match self.until(ENABLING, ready_ms(registers), Csts::ready).await {
                 Ok(()) | Err(ControllerError::Fatal { .. } | ControllerError::Stuck { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -229,8 +240,8 @@ impl<P: Port> Controller<P> {
         Ok(Quiet(()))
     }
 
-    fn crto(&self) -> Crto {
-        Crto(self.port.registers().read32(Property::CRTO.0))
+    fn offset(&self, doorbell: u64) -> Outcome<u32> {
+        offset(doorbell, self.port.registers().size())
     }
 
     /// Enables the controller with a fresh admin queue (Base §3.5.1).
@@ -238,14 +249,16 @@ impl<P: Port> Controller<P> {
         if let Some(admin) = self.admin.take() {
             admin.end(quiet);
         }
-        let entries = NVME_ADMIN_ENTRIES.min(self.cap.mqes_z().saturating_add(1));
-        let what = "the admin queue";
-        let (submissions, asq) = self.memory(what, usize::from(entries) * SQE_LEN).await?;
-        let (completions, acq) = self.memory(what, usize::from(entries) * CQE_LEN).await?;
-        let memory = Memory { submissions, completions, entries };
+        if let Some(page) = self.late_page.take() {
+            *self.page.borrow_mut() = Some(page);
+        }
+        let memory = self.admin_memory()?;
+        let entries = memory.entries;
+        let asq = self.address("the admin queue", &memory.submissions)?;
+        let acq = self.address("the admin queue", &memory.completions)?;
         let doorbells = Doorbells::of(self.cap);
         let bell =
-            |at: u64| -> Outcome<Doorbell<_>> { Ok(Doorbell::new(self.port.registers().bell(offset(at)?), None)) };
+            |at: u64| -> Outcome<Doorbell<_>> { Ok(Doorbell::new(self.port.registers().bell(self.offset(at)?), None)) };
         let rings = Rings::new(memory, bell(doorbells.sq_tail(0))?, bell(doorbells.cq_head(0))?);
         // From here on the memory is the controller's, whether it comes up or not.
         *self.admin.borrow_mut() = Some(AdminQueue::new(&self.reactor, rings));
@@ -257,16 +270,29 @@ impl<P: Port> Controller<P> {
         let css = if self.cap.has(Cap::CSS_IOCS) { Cc::CSS_ALL } else { 0 };
         let cc = Cc::enable(self.page_shift - PAGE_SHIFT_BASE as u8, css);
         registers.write32(Property::CC.0, cc.0);
-        self.until(ENABLING, ready_timeout_ms(self.cap, self.crto()).max(TO_MS), Csts::ready).await
+        self.until(ENABLING, ready_ms(registers), Csts::ready).await
     }
 
-    /// A block of the arena for the controller, zeroed, and its address of it.
-    async fn memory(&self, what: &'static str, len: usize) -> Outcome<(DeviceBuf, u64)> {
-        let buf = self.reactor.pool().alloc(len).ok_or(ControllerError::NoMemory { what })?;
-        let memory = buf.into_device();
-        memory.zero();
-        let address = self.port.memory(&memory).ok_or(ControllerError::Unreachable { what })?;
-        Ok((memory, address))
+    /// As [`block`], of the home's memory.
+    fn memory(&self, what: &'static str, len: usize) -> Outcome<(DeviceBuf, u64)> {
+        block(self.reactor.pool(), &self.port, self.page_shift, (what, len))
+    }
+
+    /// The rings of the admin queue: the same at each start, so that no reset can fail for want of memory.
+    fn admin_memory(&self) -> Outcome<Memory> {
+        if let Some(memory) = self.admin_memory.borrow().as_ref() {
+            return Ok(memory.clone());
+        }
+        let entries = NVME_ADMIN_ENTRIES.min(self.cap.mqes_z().saturating_add(1));
+        let (submissions, _) = self.memory("the admin queue", usize::from(entries) * SQE_LEN)?;
+        let (completions, _) = self.memory("the admin queue", usize::from(entries) * CQE_LEN)?;
+        let memory = Memory { submissions, completions, entries };
+        *self.admin_memory.borrow_mut() = Some(memory.clone());
+        Ok(memory)
+    }
+
+    fn address(&self, what: &'static str, memory: &DeviceBuf) -> Outcome<u64> {
+        self.port.memory(memory).ok_or(ControllerError::Unreachable { what })
     }
 
     /// An admin command that is to succeed. Its data pointer leads to `data`, if there is any.
@@ -307,6 +333,12 @@ impl<P: Port> Drop for Controller<P> {
     }
 }
 
+/// How long a controller may take to become ready, in milliseconds: what it says, within reason.
+pub(super) fn ready_ms(registers: &impl Registers) -> u64 {
+    let (cap, crto) = (Cap(registers.read64(Property::CAP.0)), Crto(registers.read32(Property::CRTO.0)));
+    ready_timeout_ms(cap, crto).clamp(TO_MS, NVME_READY_MS_MAX)
+}
+
 const DISABLING: &str = "disabling";
 const ENABLING: &str = "enabling";
 
@@ -331,8 +363,38 @@ fn check(cap: Cap, csts: u32) -> Outcome<u8> {
     Ok(page_shift)
 }
 
-/// Registers lie within 4 GiB of a BAR.
-fn offset(at: u64) -> Outcome<u32> {
-    u32::try_from(at)
-        .map_err(|_| ControllerError::Unfit(format!("the controller has a doorbell at {at:#x} of its registers")))
+/// A block of the arena for a controller, zeroed, at a multiple of its page size, and its address of it.
+fn block<P: Port>(
+    pool: &Pool,
+    port: &P,
+    page_shift: u8,
+    (what, len): (&'static str, usize),
+) -> Outcome<(DeviceBuf, u64)> {
+    // Blocks are at multiples of their size.
+    let buf = pool.alloc(len.max(1 << page_shift)).ok_or(ControllerError::NoMemory { what })?;
+    let memory = buf.into_device();
+    memory.zero();
+    let address = port.memory(&memory).ok_or(ControllerError::Unreachable { what })?;
+    Ok((memory, address))
+}
+
+/// Where a doorbell is, among registers of `size` bytes.
+fn offset(at: u64, size: u64) -> Outcome<u32> {
+    let inside = at.checked_add(4).is_some_and(|end| end <= size);
+    u32::try_from(at).ok().filter(|_| inside).ok_or_else(|| {
+        ControllerError::Unfit(format!("the controller has a doorbell at {at:#x}, and {size:#x} bytes of registers"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doorbells_lie_within_the_registers() {
+        assert_eq!(offset(0x1000, 0x1004), Ok(0x1000));
+        for (at, size) in [(0x1000, 0x1003), (0x1004, 0x1000), (u64::MAX - 3, u64::MAX), (1 << 32, 1 << 33)] {
+            assert!(matches!(offset(at, size), Err(ControllerError::Unfit(_))), "{at:#x} of {size:#x}");
+        }
+    }
 }

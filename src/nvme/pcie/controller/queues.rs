@@ -10,8 +10,8 @@ impl<P: Port> Controller<P> {
             return Ok(());
         }
         let page = 1 << self.page_shift;
-        let (values, _) = self.memory("shadow doorbells", page).await?;
-        let (events, _) = self.memory("shadow doorbells", page).await?;
+        let (values, _) = self.memory("shadow doorbells", page)?;
+        let (events, _) = self.memory("shadow doorbells", page)?;
         // The command has two pages: both must stay as long as it may be carried out, which is until the controller is quiet.
         *self.shadows.borrow_mut() = Some([values.clone(), events.clone()]);
         match self.configure_doorbells(&values, &events).await {
@@ -30,19 +30,18 @@ impl<P: Port> Controller<P> {
         Ok(())
     }
 
-    /// Creates `count` queue pairs, or as many as the controller has.
+    /// Creates a queue pair for each of `reactors`, in memory of theirs, or for as many of them as the controller has.
     ///
     /// # Errors
     /// If there is not even one.
-    pub async fn create_queues(&self, count: u16) -> Outcome<Vec<QueueSeed<P>>> {
-        let granted = self.negotiate(count).await?;
+    pub async fn create_queues(&self, reactors: &[u16]) -> Outcome<Vec<QueueSeed<P>>> {
+        let granted = self.negotiate(reactors.len() as u16).await?;
         let mut seeds = Vec::new();
-        for qid in 1..=granted {
-            let seed = self.seed(qid).await?;
+        for (qid, reactor) in (1..=granted).zip(reactors) {
+            let seed = self.seed(qid, *reactor).await?;
             let shape = Created { qid, memory: seed.memory.rings.clone() };
-            // Before it is asked: a controller that does not answer may have it nevertheless.
-            self.created.borrow_mut().push(shape.clone());
             self.create(&shape).await?;
+            self.created.borrow_mut().push(shape);
             seeds.push(seed);
         }
         Ok(seeds)
@@ -87,22 +86,17 @@ impl<P: Port> Controller<P> {
         self.options.depth.clamp(1, SLOTS_MAX).saturating_add(1).min(self.cap.mqes_z().saturating_add(1))
     }
 
-    async fn seed(&self, qid: u16) -> Outcome<QueueSeed<P>> {
-        let what = "I/O queues";
+    async fn seed(&self, qid: u16, reactor: u16) -> Outcome<QueueSeed<P>> {
         let entries = self.entries();
         let depth = entries - 1;
         let sgls = self.identity().sgls.get();
         let pointers = Pointers::new(self.page_shift, if self.options.prp_only { 0 } else { sgls });
-        let list_len = pointers.list_len(self.transfer_max());
-        let (submissions, _) = self.memory(what, usize::from(entries) * SQE_LEN).await?;
-        let (completions, _) = self.memory(what, usize::from(entries) * CQE_LEN).await?;
-        let mut lists = Vec::new();
-        let mut left = usize::from(depth) * list_len;
-        while left > 0 {
-            let (block, address) = self.memory("lists of I/O queues", left.min(hugepages::MAX_BUF)).await?;
-            left = left.saturating_sub(block.len());
-            lists.push((block, address));
-        }
+        let (port, page_shift, list_len) = (self.port.clone(), self.page_shift, pointers.list_len(self.transfer_max()));
+        // Each reactor has its share of the memory: that of all would be much for the home.
+        let memory = self.reactor.call(reactor, move |there| {
+            QueueMemory::new(|what, len| block(there.pool(), &port, page_shift, (what, len)), entries, list_len)
+        });
+        let memory = memory.await?;
         let doorbells = Doorbells::of(self.cap);
         let shadows = self.shadows.borrow().as_ref().and_then(|[values, events]| {
             let at = [doorbells.shadow_sq_tail(qid), doorbells.shadow_cq_head(qid)];
@@ -116,9 +110,9 @@ impl<P: Port> Controller<P> {
             qid,
             depth,
             pointers,
-            memory: QueueMemory { rings: Memory { submissions, completions, entries }, lists, list_len },
+            memory,
             shadows,
-            doorbells: [offset(doorbells.sq_tail(qid))?, offset(doorbells.cq_head(qid))?],
+            doorbells: [self.offset(doorbells.sq_tail(qid))?, self.offset(doorbells.cq_head(qid))?],
         })
     }
 
@@ -128,11 +122,13 @@ impl<P: Port> Controller<P> {
     /// # Errors
     /// If it does not even become disabled.
     pub async fn close(&self) -> Outcome<(Quiet, Outcome<()>)> {
-        let shut = match self.delete_queues().await {
-            Ok(()) => self.shut_down().await,
-            Err(error) => Err(error),
+        let deleted = self.delete_queues().await;
+        // Its caches are written back by a register, whatever its queues do.
+        let shut = match &deleted {
+            Err(error @ (ControllerError::Gone | ControllerError::Fatal { .. })) => Err(error.clone()),
+            _ => self.shut_down().await,
         };
-        Ok((self.stop().await?, shut))
+        Ok((self.stop().await?, deleted.and(shut)))
     }
 
     async fn delete_queues(&self) -> Outcome<()> {
@@ -161,7 +157,7 @@ impl<P: Port> Controller<P> {
         }
         let quiet = match self.disable().await {
             Ok(quiet) => quiet,
-            Err(error) => self.cut_off(error)?,
+            Err(error) => self.force(error).await?,
         };
         if let Some(admin) = self.admin.take() {
             admin.end(&quiet);
@@ -169,14 +165,29 @@ impl<P: Port> Controller<P> {
         Ok(quiet)
     }
 
-    /// The last resort, where a controller cannot be disabled.
-    fn cut_off(&self, error: ControllerError) -> Outcome<Quiet> {
-        if !self.port.cut_off() {
-            return Err(error);
+    /// Where a controller cannot be disabled: its function is reset, from which it may come up again, or it is cut off.
+    async fn force(&self, error: ControllerError) -> Outcome<Quiet> {
+        let all = [Force::Reset, Force::CutOff];
+        for how in if error == ControllerError::Gone { &all[1..] } else { &all[..] } {
+            if self.forced(*how).await {
+                tracing::warn!("NVMe controller: {error}: {how:?}");
+                self.cut_off.set(*how == Force::CutOff);
+                self.quiet.set(true);
+                return Ok(Quiet(()));
+            }
         }
-        self.cut_off.set(true);
-        self.quiet.set(true);
-        Ok(Quiet(()))
+        Err(error)
+    }
+
+    async fn forced(&self, how: Force) -> bool {
+        let deadline = self.reactor.clock().now() + NVME_FORCE_NS;
+        loop {
+            match self.port.force(how) {
+                Some(done) => return done,
+                None if self.reactor.clock().now() >= deadline => return false,
+                None => self.reactor.sleep(LOOK_NS).await,
+            }
+        }
     }
 
     /// Brings a controller that was stopped up again, with the queues that it had.
@@ -197,6 +208,7 @@ impl<P: Port> Controller<P> {
         if (before.sn, before.mn) != (now.sn, now.mn) {
             return Err(ControllerError::Unfit("another controller is in its place".to_owned()));
         }
+        self.compare_namespaces().await?;
         // Those of before, whose places the queues know. The controller must not find the values of queues that are no more.
         let shadows = self.shadows.borrow().clone();
         if let Some([values, events]) = shadows {

@@ -40,6 +40,8 @@ pub struct NamespaceOptions {
     pub optimal: Option<[u16; 5]>,
     /// Atomic compare and write unit of the namespace in blocks, zero's-based; `None`: the controller's.
     pub nacwu_z: Option<u16>,
+    /// NABSN, zero's-based, and NABO in blocks: a fused pair across such a boundary is refused. `None`: there is none.
+    pub atomic_boundary: Option<(u16, u16)>,
     /// No write is taken.
     pub write_protected: bool,
 }
@@ -59,6 +61,7 @@ impl NamespaceOptions {
             deac: true,
             optimal: None,
             nacwu_z: None,
+            atomic_boundary: None,
             write_protected: false,
         }
     }
@@ -93,6 +96,8 @@ pub struct DiskOptions {
     pub acwu_z: u16,
     /// SGLS.
     pub sgls: u32,
+    /// CRDT1 to CRDT3, in units of 100 ms.
+    pub crdt_100ms: [u16; 3],
 }
 
 impl Default for DiskOptions {
@@ -112,6 +117,7 @@ impl Default for DiskOptions {
             fused: true,
             acwu_z: u16::MAX,
             sgls: SGLS_SUPPORTED,
+            crdt_100ms: [0; 3],
         }
     }
 }

@@ -134,6 +134,7 @@ impl Inner {
         page.vwc = VWC_FLUSH_BROADCAST | if options.write_cache { VWC_PRESENT } else { 0 };
         page.acwu_z.set(options.acwu_z);
         page.sgls.set(options.sgls);
+        page.crdt_100ms = options.crdt_100ms.map(Into::into);
         put_text(&mut page.subnqn, &format!("nqn.2019-08.org.example:{}", options.serial), 0);
         page.psd[0].mp.set(2500);
         page.as_bytes().to_vec()
@@ -154,6 +155,11 @@ impl Inner {
         if let Some(nacwu_z) = options.nacwu_z {
             page.nsfeat |= NSFEAT_NSABP;
             page.nacwu_z.set(nacwu_z);
+        }
+        if let Some((nabsn_z, nabo)) = options.atomic_boundary {
+            page.nsfeat |= NSFEAT_NSABP;
+            page.nabsn_z.set(nabsn_z);
+            page.nabo.set(nabo);
         }
         if let Some([npwg, npwa, npdg, npda, nows]) = options.optimal {
             page.nsfeat |= NSFEAT_OPTPERF;

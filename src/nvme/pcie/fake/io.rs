@@ -10,7 +10,7 @@ use super::memory::Dma;
 use super::pointer::{Pieces, Rules};
 use super::{Inner, count};
 use crate::nvme::spec::{
-    Cap, DeallocatedReads, DsmAttributes, DsmRange, ErrorLogEntry, NSID_BROADCAST, NvmOpcode, ONCS_COMPARE, ONCS_DSM,
+    DeallocatedReads, DsmAttributes, DsmRange, ErrorLogEntry, NSID_BROADCAST, NvmOpcode, ONCS_COMPARE, ONCS_DSM,
     ONCS_VERIFY, ONCS_WRITE_ZEROES, RwCdw12, SGLS_DWORD, SGLS_MASK, SGLS_SUPPORTED, Sqe, Status, StatusCode,
     dsm_ranges_z, size_limit,
 };
@@ -129,7 +129,7 @@ impl Inner {
     }
 
     fn limit(&self, power: u8, range: Range) -> Outcome {
-        match size_limit(power, Cap(0)) {
+        match size_limit(power, self.cap()) {
             Some(most) if range.bytes() > most => Err(StatusCode::INVALID_FIELD.dnr()),
             _ => Ok(()),
         }
@@ -137,7 +137,7 @@ impl Inner {
 
     /// The pieces of a command's data, which is not longer than MDTS says.
     fn data(&self, dma: &Dma<'_>, sqe: &Sqe, len: u64, pieces: &mut Pieces) -> Outcome {
-        let mdts = size_limit(self.disk.options().mdts, Cap(0));
+        let mdts = size_limit(self.disk.options().mdts, self.cap());
         if mdts.is_some_and(|most| len > most) {
             self.breaks(|| format!("queue {}: {len} bytes are more than MDTS", dma.qid));
             return Err(StatusCode::INVALID_FIELD.dnr());
@@ -346,6 +346,13 @@ impl Inner {
         let limit = namespace.options.nacwu_z.unwrap_or(self.disk.options().acwu_z);
         if RwCdw12(first.cdw12.get()).nlb_z() > limit {
             return failed(StatusCode::ATOMIC_WRITE_UNIT_EXCEEDED);
+        }
+        if let Some((nabsn_z, nabo)) = namespace.options.atomic_boundary {
+            let section = |block: u64| block.checked_sub(nabo.into()).map(|at| at / (u64::from(nabsn_z) + 1));
+            let (start, more) = (first.slba(), u64::from(RwCdw12(first.cdw12.get()).nlb_z()));
+            if section(start) != section(start + more) {
+                self.breaks(|| format!("queue {}: a fused pair across an atomic boundary is none", dma.qid));
+            }
         }
         let state = &mut *namespace.state.lock();
         if let Err(status) = self.command_on(dma, first, (&namespace, state), false, pieces) {

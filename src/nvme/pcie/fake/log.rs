@@ -9,7 +9,7 @@ use super::admin::Outcome;
 use super::memory::Dma;
 use super::queue::Sq;
 use crate::nvme::spec::{
-    AdminOpcode, CHANGED_NAMESPACES_MAX, Cap, CommandEffects, CommandsEffectsLog, ErrorLogEntry, FirmwareSlotLog,
+    AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, ErrorLogEntry, FirmwareSlotLog,
     GetLogFields, LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Sqe, Status, StatusCode, put_text, size_limit,
 };
 
@@ -38,7 +38,7 @@ impl Inner {
         if from > page.len() as u64 || from & 3 != 0 || fields.offset_is_index {
             return Err(StatusCode::INVALID_FIELD.dnr());
         }
-        let limit = size_limit(self.disk.options().mdts, Cap(0)).unwrap_or(LOG_MAX).min(LOG_MAX);
+        let limit = size_limit(self.disk.options().mdts, self.cap()).unwrap_or(LOG_MAX).min(LOG_MAX);
         if len > limit {
             return Err(StatusCode::INVALID_FIELD.dnr());
         }

@@ -83,7 +83,9 @@ pub struct FakeOptions {
     pub timeout_500ms: u8,
     /// CRTO.CRWMT in the same units, where the controller has it.
     pub crwmt_500ms: Option<u16>,
-    /// CAP.MPSMAX, above the 4 KiB that are always there.
+    /// CAP.MPSMIN: the smallest page is 2 to the power of 12 and this many bytes.
+    pub mpsmin: u8,
+    /// CAP.MPSMAX.
     pub mpsmax: u8,
     /// Several I/O command sets: CC.CSS = 110b is wanted.
     pub command_sets: bool,
@@ -124,6 +126,7 @@ impl Default for FakeOptions {
             dstrd: 0,
             timeout_500ms: 4,
             crwmt_500ms: None,
+            mpsmin: 0,
             mpsmax: 4,
             command_sets: true,
             shadow_doorbells: false,
@@ -223,7 +226,8 @@ impl Inner {
     fn cap(&self) -> Cap {
         let options = &self.options;
         let mut cap = u64::from(options.mqes_z) | Cap::CQR | u64::from(options.timeout_500ms) << 24;
-        cap |= u64::from(options.dstrd & 0xf) << 32 | Cap::CSS_NVM | u64::from(options.mpsmax & 0xf) << 52;
+        cap |= u64::from(options.dstrd & 0xf) << 32 | Cap::CSS_NVM;
+        cap |= u64::from(options.mpsmin & 0xf) << 48 | u64::from(options.mpsmax & 0xf) << 52;
         if options.command_sets {
             cap |= Cap::CSS_IOCS;
         }
@@ -367,6 +371,11 @@ impl FakePort {
     /// back; the disk's next controller is its return.
     pub fn remove(&self) {
         self.inner().remove();
+    }
+
+    /// A reset of its function: its registers are as after power-up, whatever it was at.
+    pub fn reset_function(&self) {
+        self.inner().reset_function();
     }
 
     /// Gives the controller a namespace of the disk.

@@ -103,6 +103,14 @@ impl Inner {
         self.live.store(false, Ordering::Release);
     }
 
+    pub(super) fn reset_function(&self) {
+        let state = &mut *self.registers.lock();
+        self.live.store(false, Ordering::Release);
+        self.turn_off(state);
+        *state = State::default();
+        self.cc.store(0, Ordering::Release);
+    }
+
     /// Half of a register of 8 bytes may be written alone.
     fn write(&self, at: u32, len: u32, value: u64) {
         count(&self.counts.writes);
@@ -360,6 +368,10 @@ impl FakeRegisters {
 
 impl Registers for FakeRegisters {
     type Bell = FakeBell;
+
+    fn size(&self) -> u64 {
+        u64::from(self.inner.bar())
+    }
 
     fn read32(&self, at: u32) -> u32 {
         self.inner.check(at, 4);

@@ -16,7 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::task::Poll;
 
-use hugepages::DeviceBuf;
+use hugepages::{DeviceBuf, MAX_BUF};
 use zerocopy::IntoBytes;
 
 use super::Quiet;
@@ -40,6 +40,9 @@ pub trait Tenant: 'static {
 
     /// The command of an I/O, without identifier and data pointer. A first fused command takes the write of the same I/O along.
     fn command(&self, io: &IoCell) -> Sqe;
+
+    /// The controller has failed and come back: what it had answered and not made durable may be lost.
+    fn crashed(&self);
 
     /// Whether the command may be carried out twice, the second time after a reset of the controller.
     fn may_repeat(&self, io: &IoCell) -> bool;
@@ -74,6 +77,26 @@ pub(super) struct QueueMemory {
     pub(super) lists: Vec<(DeviceBuf, u64)>,
     /// Bytes of the list of one command, a power of two, at most those of a page.
     pub(super) list_len: usize,
+}
+
+impl QueueMemory {
+    /// For rings of `entries` entries and lists of `list_len` bytes, of blocks that `block` gives.
+    pub(super) fn new<E>(
+        mut block: impl FnMut(&'static str, usize) -> Result<(DeviceBuf, u64), E>,
+        entries: u16,
+        list_len: usize,
+    ) -> Result<QueueMemory, E> {
+        let (submissions, _) = block("I/O queues", usize::from(entries) * SQE_LEN)?;
+        let (completions, _) = block("I/O queues", usize::from(entries) * CQE_LEN)?;
+        let mut lists = Vec::new();
+        let mut left = usize::from(entries - 1) * list_len;
+        while left > 0 {
+            let (memory, address) = block("lists of I/O queues", left.min(MAX_BUF))?;
+            left = left.saturating_sub(memory.len());
+            lists.push((memory, address));
+        }
+        Ok(QueueMemory { rings: Memory { submissions, completions, entries }, lists, list_len })
+    }
 }
 
 /// What a queue has counted.
@@ -363,9 +386,12 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
     /// often; then it fails, and nobody knows whether it took effect.
     ///
     /// No effect on a queue that was not held: it was made after the controller had come back.
-    pub(super) fn restart(&self, _: &Quiet) {
+    pub(super) fn restart(&self, _: &Quiet, crashed: bool) {
         if self.state.get() != State::Held {
             return;
+        }
+        if crashed {
+            self.tenants.borrow().iter().flatten().for_each(|tenant| tenant.crashed());
         }
         let unanswered = self.slots.borrow_mut().take_all();
         self.state.set(State::Live);

@@ -258,3 +258,43 @@ fn removed_at_any_change_of_state() {
         rig.nothing_left();
     }
 }
+
+#[test]
+fn a_namespace_that_the_controller_does_not_describe_is_none_of_the_others_fault() {
+    let mut rig = Rig::closed(11, |_| {}, FakeOptions::default());
+    let status = StatusCode::INVALID_FIELD.dnr();
+    // Of the controller, of the list, of its limits, of the first namespace.
+    rig.inject(at(AdminOpcode::IDENTIFY, 4, Fault::Status(status)));
+    let drive = rig.attempt().unwrap();
+    rig.drive = Some(drive.clone());
+    let untold = drive.namespaces().iter().find(|it| it.nsid == 1).unwrap().geometry.as_ref().unwrap_err();
+    assert_eq!(untold.to_string(), format!("namespace 1 is not told about by its controller ({status:?})"));
+    assert!(Nvme::new("n".to_owned(), &drive, 1).is_err());
+    assert!(Nvme::new("n".to_owned(), &drive, 2).is_ok());
+    drop(drive);
+    rig.finish();
+}
+
+#[test]
+fn the_memory_of_queues_is_that_of_their_reactors() {
+    let mut rig = Rig::closed(12, |_| {}, FakeOptions::default());
+    let in_use = |rig: &Rig| [0, 1].map(|reactor| rig.reactor(reactor).pool().stats().bytes_in_use);
+    let before = in_use(&rig);
+    rig.depth = 256;
+    rig.drive = Some(rig.attempt().unwrap());
+    let [home, other] = std::array::from_fn(|reactor| in_use(&rig)[reactor] - before[reactor]);
+    // Rings of 257 entries and 256 lists; the home has the admin queue and a page for answers besides.
+    assert!(other >= 257 * 80 && home >= other && home - other < 64 << 10, "{home} and {other}");
+    rig.finish();
+}
+
+#[test]
+fn pages_larger_than_the_smallest() {
+    let mut rig = Rig::with(|_| {}, FakeOptions { mpsmin: 2, shadow_doorbells: true, ..FakeOptions::default() });
+    let data = pattern(3, 256 << 10);
+    let written = rig.write((1, 2), 4096, &data);
+    assert_eq!(rig.ends(&written, S), IoStatus::Success);
+    assert!(rig.disk.contents(2, 4096, data.len()) == data);
+    rig.works(8);
+    rig.finish();
+}

@@ -86,8 +86,22 @@ fn close_of_a_controller_that_answers_nothing_is_soon() {
     rig.inject([Rule::always(Point::Admin(AdminOpcode::DELETE_IO_SQ), Fault::Hang)]);
     rig.release();
     let begun = rig.now();
-    assert!(matches!(rig.close(), Err(ControllerError::Late { .. })), "its caches may not be written back");
+    assert!(matches!(rig.close(), Err(ControllerError::Late { .. })));
     assert!(rig.now() - begun < 65 * S, "one limit, not one a queue");
+    rig.nothing_left();
+}
+
+#[test]
+fn the_cache_is_written_back_though_queues_do_not_go() {
+    let cached = |disk: &mut DiskOptions| disk.write_cache = true;
+    let mut rig = Rig::with(cached, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
+    let written = rig.write((0, 1), 0, &[1; 4096]);
+    assert_eq!(rig.ends(&written, S), IoStatus::Success);
+    assert!(rig.disk.unflushed(1) > 0);
+    rig.inject([Rule::always(Point::Admin(AdminOpcode::DELETE_IO_SQ), Fault::Hang)]);
+    rig.release();
+    assert!(matches!(rig.close(), Err(ControllerError::Late { .. })));
+    assert_eq!(rig.disk.unflushed(1), 0);
     rig.nothing_left();
 }
 

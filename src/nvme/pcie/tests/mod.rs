@@ -12,12 +12,12 @@ mod wrong;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hugepages::{Buf, DeviceBuf};
 
 use super::fake::{DiskOptions, FakeDisk, FakeOptions, FakePort, FakeRegisters, Fault, NamespaceOptions, Point, Rule};
-use super::{ControllerError, ControllerOptions, Drive, DriveOptions, Held, Life, Port};
+use super::{ControllerError, ControllerOptions, Drive, DriveOptions, Force, Held, Life, Port};
 use crate::bdev::device::nvme::{Nvme, NvmeDrive};
 use crate::bdev::device::testing::{Done, end as end_of, io_with, pattern};
 use crate::bdev::{BlockDevice, Handle};
@@ -37,11 +37,14 @@ const SIZE: u64 = 8 << 20;
 /// Bytes of a block.
 const BLOCK: u64 = 512;
 
-/// A controller in software that can be kept from memory, if `cuts` says so.
+/// A controller in software whose function can be reset, and that can be kept from memory, if these say so.
 #[derive(Clone)]
 struct TestPort {
     fake: FakePort,
+    resets: Arc<AtomicBool>,
     cuts: Arc<AtomicBool>,
+    /// Times that [`Port::force`] has said that it is under way.
+    asked: Arc<AtomicU64>,
 }
 
 impl Port for TestPort {
@@ -59,11 +62,26 @@ impl Port for TestPort {
         self.fake.memory(memory)
     }
 
-    fn cut_off(&self) -> bool {
-        if self.cuts.load(Ordering::Relaxed) {
+    fn let_in(&self) -> Result<(), String> {
+        let cc = Cc(self.fake.registers().read32(Property::CC.0));
+        let csts = Csts(self.fake.registers().read32(Property::CSTS.0));
+        assert!(csts.gone() || !cc.enabled() && !csts.ready(), "memory is for a controller that is disabled: {csts:?}");
+        Ok(())
+    }
+
+    /// At the third question.
+    fn force(&self, how: Force) -> Option<bool> {
+        if self.asked.fetch_add(1, Ordering::Relaxed) % 3 < 2 {
+            return None;
+        }
+        if how == Force::Reset && self.resets.load(Ordering::Relaxed) {
+            self.fake.reset_function();
+            return Some(true);
+        }
+        if how == Force::CutOff && self.cuts.load(Ordering::Relaxed) {
             self.fake.remove();
         }
-        self.fake.cut_off()
+        self.fake.force(how)
     }
 
     fn attach(&self, reactor: &Rc<Reactor>, qid: u16, held: Rc<dyn Held>) {
@@ -104,7 +122,8 @@ impl Rig {
         };
         disk(&mut options);
         let disk = FakeDisk::new(options);
-        let port = TestPort { fake: disk.controller(controller), cuts: Arc::default() };
+        let fake = disk.controller(controller);
+        let port = TestPort { fake, resets: Arc::default(), cuts: Arc::default(), asked: Arc::default() };
         port.fake.serve(&simulation.reactor(machine, 0));
         Rig {
             simulation,

@@ -127,7 +127,10 @@ fn a_reset_that_fails_once_is_made_again() {
         Rule::nth(Point::Enable, 1, Fault::Fatal),
     ];
     for fault in faults {
-        let mut rig = Rig::new();
+        let mut rig = Rig::closed(1, |_| {}, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
+        // An admin command that is lost takes a minute: the I/O is not too old to be repeated then.
+        rig.timeout_ns = 40 * S;
+        rig.open().unwrap();
         rig.inject([Rule::nth(Point::io(NvmOpcode::WRITE), 1, Fault::Fatal), fault.clone()]);
         let written = rig.write((0, 1), 0, &[1; 4096]);
         assert_eq!(rig.ends(&written, 80 * S), IoStatus::Success, "{fault:?}");
@@ -275,5 +278,117 @@ fn a_channel_that_opens_during_a_reset_waits_with_the_others() {
     let held = rig.write((1, 1), 4096, &[2; 4096]);
     assert_eq!((rig.ends(&fatal, 2 * S), rig.ends(&held, 2 * S)), (IoStatus::Success, IoStatus::Success));
     assert!(rig.disk.contents(1, 0, 8192) == [[1; 4096], [2; 4096]].concat());
+    rig.finish();
+}
+
+#[test]
+fn a_reset_takes_no_memory() {
+    let mut rig = Rig::new();
+    let mut taken = Vec::new();
+    for reactor in 0..2 {
+        let pool = rig.reactor(reactor).pool().clone();
+        taken.extend(
+            (12..=20).rev().flat_map(|shift| std::iter::from_fn(|| pool.alloc(1 << shift)).collect::<Vec<_>>()),
+        );
+        assert!(pool.alloc(1).is_none());
+    }
+    // Data that has a buffer already.
+    let buf = taken.pop().unwrap();
+    let mut io = rig.handle(0, 1).reactor().create_io().unwrap();
+    io.prepare(IoOp::Write, 0, 4096);
+    let mut buf = buf;
+    buf.set_len(4096);
+    buf.fill(7);
+    io.data.push_buf(buf);
+    rig.inject([Rule::nth(Point::io(NvmOpcode::WRITE), 1, Fault::Fatal)]);
+    let (handle, ended) = (rig.handle(0, 1), Rc::new(RefCell::new(None)));
+    let there = ended.clone();
+    rig.reactor(0).spawn("io", async move {
+        let io = handle.execute(io).await;
+        there.replace(Some(io.status));
+        handle.reactor().retire_io(io);
+    });
+    rig.wait(2 * S);
+    assert_eq!((ended.take(), rig.drive().life()), (Some(IoStatus::Success), Life::Live));
+    assert_eq!(rig.drive().counters().resets, 1);
+    assert_eq!(rig.disk.contents(1, 0, 4096), [7; 4096]);
+    drop(taken);
+    rig.works(1);
+    rig.finish();
+}
+
+#[test]
+fn a_function_reset_brings_back_what_cannot_be_disabled() {
+    let mut rig = Rig::new();
+    rig.port.resets.store(true, Ordering::Relaxed);
+    rig.inject([Rule::nth(Point::Disable, 1, Fault::Hang), Rule::nth(Point::io(NvmOpcode::WRITE), 1, Fault::Fatal)]);
+    let written = rig.write((1, 2), 0, &[5; 4096]);
+    assert_eq!(rig.ends(&written, 10 * S), IoStatus::Success);
+    assert_eq!((rig.drive().life(), rig.drive().counters().resets), (Life::Live, 1));
+    rig.works(1);
+    rig.finish();
+}
+
+#[test]
+fn a_namespace_that_changed_meanwhile_is_not_gone_on_with() {
+    for shrinks in [true, false] {
+        let mut rig = Rig::new();
+        rig.disk.put(2, 0, &[9; 4096]);
+        rig.disk.resize(2, if shrinks { SIZE / BLOCK - 8 } else { SIZE / BLOCK + 8 });
+        rig.inject([Rule::nth(Point::io(NvmOpcode::WRITE), 1, Fault::Fatal)]);
+        let written = rig.write((0, 1), 0, &[1; 4096]);
+        let (status, life) = (rig.ends(&written, 2 * S), rig.drive().life());
+        if shrinks {
+            assert_eq!((status, life), (IoStatus::DeviceError, Life::Failed));
+            assert_eq!(rig.disk.contents(1, 0, 4096), [0; 4096]);
+        } else {
+            assert_eq!((status, life), (IoStatus::Success, Life::Live));
+        }
+        rig.finish();
+    }
+}
+
+#[test]
+fn what_is_old_is_not_repeated() {
+    // Twice the time limit has gone before the controller is quiet: whoever asked may have written something newer elsewhere.
+    let slow =
+        FakeOptions { disable_ns: TIMEOUT, timeout_500ms: 40, io_ns: (10_000, 10_000), ..FakeOptions::default() };
+    let mut rig = Rig::with(|_| {}, slow);
+    rig.inject(hangs(1));
+    let old = rig.write((0, 1), 0, &[1; 4096]);
+    rig.wait(TIMEOUT / 2);
+    rig.inject([Rule::nth(Point::ANY_IO, 1, Fault::Hang)]);
+    let young = rig.write((0, 1), 8192, &[2; 4096]);
+    assert_eq!(rig.ends(&old, 4 * TIMEOUT), IoStatus::DeviceError);
+    assert_eq!(rig.ends(&young, S), IoStatus::Success);
+    assert_eq!((rig.disk.contents(1, 0, 4096), rig.disk.contents(1, 8192, 4096)), (vec![0; 4096], vec![2; 4096]));
+    rig.works(1);
+    rig.finish();
+}
+
+#[test]
+fn a_flush_does_not_hide_that_a_cache_may_be_lost() {
+    let flush = |rig: &mut Rig, place: (u16, u32)| {
+        let flushed = rig.begin(place, IoOp::Flush, 0, 0, &[]);
+        rig.ends(&flushed, 2 * S)
+    };
+    // A controller that fails: the flush in flight, and the first one on each reactor after that.
+    let cached = |disk: &mut DiskOptions| disk.write_cache = true;
+    let mut rig = Rig::with(cached, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
+    let written = rig.write((0, 1), 0, &[1; 4096]);
+    assert_eq!(rig.ends(&written, S), IoStatus::Success);
+    rig.inject([Rule::nth(Point::io(NvmOpcode::FLUSH), 1, Fault::Fatal)]);
+    assert_eq!(flush(&mut rig, (0, 1)), IoStatus::DeviceError);
+    let again: Vec<IoStatus> = [(0, 1), (0, 1), (1, 1), (1, 1), (1, 2)].map(|place| flush(&mut rig, place)).into();
+    let (failed, done) = (IoStatus::DeviceError, IoStatus::Success);
+    assert_eq!(again, [failed, done, failed, done, failed]);
+    rig.finish();
+    // One that is reset since a command hangs has its cache still.
+    let mut rig = Rig::with(cached, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
+    rig.inject(hangs(1));
+    let hung = rig.write((0, 1), 0, &[1; 4096]);
+    assert_eq!(rig.ends(&hung, RESET), IoStatus::Success);
+    assert_eq!((rig.drive().counters().resets, flush(&mut rig, (0, 1))), (1, IoStatus::Success));
+    assert_eq!(rig.disk.unflushed(1), 0);
     rig.finish();
 }

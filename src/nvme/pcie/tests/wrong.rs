@@ -216,3 +216,41 @@ fn a_touch_after_the_answer_is_seen() {
         assert_eq!(rig.port.fake.dma_faults().len(), 1);
     }
 }
+
+#[test]
+fn a_passing_state_that_does_not_pass_is_given_up_in_time() {
+    // The controller wants to be left alone for three seconds each time: five attempts would be longer than anybody waits.
+    let mut rig = Rig::with(|disk| disk.crdt_100ms = [30, 0, 0], FakeOptions::default());
+    let status = crate::nvme::spec::Status(StatusCode::NAMESPACE_NOT_READY.0 | 1 << 11);
+    rig.inject([Rule::always(Point::io(NvmOpcode::WRITE), Fault::Status(status))]);
+    let begun = rig.now();
+    let written = rig.write((0, 1), 0, &[1; 4096]);
+    assert_ne!(rig.ends(&written, 20 * S), IoStatus::Success);
+    let took = rig.now() - begun;
+    assert!((2 * TIMEOUT..2 * TIMEOUT + 4 * S).contains(&took), "{} ms", took / MS);
+    rig.finish();
+}
+
+#[test]
+fn a_compare_and_write_across_boundaries_is_one_step() {
+    // A preferred boundary of 4 KiB, an atomic one of 8 KiB from the second block on, and transfers of 8 KiB.
+    let bounds = |disk: &mut DiskOptions| {
+        disk.mdts = 1;
+        for namespace in &mut disk.namespaces {
+            (namespace.noiob, namespace.atomic_boundary) = (8, Some((15, 1)));
+        }
+    };
+    let mut rig = Rig::with(bounds, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
+    for (offset, blocks) in [(0, 1), (0, 2), (7, 2), (15, 2), (16, 2), (17, 16), (1, 16), (2, 16), (3, 400)] {
+        let (at, len) = (offset * BLOCK, (blocks * BLOCK) as usize);
+        let (old, new) = (pattern(offset, len), pattern(offset + 1000, len));
+        rig.disk.put(1, at, &old);
+        let swapped = rig.begin((1, 1), IoOp::CompareAndWrite, at, len as u64, &[&old[..], &new].concat());
+        assert_eq!(rig.ends(&swapped, S), IoStatus::Success, "{blocks} blocks from {offset}");
+        assert!(rig.disk.contents(1, at, len) == new);
+        let differs = rig.begin((0, 1), IoOp::CompareAndWrite, at, len as u64, &[&old[..], &new].concat());
+        assert_eq!(rig.ends(&differs, S), IoStatus::Miscompare);
+    }
+    rig.works(1);
+    rig.finish();
+}
