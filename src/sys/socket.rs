@@ -123,7 +123,18 @@ impl Doorbell {
         }
     }
 
-    /// A second descriptor of the same doorbell, for the ring that reads it.
+    /// Another hold on the same doorbell.
+    ///
+    /// # Errors
+    /// What dup(2) says.
+    pub fn second(&self) -> io::Result<Doorbell> {
+        Ok(match self {
+            Doorbell::Eventfd(eventfd) => Doorbell::Eventfd(Eventfd(eventfd.0.try_clone()?)),
+            Doorbell::Simulated(rung) => Doorbell::Simulated(rung.clone()),
+        })
+    }
+
+    /// A second descriptor of the same doorbell: for the ring that reads it, and for the kernel to ring.
     ///
     /// # Errors
     /// What dup(2) says; a simulated doorbell has no descriptor.

@@ -6,6 +6,7 @@ The kernel must read what was written.
   nvme.py [--after=NAME] [WORD...]     the cases whose names contain a WORD, or all
 """
 
+import importlib
 import json
 import pathlib
 import re
@@ -31,6 +32,8 @@ from nvme_world import (
 )
 from target import READY_TIMEOUT_S, Reactor, binary
 
+# Whose cases run after those here.
+PARTS = ["nvme_faults"]
 PROBE = "/test/bin/nvme_probe"
 
 
@@ -132,6 +135,38 @@ def sleeps_without_io():
     note(f"{share:.1%} of a processor while idle")
     check(share < 0.5, f"{share:.0%} of a processor while nothing is asked")
     block.expect(0, pattern(MIB, 6), "after a pause")
+
+
+@suite.case
+def an_interrupt_wakes_who_sleeps():
+    """While a slow disk works the reactor sleeps, and each answer wakes it; one that is busy is rarely interrupted."""
+    WORLD.target.start(config(volume("slow", WORLD.take("T")), volume("fast", WORLD.take("A1")), cores=[0]))
+    slow, fast = attach("slow"), attach("fast")
+    before, rang, seconds = spent(), interrupts(), 4
+    reads = reads_of(slow, "--time_based", f"--runtime={seconds}")
+    share, rang = (spent() - before) / seconds, interrupts() - rang
+    note(f"{reads} reads of a slow disk, {rang} interrupts, {share:.1%} of a processor")
+    check(reads > 100, f"{reads} reads in {seconds} s")
+    check(reads / 2 < rang < reads * 3, f"{rang} interrupts for {reads} reads")
+    check(share < 0.7, f"{share:.0%} of a processor for a disk of 100 I/Os a second")
+    rang = interrupts()
+    reads = reads_of(fast, "--iodepth=32", "--ioengine=io_uring", "--size=16m")
+    rang = interrupts() - rang
+    note(f"{reads} reads of a fast one, {rang} interrupts")
+    check(rang < reads / 4, f"{rang} interrupts for {reads} reads of a busy reactor")
+
+
+def reads_of(block, *how):
+    """How often fio has read 4 KiB."""
+    load = ["--name=load", f"--filename={block.path}", "--rw=randread", "--bs=4k", "--direct=1"]
+    done = run("fio", *load, *how, "--output-format=terse")
+    return int(done.output.split(";")[5]) // 4
+
+
+def interrupts():
+    """How many VFIO has passed on."""
+    lines = [line for line in pathlib.Path("/proc/interrupts").read_text().splitlines() if "vfio-msi" in line]
+    return sum(int(word) for line in lines for word in line.split()[1:] if word.isdigit())
 
 
 def spent():
@@ -289,6 +324,8 @@ def stray_dma_is_seen():
 def main():
     for module in (VFIO, "nvme-tcp"):
         run("modprobe", module)
+    for part in PARTS:
+        importlib.import_module(part)
     pathlib.Path("/proc/sys/vm/nr_hugepages").write_text("256")
     return suite.run(sys.argv[1:])
 

@@ -253,7 +253,7 @@ impl<P: Port, T: Tenant> Drive<P, T> {
                 if drive.life() != Life::Live {
                     continue;
                 }
-                let late = queue.take_late(until);
+                let late = queue.late(until);
                 if !late.is_empty() {
                     let (id, qid) = (drive.id, queue.qid());
                     drop(queue);
@@ -326,16 +326,26 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
             return;
         }
         let deadline = home.clock().now() + drive.options.timeout_ns / 4;
+        let mut aborted = 0;
+        let mut unanswered = None;
         // One at a time, so that no controller says that these are too many.
         for Late { cid, .. } in &late {
             drive.aborts.fetch_add(1, Ordering::Relaxed);
             let left = deadline.saturating_sub(home.clock().now());
-            let aborted = self.controller.abort(qid, *cid, left).await;
-            tracing::warn!("NVMe command {cid:#06x} of queue {qid} is late: abort {aborted:?}");
-            if !matches!(aborted, Ok(_) | Err(ControllerError::Refused { .. })) {
-                break;
+            match self.controller.abort(qid, *cid, left).await {
+                Ok(done) => aborted += usize::from(done),
+                Err(ControllerError::Refused { .. }) => {}
+                Err(error) => {
+                    unanswered = Some(error);
+                    break;
+                }
             }
         }
+        let (count, serial) = (late.len(), drive.serial());
+        let unanswered = unanswered.map(|error| format!(", {error}")).unwrap_or_default();
+        tracing::warn!(
+            "NVMe controller {serial}: {count} commands of queue {qid} are late: {aborted} aborted{unanswered}"
+        );
         home.sleep(deadline.saturating_sub(home.clock().now())).await;
         let (id, reactor, count) = (drive.id, drive.reactors[usize::from(qid - 1)], late.len());
         let still =

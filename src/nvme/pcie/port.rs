@@ -31,6 +31,22 @@ pub trait Port: Clone + Send + Sync + 'static {
     /// The controller's address of memory for queues and lists, which it may read and write from now on; `None` if it cannot reach it.
     fn memory(&self, memory: &DeviceBuf) -> Option<u64>;
 
+    /// Interrupt vectors, of which 0 is the admin queue's. As it is here, there are none: memory has to be looked at.
+    fn vectors(&self) -> u16 {
+        0
+    }
+
+    /// Has a vector wake `reactor` from now on whenever it is not masked, which it is at first. False: it does not.
+    fn connect(&self, vector: u16, reactor: &Reactor) -> bool {
+        let _ = (vector, reactor);
+        false
+    }
+
+    /// Masks a vector that is connected, or takes the mask off, whereupon what came meanwhile may ring.
+    fn mask(&self, vector: u16, masked: bool) {
+        let _ = (vector, masked);
+    }
+
     /// Lets the controller reach memory, as far as it has been given to it: it has been seen disabled, so that it knows no queue of
     /// anybody before this driver.
     ///

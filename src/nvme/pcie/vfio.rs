@@ -1,6 +1,7 @@
 //! The way to a controller through VFIO: registers that are mapped, and memory that an IOMMU shows it.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -9,8 +10,9 @@ use hugepages::{Buf, ChunkInfo, DeviceBuf};
 
 use super::controller::ready_ms;
 use super::port::{Force, Port};
-use crate::limits::{NVME_ADMIN_NS, NVME_FORCE_NS, NVME_SHUTDOWN_MS_MAX};
+use crate::limits::{NVME_ADMIN_NS, NVME_FORCE_NS, NVME_SHUTDOWN_MS_MAX, REACTORS_MAX};
 use crate::nvme::spec::{Cap, Property};
+use crate::reactor::Reactor;
 use crate::reactor::start::DmaMap;
 use crate::sys::mmio::{Bar, Registers};
 use crate::sys::vfio::{Device, DmaSpace, VfioError};
@@ -22,6 +24,8 @@ pub struct VfioPort {
     // Beside the device: one step less on the way to a register.
     registers: Bar,
     device: Arc<Device>,
+    /// Vectors that can be masked, and are enabled.
+    vectors: u16,
     /// What became of each [`Force`].
     forced: Arc<[AtomicU8; 2]>,
 }
@@ -40,7 +44,9 @@ impl VfioPort {
     /// If it is bus master already and stays so.
     pub fn new(device: Device) -> Result<VfioPort, VfioError> {
         device.set_bus_master(false)?;
-        Ok(VfioPort { registers: device.registers().clone(), device: Arc::new(device), forced: Arc::default() })
+        let vectors = enable_vectors(&device);
+        let registers = device.registers().clone();
+        Ok(VfioPort { registers, device: Arc::new(device), vectors, forced: Arc::default() })
     }
 
     /// The device.
@@ -82,6 +88,22 @@ impl VfioPort {
     }
 }
 
+/// Enables a vector for each queue that there may be, all of them masked; how many there are then. None, if the kernel does not let them be masked
+/// here: an interrupt for each completion would be dearer than looking for it.
+fn enable_vectors(device: &Device) -> u16 {
+    let count = device.vectors().min(REACTORS_MAX as u16 + 1);
+    if count == 0 || !device.can_mask() {
+        return 0;
+    }
+    match device.enable_vectors(count) {
+        Ok(()) => count,
+        Err(error) => {
+            tracing::info!("{error}: reactors do not sleep while they wait for this disk");
+            0
+        }
+    }
+}
+
 impl Port for VfioPort {
     type Registers = Bar;
 
@@ -95,6 +117,27 @@ impl Port for VfioPort {
 
     fn memory(&self, memory: &DeviceBuf) -> Option<u64> {
         memory.iova()
+    }
+
+    fn vectors(&self) -> u16 {
+        self.vectors
+    }
+
+    fn connect(&self, vector: u16, reactor: &Reactor) -> bool {
+        let connected = reactor.doorbell().descriptor().map_err(|error| error.to_string()).and_then(|doorbell| {
+            self.device.set_vector(vector, Some(doorbell.as_fd())).map_err(|error| error.to_string())
+        });
+        match connected {
+            Ok(()) => self.device.mask(vector, true),
+            Err(error) => {
+                tracing::warn!("{error}: reactor {} does not sleep while it waits for the disk", reactor.id());
+                false
+            }
+        }
+    }
+
+    fn mask(&self, vector: u16, masked: bool) {
+        self.device.mask(vector, masked);
     }
 
     fn let_in(&self) -> Result<(), String> {

@@ -161,6 +161,11 @@ impl Device {
         self.vectors
     }
 
+    /// Whether [`Device::mask`] does anything.
+    pub fn can_mask(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// Allocates the first `count` vectors. None of them rings anything yet. Once for all: older kernels cannot add any later.
     ///
     /// # Errors

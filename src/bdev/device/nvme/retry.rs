@@ -43,8 +43,9 @@ pub(super) fn is_passing(status: Status) -> bool {
             StatusCode::COMMAND_INTERRUPTED
                 | StatusCode::NAMESPACE_NOT_READY
                 | StatusCode::TRANSIENT_TRANSPORT_ERROR
-                // By somebody else: our own do not come here.
+                // It was late, or somebody else wanted its end; or the controller ended what it had when it was disabled.
                 | StatusCode::ABORT_REQUESTED
+                | StatusCode::ABORTED_SQ_DELETION
         )
 }
 

@@ -57,6 +57,7 @@ pub struct QueueSeed<P: Port> {
     port: P,
     qid: u16,
     depth: u16,
+    vector: Option<u16>,
     pointers: Pointers,
     memory: QueueMemory,
     shadows: Option<[Shadow; 2]>,
@@ -78,7 +79,7 @@ impl<P: Port> QueueSeed<P> {
         };
         let rings =
             Rings::new(self.memory.rings.clone(), Doorbell::new(submission, tail), Doorbell::new(completion, head));
-        QueuePair::new(reactor, &self.port, (self.qid, self.depth), self.pointers, self.memory, rings)
+        QueuePair::new(reactor, &self.port, (self.qid, self.depth, self.vector), self.pointers, self.memory, rings)
     }
 }
 
@@ -116,6 +117,7 @@ pub struct Controller<P: Port> {
 #[derive(Clone, Debug)]
 struct Created {
     qid: u16,
+    vector: Option<u16>,
     memory: Memory,
 }
 

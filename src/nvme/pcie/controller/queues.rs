@@ -39,7 +39,7 @@ impl<P: Port> Controller<P> {
         let mut seeds = Vec::new();
         for (qid, reactor) in (1..=granted).zip(reactors) {
             let seed = self.seed(qid, *reactor).await?;
-            let shape = Created { qid, memory: seed.memory.rings.clone() };
+            let shape = Created { qid, vector: seed.vector, memory: seed.memory.rings.clone() };
             self.create(&shape).await?;
             self.created.borrow_mut().push(shape);
             seeds.push(seed);
@@ -69,12 +69,13 @@ impl<P: Port> Controller<P> {
         Ok(QueueCounts::of(answer.result as u32).usable().min(u32::from(count)) as u16)
     }
 
-    async fn create(&self, Created { qid, memory }: &Created) -> Outcome<()> {
+    async fn create(&self, Created { qid, vector, memory }: &Created) -> Outcome<()> {
         let (qid, size_z, unreachable) =
             (*qid, memory.entries - 1, ControllerError::Unreachable { what: "I/O queues" });
         let completions = self.port.memory(&memory.completions).ok_or(unreachable.clone())?;
         let submissions = self.port.memory(&memory.submissions).ok_or(unreachable)?;
-        let cq = CreateCqFields { qid, size_z, contiguous: true, interrupts: false, vector: 0 };
+        let (interrupts, vector) = (vector.is_some(), vector.unwrap_or(0));
+        let cq = CreateCqFields { qid, size_z, contiguous: true, interrupts, vector };
         self.ask("Create I/O Completion Queue", cq.to_sqe(completions), None).await?;
         let sq = CreateSqFields { qid, size_z, contiguous: true, priority: QueuePriority::URGENT, cqid: qid };
         self.ask("Create I/O Submission Queue", sq.to_sqe(submissions), None).await?;
@@ -93,10 +94,12 @@ impl<P: Port> Controller<P> {
         let pointers = Pointers::new(self.page_shift, if self.options.prp_only { 0 } else { sgls });
         let (port, page_shift, list_len) = (self.port.clone(), self.page_shift, pointers.list_len(self.transfer_max()));
         // Each reactor has its share of the memory: that of all would be much for the home.
-        let memory = self.reactor.call(reactor, move |there| {
-            QueueMemory::new(|what, len| block(there.pool(), &port, page_shift, (what, len)), entries, list_len)
+        let own = self.reactor.call(reactor, move |there| {
+            let vector = (qid < port.vectors() && port.connect(qid, there)).then_some(qid);
+            let block = |what, len| block(there.pool(), &port, page_shift, (what, len));
+            QueueMemory::new(block, entries, list_len).map(|memory| (memory, vector))
         });
-        let memory = memory.await?;
+        let (memory, vector) = own.await?;
         let doorbells = Doorbells::of(self.cap);
         let shadows = self.shadows.borrow().as_ref().and_then(|[values, events]| {
             let at = [doorbells.shadow_sq_tail(qid), doorbells.shadow_cq_head(qid)];
@@ -109,6 +112,7 @@ impl<P: Port> Controller<P> {
             port: self.port.clone(),
             qid,
             depth,
+            vector,
             pointers,
             memory,
             shadows,

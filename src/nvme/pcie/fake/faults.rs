@@ -26,6 +26,8 @@ pub enum Point {
     CqDoorbell(u16),
     /// The event index of a submission queue is about to be updated.
     EventIndex(u16),
+    /// An interrupt is about to be sent.
+    Interrupt(u16),
     /// An admin command was fetched.
     Admin(AdminOpcode),
     /// An I/O command was fetched, of a queue, with an opcode, for a namespace, for any of these blocks; `None`: any.
@@ -98,7 +100,7 @@ pub enum Fault {
     Remove,
     /// Reads of registers: this is read.
     Value(u64),
-    /// Writes to registers and doorbells: without effect. Arrival index: not updated. Abort: answered, not carried out.
+    /// Writes to registers and doorbells: without effect. Arrival index: not updated. Interrupts: not sent. Abort: answered, not carried out.
     Ignore,
 }
 
@@ -138,6 +140,7 @@ pub(super) enum Arrival {
     SqDoorbell(u16),
     CqDoorbell(u16),
     EventIndex(u16),
+    Interrupt(u16),
     Admin(AdminOpcode),
     Io { qid: u16, opcode: NvmOpcode, nsid: u32, slba: u64, blocks: u64 },
 }
@@ -153,7 +156,8 @@ impl Point {
             | (Point::Shutdown, Arrival::Shutdown) => true,
             (Point::SqDoorbell(one), Arrival::SqDoorbell(other))
             | (Point::CqDoorbell(one), Arrival::CqDoorbell(other))
-            | (Point::EventIndex(one), Arrival::EventIndex(other)) => *one == other,
+            | (Point::EventIndex(one), Arrival::EventIndex(other))
+            | (Point::Interrupt(one), Arrival::Interrupt(other)) => *one == other,
             (Point::Admin(one), Arrival::Admin(other)) => *one == other,
             (
                 Point::Io { qid, opcode, nsid, blocks },

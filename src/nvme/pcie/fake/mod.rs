@@ -24,13 +24,14 @@
 //! **Honest by default**: [`FakePort::inject`] makes it lie, by [`Rule`]s.
 //!
 //! Not there: zoned namespaces, a controller memory buffer, end-to-end protection and metadata (namespaces may have such formats, and
-//! refuse data commands then), interrupts (those that would be sent are counted), firmware, reservations, namespace management by command.
+//! refuse data commands then), firmware, reservations, namespace management by command.
 
 mod admin;
 mod disk;
 mod doorbell;
 mod faults;
 mod identify;
+mod interrupt;
 mod io;
 mod lock;
 mod log;
@@ -62,6 +63,7 @@ use admin::Admin;
 use disk::Namespace;
 use doorbell::Place;
 use faults::Faults;
+use interrupt::Interrupts;
 use lock::Lock;
 use memory::Memory;
 use queue::{Cq, Sq};
@@ -163,7 +165,8 @@ pub struct Counters {
     pub posted: u64,
     /// Accesses to memory that was not the controller's to touch.
     pub dma_faults: u64,
-    /// Interrupts that would have been sent: one a step for each completion queue that has them enabled.
+    /// Interrupts sent, or that would have been where nobody listens to their vector: at most one a step for each completion queue. Not those
+    /// that a mask holds back.
     pub interrupts: u64,
     /// Commands aborted by Abort.
     pub aborted: u64,
@@ -217,6 +220,7 @@ struct Inner {
     memory: Memory,
     admin: Lock<Admin>,
     namespaces: Lock<BTreeMap<u32, Arc<Namespace>>>,
+    interrupts: Interrupts,
     faults: Faults,
     counts: Counts,
     broken: Lock<Vec<String>>,
@@ -285,6 +289,7 @@ impl FakeDisk {
             memory: Memory::default(),
             admin: Lock::new(Admin::default()),
             namespaces: Lock::new(namespaces.map(|namespace| (namespace.options.nsid, namespace)).collect()),
+            interrupts: Interrupts::default(),
             faults: Faults::new(options.seed),
             counts: Counts::default(),
             broken: Lock::default(),
@@ -424,6 +429,22 @@ impl Port for FakePort {
 
     fn memory(&self, memory: &DeviceBuf) -> Option<u64> {
         Some(self.inner().memory.grant(memory))
+    }
+
+    fn vectors(&self) -> u16 {
+        self.inner().options.vectors
+    }
+
+    fn connect(&self, vector: u16, reactor: &Reactor) -> bool {
+        let doorbell = reactor.doorbell().second();
+        doorbell.is_ok_and(|doorbell| {
+            self.inner().connect(vector, doorbell);
+            true
+        })
+    }
+
+    fn mask(&self, vector: u16, masked: bool) {
+        self.inner().mask(vector, masked);
     }
 
     fn attach(&self, reactor: &Rc<Reactor>, qid: u16, held: Rc<dyn Held>) {

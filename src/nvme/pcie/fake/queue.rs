@@ -263,8 +263,10 @@ impl Inner {
         }
         let room = self.carry_out_due(sq, holder, now);
         self.touch_again(sq, holder, now);
-        if self.counts.posted.load(Ordering::Relaxed) != before && self.interrupts(sq.cqid) {
-            count(&self.counts.interrupts);
+        if self.counts.posted.load(Ordering::Relaxed) != before
+            && let Some(vector) = self.vector_of(sq.cqid)
+        {
+            self.interrupt(vector);
         }
         if left == 0 {
             return Next::More;
@@ -277,8 +279,8 @@ impl Inner {
         }
     }
 
-    fn interrupts(&self, cqid: u16) -> bool {
-        self.cqs[usize::from(cqid)].lock().as_ref().is_some_and(|cq| cq.vector.is_some())
+    fn vector_of(&self, cqid: u16) -> Option<u16> {
+        self.cqs[usize::from(cqid)].lock().as_ref().and_then(|cq| cq.vector)
     }
 
     fn is_fatal(&self) -> bool {

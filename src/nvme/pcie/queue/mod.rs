@@ -4,6 +4,9 @@
 //!  submit ---- slot, pointer, 64 bytes at the tail ----> (end of the turn) one SQ doorbell for all of them
 //!  poll <----- phase, slot, I/O to its tenant ---------- (end of the poll) one CQ doorbell for all of them
 //! ```
+//! Answers are looked for in memory. A reactor that goes to sleep while something is in flight has an interrupt wake it, if the controller has one for
+//! the queue: it is masked as long as the reactor is awake. Without, the reactor does not sleep then.
+//!
 //! A queue belongs to one reactor, and all namespaces of its controller share it: each is a [`Tenant`]. It holds an I/O from its
 //! submission until the controller has answered it, or until it is proven that the controller touches memory no more
 //! ([`Quiet`]): only then do the buffers go back. A queue that is dropped without that proof keeps them for ever.
@@ -118,6 +121,9 @@ pub struct QueuePair<P: Port, T: Tenant> {
     reactor: Rc<Reactor>,
     port: P,
     qid: u16,
+    /// Of the interrupt that wakes the reactor.
+    vector: Option<u16>,
+    unmasked: Cell<bool>,
     pointers: Pointers,
     memory: QueueMemory,
     rings: Rings<<P::Registers as Registers>::Bell>,
@@ -137,11 +143,12 @@ pub struct QueuePair<P: Port, T: Tenant> {
 }
 
 impl<P: Port, T: Tenant> QueuePair<P, T> {
-    /// Queue `qid` of a controller, from `reactor`, with at most `depth` commands in flight: fewer than its rings have entries.
+    /// Queue `qid` of a controller, from `reactor`, with at most `depth` commands in flight: fewer than its rings have entries. Its
+    /// interrupt is connected to the reactor, if it has one.
     pub(super) fn new(
         reactor: &Rc<Reactor>,
         port: &P,
-        (qid, depth): (u16, u16),
+        (qid, depth, vector): (u16, u16, Option<u16>),
         pointers: Pointers,
         memory: QueueMemory,
         rings: Rings<<P::Registers as Registers>::Bell>,
@@ -155,6 +162,8 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
             reactor: reactor.clone(),
             port: port.clone(),
             qid,
+            vector,
+            unmasked: Cell::new(false),
             pointers,
             memory,
             rings,
@@ -347,10 +356,9 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
         self.slots.borrow().in_flight()
     }
 
-    /// The commands that have been in flight since `until` of the clock or longer, oldest first: their end is going to be asked for, and if
-    /// that is how they end, no tenant gives them out again.
-    pub(super) fn take_late(&self, until: u64) -> Vec<Late> {
-        self.slots.borrow_mut().take_late(until)
+    /// The commands that have been in flight since `until` of the clock or longer, oldest first.
+    pub(super) fn late(&self, until: u64) -> Vec<Late> {
+        self.slots.borrow().late(until)
     }
 
     /// Whether any of these commands is still in flight.
@@ -393,6 +401,10 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
         if crashed {
             self.tenants.borrow().iter().flatten().for_each(|tenant| tenant.crashed());
         }
+        if let Some(vector) = self.vector {
+            // A reset of the function may have taken the mask off.
+            self.port.mask(vector, !self.unmasked.get());
+        }
         let unanswered = self.slots.borrow_mut().take_all();
         self.state.set(State::Live);
         let mut failed = Vec::new();
@@ -411,6 +423,11 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
             self.give_up(io, IoStatus::DeviceError);
         }
         self.start_waiting();
+    }
+
+    fn unmask(&self, vector: u16, on: bool) {
+        self.unmasked.set(on);
+        self.port.mask(vector, !on);
     }
 
     fn give_up(&self, io: Io, status: IoStatus) {
@@ -493,7 +510,29 @@ impl<P: Port, T: Tenant> Poller for QueuePair<P, T> {
             }
             return Activity::Busy;
         }
-        if self.slots.borrow().in_flight() > 0 { Activity::Waiting } else { Activity::Idle }
+        if self.vector.is_none() && self.slots.borrow().in_flight() > 0 { Activity::Waiting } else { Activity::Idle }
+    }
+
+    fn arm(&self) -> bool {
+        if let Some(vector) = self.vector
+            && self.slots.borrow().in_flight() > 0
+        {
+            self.unmask(vector, true);
+            // What came before that may have rung nobody.
+            if self.rings.has_next() {
+                self.unmask(vector, false);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn disarm(&self) {
+        if let Some(vector) = self.vector
+            && self.unmasked.get()
+        {
+            self.unmask(vector, false);
+        }
     }
 }
 

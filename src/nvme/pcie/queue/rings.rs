@@ -137,6 +137,12 @@ impl<B: Bell> Rings<B> {
         }
     }
 
+    /// Whether there is a next completion.
+    pub(in super::super) fn has_next(&self) -> bool {
+        let last = self.memory.completions.load32(usize::from(self.head.get()) * CQE_LEN + CqeDw3::OFFSET);
+        CqeDw3(last).phase() == self.phase.get()
+    }
+
     /// The next completion.
     #[inline]
     pub(in super::super) fn next(&self) -> Option<Completion> {

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::nvme::io::pair_status;
-use crate::nvme::spec::{Status, StatusCode};
+use crate::nvme::spec::Status;
 use crate::reactor::io::Io;
 
 /// Bits of a command identifier that name the slot; the others are its generation.
@@ -25,8 +25,6 @@ enum Part {
     Free,
     /// The only command.
     Whole,
-    /// The only command, which was late: its end has been asked for.
-    Late,
     /// The first of a fused pair, whose second is in slot `mate`, and its answer, if it is there.
     First {
         mate: u16,
@@ -165,27 +163,14 @@ impl Slots {
         }
     }
 
-    /// The end of a command that was late. Aborted because that was asked for, it must not be given out once more by who tries again what
-    /// others have aborted.
-    fn answer_late(&mut self, index: usize, status: Status) -> Found {
-        let status = if status.code() == StatusCode::ABORT_REQUESTED { status.code().dnr() } else { status };
-        match self.release(index) {
-            Some(io) => Found::Ended(io, status),
-            None => unreachable!("a command in flight has its I/O"),
-        }
-    }
-
     #[cold]
     fn answer_half(&mut self, cid: u16, status: Status) -> Found {
         let Some(index) = self.find(cid) else {
             return Found::Nothing;
         };
-        if self.slots[index].part == Part::Late {
-            return self.answer_late(index, status);
-        }
         let (first, second) = match &mut self.slots[index].part {
             Part::First { answer: Some(_), .. } | Part::Second { answer: Some(_), .. } => return Found::Nothing,
-            Part::Whole | Part::Late | Part::Free => return Found::Nothing,
+            Part::Whole | Part::Free => return Found::Nothing,
             Part::First { mate, answer } => {
                 *answer = Some(status);
                 (index, usize::from(*mate))
@@ -239,14 +224,11 @@ impl Slots {
         self.slots[usize::from(index)].repeats = repeats;
     }
 
-    /// The commands that have been in flight since `until` or longer, oldest first: their end is going to be asked for.
-    pub(super) fn take_late(&mut self, until: u64) -> Vec<Late> {
+    /// The commands that have been in flight since `until` or longer, oldest first.
+    pub(super) fn late(&self, until: u64) -> Vec<Late> {
         let mut late = Vec::new();
-        for (index, slot) in self.slots.iter_mut().enumerate() {
+        for (index, slot) in self.slots.iter().enumerate() {
             if slot.part != Part::Free && slot.since <= until {
-                if slot.part == Part::Whole {
-                    slot.part = Part::Late;
-                }
                 late.push(Late { cid: cid(slot.generation, index as u16), since: slot.since });
             }
         }

@@ -19,9 +19,25 @@ fn a_command_that_hangs_is_aborted() {
     assert_eq!(rig.ends(&others, 10 * MS), IoStatus::Success);
     rig.wait(TIMEOUT - 100 * MS);
     assert!(hung.borrow().is_none(), "not before its time");
-    assert_eq!(rig.ends(&hung, ABORTED), IoStatus::Aborted);
+    // And given to the controller once more.
+    assert_eq!(rig.ends(&hung, ABORTED), IoStatus::Success);
     assert_eq!((rig.drive().counters().aborts, rig.drive().counters().resets), (1, 0));
+    assert_eq!(rig.disk.contents(1, 0, 4096), [2; 4096]);
+    rig.works(1);
+    rig.finish();
+}
+
+#[test]
+fn a_command_that_hangs_each_time_is_given_up_in_time() {
+    let mut rig = Rig::new();
+    rig.disk.put(1, 0, &[1; 4096]);
+    rig.inject([Rule::always(Point::io(NvmOpcode::WRITE), Fault::Hang)]);
+    let (hung, begun) = (rig.write((1, 1), 0, &[2; 4096]), rig.now());
+    assert_eq!(rig.ends(&hung, 2 * ABORTED + S), IoStatus::Aborted);
+    assert!(rig.now() - begun >= 2 * TIMEOUT);
+    assert_eq!((rig.drive().counters().aborts, rig.drive().counters().resets), (2, 0));
     assert_eq!(rig.disk.contents(1, 0, 4096), [1; 4096]);
+    rig.port.fake.forgive();
     rig.works(1);
     rig.finish();
 }
@@ -33,7 +49,7 @@ fn many_commands_that_hang_are_aborted_at_once() {
     let hung: Vec<Answer> = (0..20).map(|i| rig.read((0, 1), i * 4096, 4096)).collect();
     rig.wait(RESET);
     for one in hung {
-        assert_eq!(rig.ends(&one, MS), IoStatus::Aborted);
+        assert_eq!(rig.ends(&one, MS), IoStatus::Success);
     }
     assert_eq!((rig.drive().counters().aborts, rig.drive().counters().resets), (20, 0));
     rig.works(1);
@@ -63,9 +79,9 @@ fn a_command_that_took_the_identifier_of_a_late_one_is_not_taken_for_it() {
     rig.open().unwrap();
     rig.inject([io_rule(NvmOpcode::READ, 1, Fault::Hang)]);
     let hung = rig.read((0, 1), 0, 512);
-    let status = rig.ends(&hung, ABORTED);
-    assert_eq!(status, IoStatus::Aborted);
-    for _ in 0..62 {
+    // Aborted, and given to it once more.
+    assert_eq!(rig.ends(&hung, ABORTED), IoStatus::Success);
+    for _ in 0..61 {
         let read = rig.read((0, 1), 0, 512);
         assert_eq!(rig.ends(&read, S), IoStatus::Success);
     }

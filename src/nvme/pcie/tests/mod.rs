@@ -4,6 +4,7 @@
 mod admin;
 mod bring_up;
 mod end;
+mod interrupt;
 mod late;
 mod random;
 mod reset;
@@ -82,6 +83,18 @@ impl Port for TestPort {
             self.fake.remove();
         }
         self.fake.force(how)
+    }
+
+    fn vectors(&self) -> u16 {
+        self.fake.vectors()
+    }
+
+    fn connect(&self, vector: u16, reactor: &Reactor) -> bool {
+        self.fake.connect(vector, reactor)
+    }
+
+    fn mask(&self, vector: u16, masked: bool) {
+        self.fake.mask(vector, masked);
     }
 
     fn attach(&self, reactor: &Rc<Reactor>, qid: u16, held: Rc<dyn Held>) {

@@ -1,0 +1,81 @@
+//! Reactors that sleep while the controller works.
+
+use super::*;
+
+/// How long the controller takes for a command.
+const SLOW: u64 = 50 * MS;
+
+fn slow(vectors: u16) -> Rig {
+    Rig::with(|_| {}, FakeOptions { vectors, io_ns: (SLOW, SLOW), ..FakeOptions::default() })
+}
+
+/// Turns of all reactors, and interrupts, while so many reads follow each other.
+fn turns(rig: &mut Rig, reads: u64) -> (u64, u64) {
+    let (turns, sent) = (rig.simulation.turns(), rig.port.fake.counters().interrupts);
+    for _ in 0..reads {
+        let begun = rig.now();
+        let read = rig.read((1, 1), 0, 4096);
+        assert_eq!(rig.ends(&read, 2 * SLOW), IoStatus::Success);
+        assert!((SLOW..SLOW + 3 * MS).contains(&(rig.now() - begun)), "{} ns", rig.now() - begun);
+    }
+    (rig.simulation.turns() - turns, rig.port.fake.counters().interrupts - sent)
+}
+
+#[test]
+fn a_reactor_sleeps_until_the_interrupt() {
+    let mut rig = slow(65);
+    let (slept, sent) = turns(&mut rig, 20);
+    // One that came while the reactor polled may be sent when the mask is taken off: it wakes it once for nothing. And now and then the
+    // reactor is awake when the answer comes.
+    assert!((15..=40).contains(&sent), "{sent} interrupts for 20 reads");
+    rig.finish();
+    // A controller without a vector for the queue is looked at all the time.
+    for vectors in [1, 2] {
+        let mut rig = slow(vectors);
+        let (awake, sent) = turns(&mut rig, 20);
+        assert_eq!(sent, 0);
+        assert!(slept * 10 < awake, "{slept} turns with interrupts, {awake} without");
+        rig.finish();
+    }
+}
+
+#[test]
+fn an_awake_reactor_is_not_interrupted() {
+    // So many in flight that an answer is always near.
+    let mut rig = Rig::with(|_| {}, FakeOptions { io_ns: (1_000, 2_000), ..FakeOptions::default() });
+    let before = rig.port.fake.counters();
+    for _ in 0..20 {
+        let all: Vec<Answer> = (0..32).map(|i| rig.read((0, 1), i * 4096, 4096)).collect();
+        for answer in all {
+            assert_eq!(rig.ends(&answer, S), IoStatus::Success);
+        }
+    }
+    let after = rig.port.fake.counters();
+    let (posted, sent) = (after.posted - before.posted, after.interrupts - before.interrupts);
+    assert!(posted >= 640 && sent <= posted / 8, "{sent} interrupts for {posted} answers");
+    rig.finish();
+}
+
+#[test]
+fn a_lost_interrupt_is_made_good() {
+    let mut rig = slow(65);
+    rig.inject([Rule::always(Point::Interrupt(2), Fault::Ignore)]);
+    let read = rig.read((1, 1), 0, 4096);
+    // The next look for commands that are late, an eighth of their time.
+    assert_eq!(rig.ends(&read, TIMEOUT / 8 + 2 * SLOW), IoStatus::Success);
+    let counters = rig.drive().counters();
+    assert_eq!((counters.aborts, counters.resets), (0, 0));
+    rig.finish();
+}
+
+#[test]
+fn after_a_reset_interrupts_come_again() {
+    let mut rig = slow(65);
+    rig.port.resets.store(true, Ordering::Relaxed);
+    rig.inject([Rule::nth(Point::Disable, 1, Fault::Hang), Rule::nth(Point::io(NvmOpcode::WRITE), 1, Fault::Fatal)]);
+    let written = rig.write((1, 2), 0, &[5; 4096]);
+    assert_eq!(rig.ends(&written, 10 * S), IoStatus::Success);
+    let (_, sent) = turns(&mut rig, 10);
+    assert!((7..=20).contains(&sent), "{sent} interrupts for 10 reads");
+    rig.finish();
+}
