@@ -131,6 +131,10 @@ pub const NVME_TIMEOUT_S: u64 = 30;
 /// The most that may be chosen, in seconds.
 pub const NVME_TIMEOUT_S_MAX: u64 = 600;
 
+/// How old an I/O of an NVMe disk may be, in nanoseconds, when it is given to the controller again, or twice its time limit if that is
+/// more: hosts wait for 30 s at least before they ask another way, and what they have written then must not be overwritten.
+pub const NVME_PATIENCE_NS: u64 = 30_000_000_000;
+
 /// Entries of the admin queues of an NVMe controller: far more than the driver has in flight at a time.
 pub const NVME_ADMIN_ENTRIES: u16 = 64;
 

@@ -30,7 +30,7 @@ use super::controller::{Controller, ControllerOptions, NamespaceInfo, QueueSeed}
 use super::error::ControllerError;
 use super::port::Port;
 use super::queue::{Late, QueuePair, Tenant};
-use crate::limits::{NVME_RESETS_MAX, NVME_RESETS_NS, NVME_WATCH_NS};
+use crate::limits::{NVME_PATIENCE_NS, NVME_RESETS_MAX, NVME_RESETS_NS, NVME_WATCH_NS};
 use crate::nvme::spec::IdentifyController;
 use crate::reactor::Reactor;
 use crate::reactor::io::IoStatus;
@@ -198,9 +198,9 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         }
     }
 
-    /// How long an I/O may take before it is aborted, in nanoseconds.
-    pub fn timeout_ns(&self) -> u64 {
-        self.options.timeout_ns
+    /// How old an I/O may be when it is given to the controller again, in nanoseconds.
+    pub fn patience_ns(&self) -> u64 {
+        NVME_PATIENCE_NS.max(2 * self.options.timeout_ns)
     }
 
     /// What the controller says of itself.

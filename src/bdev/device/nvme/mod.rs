@@ -12,8 +12,8 @@
 //! - *Acknowledged* is durable where the controller says that it has no volatile write cache; then a flush is done at once. A controller that
 //!   has one and fails (CSTS.CFS, or it did not come up at the first attempt) may have lost what it held: flushes in flight then, and the
 //!   first after that on each reactor, fail.
-//! - *Time*: what is older than twice the time-out is not given to the controller again, by nobody: whoever asked may have gone
-//!   another way by then, and written something newer.
+//! - *Time*: what is older than 30 s, or than twice the time-out, is not given to the controller again: whoever asked may have gone another way
+//!   by then, and written something newer.
 //! - *Compare* by the controller tells that there is a difference and not where: the range is read to find it.
 
 mod channel;
@@ -102,7 +102,7 @@ impl<P: Port> BlockDevice for Nvme<P> {
             reactor,
             &self.common,
             queue,
-            (self.geometry, delays, 2 * self.drive.timeout_ns()),
+            (self.geometry, delays, self.drive.patience_ns()),
         )?))
     }
 }

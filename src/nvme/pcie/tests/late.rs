@@ -32,10 +32,10 @@ fn a_command_that_hangs_each_time_is_given_up_in_time() {
     let mut rig = Rig::new();
     rig.disk.put(1, 0, &[1; 4096]);
     rig.inject([Rule::always(Point::io(NvmOpcode::WRITE), Fault::Hang)]);
-    let (hung, begun) = (rig.write((1, 1), 0, &[2; 4096]), rig.now());
-    assert_eq!(rig.ends(&hung, 2 * ABORTED + S), IoStatus::Aborted);
-    assert!(rig.now() - begun >= 2 * TIMEOUT);
-    assert_eq!((rig.drive().counters().aborts, rig.drive().counters().resets), (2, 0));
+    let hung = rig.write((1, 1), 0, &[2; 4096]);
+    assert_eq!(rig.ends(&hung, 30 * S), IoStatus::Aborted);
+    let times = 1 + u64::from(NVME_RETRIES_MAX);
+    assert_eq!((rig.drive().counters().aborts, rig.drive().counters().resets), (times, 0));
     assert_eq!(rig.disk.contents(1, 0, 4096), [1; 4096]);
     rig.port.fake.forgive();
     rig.works(1);

@@ -351,15 +351,16 @@ fn a_namespace_that_changed_meanwhile_is_not_gone_on_with() {
 #[test]
 fn what_is_old_is_not_repeated() {
     // Twice the time limit has gone before the controller is quiet: whoever asked may have written something newer elsewhere.
-    let slow =
-        FakeOptions { disable_ns: TIMEOUT, timeout_500ms: 40, io_ns: (10_000, 10_000), ..FakeOptions::default() };
-    let mut rig = Rig::with(|_| {}, slow);
+    let slow = FakeOptions { disable_ns: 16 * S, timeout_500ms: 40, io_ns: (10_000, 10_000), ..FakeOptions::default() };
+    let mut rig = Rig::closed(1, |_| {}, slow);
+    rig.timeout_ns = 16 * S;
+    rig.open().unwrap();
     rig.inject(hangs(1));
     let old = rig.write((0, 1), 0, &[1; 4096]);
-    rig.wait(TIMEOUT / 2);
+    rig.wait(9 * S);
     rig.inject([Rule::nth(Point::ANY_IO, 1, Fault::Hang)]);
     let young = rig.write((0, 1), 8192, &[2; 4096]);
-    assert_eq!(rig.ends(&old, 4 * TIMEOUT), IoStatus::DeviceError);
+    assert_eq!(rig.ends(&old, 60 * S), IoStatus::DeviceError);
     assert_eq!(rig.ends(&young, S), IoStatus::Success);
     assert_eq!((rig.disk.contents(1, 0, 4096), rig.disk.contents(1, 8192, 4096)), (vec![0; 4096], vec![2; 4096]));
     rig.works(1);
