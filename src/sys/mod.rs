@@ -10,6 +10,8 @@ pub mod file;
 pub mod limits;
 pub mod mapped;
 pub mod mmio;
+pub mod nvme_nodes;
+pub mod nvme_ring;
 pub mod op;
 pub mod pci;
 pub mod predecessor;
