@@ -165,6 +165,10 @@ pub const NVME_RETRY_NS: u64 = 10_000_000;
 /// What an NVMe controller may say at most, in nanoseconds: as long as an I/O may take before it is aborted.
 pub const NVME_RETRY_NS_MAX: u64 = 30_000_000_000;
 
+/// As [`NVME_RETRY_NS`], where the kernel's driver has ended a command because it resets the controller: with
+/// [`NVME_RETRIES_MAX`] attempts six seconds, which is longer than most take to come up.
+pub const NVME_PATH_RETRY_NS: u64 = 200_000_000;
+
 /// How often an NVMe controller may be reset within [`NVME_RESETS_NS`] before it is given up.
 pub const NVME_RESETS_MAX: usize = 5;
 /// See [`NVME_RESETS_MAX`]; in nanoseconds.

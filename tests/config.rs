@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
+use reactor::bdev::device::nvme::Mode;
 use reactor::control::config::{
     Change, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus, Machine,
     NullComplete, Source, Style, Subsystem, Trigger, derived_uuid, diff, load, parse,
@@ -747,12 +748,18 @@ fn an_nvme_disk_has_defaults_and_keeps_its_keys() {
     let Driver::Nvme(wanted) = &plain.bdevs[0].driver else { panic!("{:?}", plain.bdevs) };
     assert_eq!((wanted.disk.to_string().as_str(), wanted.nsid, wanted.depth), ("serial S1", None, 256));
     assert_eq!((wanted.timeout, wanted.size, wanted.block_size), (Duration::from_secs(30), None, None));
+    assert_eq!(wanted.mode, Mode::Auto);
+    for (mode, expected) in [("auto", Mode::Auto), ("vfio", Mode::Vfio), ("kernel", Mode::Kernel)] {
+        let with = text(&format!("serial = \"S1\"\nmode = \"{mode}\""));
+        let Driver::Nvme(wanted) = &with.bdevs[0].driver else { panic!("{:?}", with.bdevs) };
+        assert_eq!(wanted.mode, expected);
+    }
     assert_eq!((plain.bdevs[0].size, plain.bdevs[0].block_size), (0, 0), "only the disk knows");
-    let everything = "nsid = 2\ndepth = 64\ntimeout = \"2min\"\nsize = \"1MiB\"\nblock_size = 4096";
+    let everything = "nsid = 2\nmode = \"vfio\"\ndepth = 64\ntimeout = \"2min\"\nsize = \"1MiB\"\nblock_size = 4096";
     for (keys, named) in [
         ("serial = \"S2\"".to_owned(), "serial"),
         ("pci = \"01:00.0\"".to_owned(), "pci or serial"),
-        (format!("serial = \"S1\"\n{everything}"), "nsid, depth, timeout, size and block_size"),
+        (format!("serial = \"S1\"\n{everything}"), "nsid, mode, depth, timeout, size and block_size"),
     ] {
         let found = diff(&plain, &text(&keys));
         let said: Vec<String> = found.changes.iter().map(Change::to_string).collect();

@@ -700,6 +700,12 @@ impl Reactor {
         self.stalls.take()
     }
 
+    /// Counts calls into the kernel that a device made by a ring of its own.
+    #[inline]
+    pub fn count_enters(&self, calls: u64) {
+        self.stats.entered(calls);
+    }
+
     /// Counters since the start.
     pub fn stats(&self) -> ReactorStats {
         self.stats.snapshot(self.backend.borrow().stats(), self.table.stale())

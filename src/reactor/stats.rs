@@ -20,7 +20,7 @@ pub struct ReactorStats {
     pub asleep_ns: u64,
     /// Times it fell asleep.
     pub sleeps: u64,
-    /// The backend's counters.
+    /// The backend's counters. Calls into the kernel include those of devices with rings of their own.
     pub ring: RingStats,
     /// Completions that named no I/O.
     pub stale_ios: u64,
@@ -33,6 +33,7 @@ pub(super) struct Counters {
     busy_ns: Cell<u64>,
     asleep_ns: Cell<u64>,
     sleeps: Cell<u64>,
+    enters: Cell<u64>,
     started: Cell<u64>,
     was_busy: Cell<bool>,
 }
@@ -60,6 +61,11 @@ impl Counters {
         self.sleeps.set(self.sleeps.get() + 1);
     }
 
+    #[inline]
+    pub(super) fn entered(&self, calls: u64) {
+        self.enters.set(self.enters.get() + calls);
+    }
+
     pub(super) fn snapshot(&self, ring: RingStats, stale_ios: u64) -> ReactorStats {
         ReactorStats {
             busy_turns: self.busy_turns.get(),
@@ -67,7 +73,7 @@ impl Counters {
             busy_ns: self.busy_ns.get(),
             asleep_ns: self.asleep_ns.get(),
             sleeps: self.sleeps.get(),
-            ring,
+            ring: RingStats { enters: ring.enters + self.enters.get(), ..ring },
             stale_ios,
         }
     }

@@ -366,6 +366,7 @@ fn fixed_keys_changed(before: &BdevConfig, wanted: &BdevConfig) -> Vec<&'static 
                 "pci or serial",
             );
             note(was.nsid != is.nsid, "nsid");
+            note(was.mode != is.mode, "mode");
             note(was.depth != is.depth, "depth");
             note(was.timeout != is.timeout, "timeout");
             note(was.size != is.size, "size");

@@ -131,7 +131,7 @@ pub enum Driver {
         /// O_DIRECT where the file system can; `false`: always through the page cache.
         direct: bool,
     },
-    /// `nvme`: a namespace of an NVMe disk, by VFIO.
+    /// `nvme`: a namespace of an NVMe disk, by VFIO or by way of the kernel's driver.
     Nvme(Wanted),
     /// `inject`: a layer that fails, delays or holds chosen I/Os of its base.
     Inject {

@@ -6,13 +6,14 @@ use std::time::Duration;
 use super::model::BdevConfig;
 use super::reader::{Key, Table};
 use super::value::parse_time;
-use crate::bdev::device::nvme::{Wanted, Which};
+use crate::bdev::device::nvme::{Mode, Wanted, Which};
 use crate::limits::{NVME_DEPTH, NVME_DEPTH_MAX, NVME_TIMEOUT_S, NVME_TIMEOUT_S_MAX};
 use crate::sys::pci::Address;
 
 const PCI: Key = Key::new("pci", "write pci = \"0000:01:00.0\", as lspci -D shows it");
 const SERIAL: Key = Key::new("serial", "write serial = \"S4EWNX0R123456\"");
 const NSID: Key = Key::new("nsid", "write nsid = 1");
+const MODE: Key = Key::new("mode", "write mode = \"auto\", mode = \"vfio\" or mode = \"kernel\"");
 const DEPTH: Key = Key::new("depth", "write depth = 256");
 const TIMEOUT: Key = Key::new("timeout", "write timeout = \"30s\"");
 
@@ -23,7 +24,7 @@ const NSID_MAX: u64 = 0xFFFF_FFFD;
 
 /// Its keys, after those of other drivers: `first` and `last`.
 pub(super) fn keys(first: &[Key], last: &[Key]) -> Vec<Key> {
-    [first, &[PCI, SERIAL, NSID, DEPTH, TIMEOUT], last].concat()
+    [first, &[PCI, SERIAL, NSID, MODE, DEPTH, TIMEOUT], last].concat()
 }
 
 /// `None` after a message.
@@ -31,6 +32,7 @@ pub(super) fn read(table: &Table<'_>, size: Key, block_size: Key) -> Option<Want
     let disk = read_disk(table);
     let integer = |key, range, default| table.get(key).map_or(Some(default), |value| Some(value.integer(range)?.value));
     let nsid = integer(NSID, 1..=NSID_MAX, 0);
+    let mode = read_mode(table);
     let depth = integer(DEPTH, 2..=u64::from(NVME_DEPTH_MAX), u64::from(NVME_DEPTH));
     let timeout = read_timeout(table);
     let size = table.get(size).map_or(Some(None), |value| Some(Some(value.size()?.value)));
@@ -46,7 +48,8 @@ pub(super) fn read(table: &Table<'_>, size: Key, block_size: Key) -> Option<Want
         None => Some(None),
     };
     let nsid = Some(nsid? as u32).filter(|nsid| *nsid != 0);
-    Some(Wanted { disk: disk?, nsid, depth: depth? as u16, timeout: timeout?, size: size?, block_size: block_size? })
+    let (mode, depth) = (mode?, depth? as u16);
+    Some(Wanted { disk: disk?, nsid, mode, depth, timeout: timeout?, size: size?, block_size: block_size? })
 }
 
 /// `None` after a message.
@@ -83,6 +86,19 @@ fn read_disk(table: &Table<'_>) -> Option<Which> {
 }
 
 /// `None` after a message.
+fn read_mode(table: &Table<'_>) -> Option<Mode> {
+    let Some(value) = table.get(MODE) else {
+        return Some(Mode::Auto);
+    };
+    let text = value.text()?;
+    let mode = [Mode::Auto, Mode::Vfio, Mode::Kernel].into_iter().find(|mode| mode.to_string() == text.value);
+    if mode.is_none() {
+        table.messages.error(&text.span, format!("mode cannot be \"{}\"", text.value), MODE.help);
+    }
+    mode
+}
+
+/// `None` after a message.
 fn read_timeout(table: &Table<'_>) -> Option<Duration> {
     let Some(value) = table.get(TIMEOUT) else {
         return Some(Duration::from_secs(NVME_TIMEOUT_S));
@@ -113,7 +129,11 @@ impl Namespaces {
             good = false;
         }
         if let Some((first, other, line)) = others.first() {
-            for (differs, key) in [(first.depth != wanted.depth, DEPTH), (first.timeout != wanted.timeout, TIMEOUT)] {
+            for (differs, key) in [
+                (first.mode != wanted.mode, MODE),
+                (first.depth != wanted.depth, DEPTH),
+                (first.timeout != wanted.timeout, TIMEOUT),
+            ] {
                 if differs {
                     let message =
                         format!("bdev \"{other}\" of line {line} is on this disk too, with another {}", key.name);

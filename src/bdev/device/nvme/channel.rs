@@ -16,10 +16,10 @@ use crate::nvme::io::{self, Geometry, Place, Unmapping};
 use crate::nvme::pcie::{Port, QueuePair, Tenant};
 use crate::nvme::spec::{NvmOpcode, RwCdw12, Sqe, Status};
 use crate::reactor::Reactor;
-use crate::reactor::io::{Io, IoCell, IoOp, IoStatus};
+use crate::reactor::io::{Io, IoCell, IoOp, IoStatus, Segments};
 
 /// Helpers for I/Os that hold nothing up.
-const PLAIN_HELPERS: usize = 4;
+pub(super) const PLAIN_HELPERS: usize = 4;
 /// Helpers for I/Os that must be alone on their range. Apart from the others: these wait for admitted I/Os to end.
 const EXCLUSIVE_HELPERS: usize = 4;
 
@@ -40,10 +40,55 @@ mod scratch {
 
 const _: () = assert!(NVME_RETRIES_MAX as u64 <= scratch::RETRIES_MASK);
 
+/// A way to namespaces: the queues that their commands go to.
+pub trait Way: Sized + 'static {
+    /// Of one reactor.
+    type Queue: Queue<Self>;
+}
+
+/// What takes the commands of namespaces on one reactor. Bits 7:0 of the scratch word of each I/O are its namespace's number there.
+pub trait Queue<W: Way>: 'static {
+    /// Adds a namespace; `None` if there are too many.
+    fn enter(&self, namespace: Rc<Namespace<W>>) -> Option<u8>;
+
+    /// Removes a namespace that has no I/O left here.
+    fn leave(&self, number: u8);
+
+    /// Whether data lies where a command can have it; else it has to be copied to where that is so.
+    fn reaches(&self, data: &Segments) -> bool;
+
+    /// Takes an I/O whose data is reached. `Pending`: it ends by [`Tenant::answered`] or [`Tenant::ended`]. `Ready`: no more is taken.
+    fn submit(&self, io: Io) -> Poll<Io>;
+}
+
+impl<P: Port> Way for P {
+    type Queue = QueuePair<P, Namespace<P>>;
+}
+
+impl<P: Port> Queue<P> for QueuePair<P, Namespace<P>> {
+    fn enter(&self, namespace: Rc<Namespace<P>>) -> Option<u8> {
+        QueuePair::enter(self, namespace)
+    }
+
+    fn leave(&self, number: u8) {
+        QueuePair::leave(self, number);
+    }
+
+    #[inline]
+    fn reaches(&self, data: &Segments) -> bool {
+        QueuePair::reaches(self, data)
+    }
+
+    #[inline]
+    fn submit(&self, io: Io) -> Poll<Io> {
+        QueuePair::submit(self, io)
+    }
+}
+
 /// One namespace on one reactor.
-pub struct Namespace<P: Port> {
+pub struct Namespace<W: Way> {
     pub(super) reactor: Rc<Reactor>,
-    pub(super) queue: Rc<QueuePair<P, Namespace<P>>>,
+    pub(super) queue: Rc<W::Queue>,
     /// Its number on the queue.
     number: Cell<u8>,
     place: Place,
@@ -62,15 +107,15 @@ pub struct Namespace<P: Port> {
     left: Cell<bool>,
 }
 
-pub(super) struct NvmeChannel<P: Port>(Rc<Namespace<P>>);
+pub(super) struct NvmeChannel<W: Way>(Rc<Namespace<W>>);
 
-impl<P: Port> NvmeChannel<P> {
+impl<W: Way> NvmeChannel<W> {
     pub(super) fn open(
         reactor: &Rc<Reactor>,
         common: &Common,
-        queue: Rc<QueuePair<P, Namespace<P>>>,
+        queue: Rc<W::Queue>,
         (geometry, delays, patience_ns): (Geometry, Delays, u64),
-    ) -> Result<NvmeChannel<P>, DeviceError> {
+    ) -> Result<NvmeChannel<W>, DeviceError> {
         Gate::check_home(reactor, common)?;
         let refused = |why: &str| DeviceError::Refused(format!("volume \"{}\": {why}", common.traits().name));
         let bounces = Bounces::new(reactor, BOUNCE_LEN)
@@ -85,7 +130,7 @@ impl<P: Port> NvmeChannel<P> {
                 }
             }
         }
-        let this = Rc::new_cyclic(|me: &Weak<Namespace<P>>| Namespace {
+        let this = Rc::new_cyclic(|me: &Weak<Namespace<W>>| Namespace {
             reactor: reactor.clone(),
             queue: queue.clone(),
             number: Cell::new(0),
@@ -139,7 +184,7 @@ impl<P: Port> NvmeChannel<P> {
     }
 }
 
-impl<P: Port> Channel for NvmeChannel<P> {
+impl<W: Way> Channel for NvmeChannel<W> {
     #[inline]
     fn submit(&self, mut io: Io) -> Poll<Io> {
         let this = &*self.0;
@@ -162,7 +207,7 @@ impl<P: Port> Channel for NvmeChannel<P> {
     }
 }
 
-impl<P: Port> Drop for NvmeChannel<P> {
+impl<W: Way> Drop for NvmeChannel<W> {
     fn drop(&mut self) {
         let this = &*self.0;
         this.closing.set(true);
@@ -174,7 +219,7 @@ impl<P: Port> Drop for NvmeChannel<P> {
     }
 }
 
-impl<P: Port> Resume for Namespace<P> {
+impl<W: Way> Resume for Namespace<W> {
     fn resume(&self, io: Io) {
         if let Poll::Ready(io) = self.start(io) {
             self.reactor.complete(io);
@@ -182,7 +227,7 @@ impl<P: Port> Resume for Namespace<P> {
     }
 }
 
-impl<P: Port> Namespace<P> {
+impl<W: Way> Namespace<W> {
     #[inline]
     fn enter(&self) -> u64 {
         u64::from(self.number.get()) | u64::from(self.outstanding.enter()) << scratch::GENERATION
@@ -295,7 +340,7 @@ impl<P: Port> Namespace<P> {
     }
 }
 
-impl<P: Port> Tenant for Namespace<P> {
+impl<W: Way> Tenant for Namespace<W> {
     fn place(&self) -> Place {
         self.place
     }

@@ -1,4 +1,4 @@
-//! NVMe disks of this machine that are open, by VFIO.
+//! NVMe disks of this machine that are open, by VFIO or by way of the kernel's driver.
 //!
 //! A disk is opened with the first of its volumes and closed with the last. All share one I/O address space, in which the memory of
 //! the reactors is from the first disk on.
@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::kernel::{self, KernelVolume, Opening};
 use super::{Nvme, NvmeDrive};
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::limits::{NVME_DEPTH, NVME_TIMEOUT_S};
@@ -26,13 +27,39 @@ const LET_GO: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(2);
 
+/// The kernel's driver.
+const KERNEL: &str = "nvme";
+
 /// How a disk is named.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Which {
     /// By its place.
     Pci(Address),
-    /// By its serial number, wherever it is. Of several controllers with one the first that is bound to vfio-pci.
+    /// By its serial number, wherever it is. Of several controllers with one the first that the kernel's driver has, unless the mode is
+    /// [`Mode::Vfio`]; else the first that is bound to vfio-pci.
     Serial(String),
+}
+
+/// By whose driver a disk is driven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// By this program's, if the disk is bound to vfio-pci; else by the kernel's, by passthrough or its block device.
+    #[default]
+    Auto,
+    /// By this program's.
+    Vfio,
+    /// By the kernel's.
+    Kernel,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Auto => "auto",
+            Mode::Vfio => "vfio",
+            Mode::Kernel => "kernel",
+        })
+    }
 }
 
 impl fmt::Display for Which {
@@ -51,6 +78,8 @@ pub struct Wanted {
     pub disk: Which,
     /// Namespace identifier; `None`: the only one that can be used.
     pub nsid: Option<u32>,
+    /// By whose driver.
+    pub mode: Mode,
     /// Most commands in flight on a queue: 2 to [`NVME_DEPTH_MAX`](crate::limits::NVME_DEPTH_MAX). The same for all volumes of a
     /// disk.
     pub depth: u16,
@@ -66,7 +95,7 @@ impl Wanted {
     /// The only namespace of a disk that can be used, with the usual depth and time limit.
     pub fn new(disk: Which) -> Wanted {
         let timeout = Duration::from_secs(NVME_TIMEOUT_S);
-        Wanted { disk, nsid: None, depth: NVME_DEPTH, timeout, size: None, block_size: None }
+        Wanted { disk, nsid: None, mode: Mode::Auto, depth: NVME_DEPTH, timeout, size: None, block_size: None }
     }
 }
 
@@ -76,6 +105,8 @@ pub struct Disks {
     pci: Pci,
     reach: Option<(Arc<Container>, Option<Arc<DmaSpace>>)>,
     open: Vec<Disk>,
+    /// Volumes by way of the kernel's driver, by name: the block device of each.
+    kernel: BTreeMap<String, String>,
 }
 
 /// An open disk.
@@ -90,7 +121,7 @@ struct Disk {
     volumes: BTreeMap<String, u32>,
 }
 
-fn refused(why: impl fmt::Display) -> DeviceError {
+pub(super) fn refused(why: impl fmt::Display) -> DeviceError {
     DeviceError::Refused(why.to_string())
 }
 
@@ -111,8 +142,11 @@ impl Disks {
         name: &str,
         wanted: &Wanted,
     ) -> Result<Arc<dyn BlockDevice>, DeviceError> {
-        if self.open.iter().any(|disk| disk.volumes.contains_key(name)) {
+        if self.kernel.contains_key(name) || self.open.iter().any(|disk| disk.volumes.contains_key(name)) {
             return Err(refused(format!("there is a volume \"{name}\" already")));
+        }
+        if let Some(function) = self.of_the_kernel(wanted)? {
+            return self.open_by_kernel(reactors, name, wanted, &function);
         }
         let place = self.find(reactors, wanted)?;
         let disk = &mut self.open[place];
@@ -129,6 +163,7 @@ impl Disks {
     /// # Errors
     /// If the disk did not shut down in order. It is closed nevertheless, and unless the error says so it does no DMA.
     pub fn release(&mut self, name: &str) -> Result<(), DeviceError> {
+        self.kernel.remove(name);
         let Some(place) = self.open.iter().position(|disk| disk.volumes.contains_key(name)) else { return Ok(()) };
         self.open[place].volumes.remove(name);
         if self.open[place].volumes.is_empty() { self.close_at(place) } else { Ok(()) }
@@ -138,6 +173,7 @@ impl Disks {
     /// more; I/O that there is nevertheless ends with [`Gone`](crate::reactor::io::IoStatus::Gone). Returns what went wrong, a
     /// sentence each.
     pub fn close_all(&mut self) -> Vec<String> {
+        self.kernel.clear();
         self.open.drain(..).filter_map(|disk| disk.close().err()).map(|error| error.to_string()).collect()
     }
 
@@ -149,13 +185,72 @@ impl Disks {
         closed
     }
 
+    /// The disk, if it is to be driven by the kernel's driver.
+    fn of_the_kernel(&self, wanted: &Wanted) -> Result<Option<Function>, DeviceError> {
+        if wanted.mode == Mode::Vfio || wanted.mode == Mode::Auto && self.open.iter().any(|disk| disk.is(&wanted.disk))
+        {
+            return Ok(None);
+        }
+        let function = match &wanted.disk {
+            Which::Pci(address) => Some(self.pci.function(*address).map_err(refused)?),
+            Which::Serial(serial) => {
+                let is_it =
+                    |function: &Function| function.identity.as_ref().is_some_and(|identity| identity.serial == *serial);
+                self.pci.functions().into_iter().find(is_it)
+            }
+        };
+        match (function, wanted.mode) {
+            (Some(function), _) if function.identity.is_some() => Ok(Some(function)),
+            (Some(Function { address, driver: Some(driver), .. }), _) if driver == KERNEL => {
+                let what = format!("{address} belongs to {KERNEL}, and its controller is not ready");
+                Err(refused(format!("{what}: the kernel's log says why (dmesg)")))
+            }
+            (Some(Function { address, driver, .. }), Mode::Kernel) => {
+                let driver = driver.as_deref().unwrap_or("no driver");
+                Err(refused(format!(
+                    "{address} belongs to {driver}: mode = \"kernel\" needs the kernel's driver; write an empty line to \
+                     /sys/bus/pci/devices/{address}/driver_override, then {address} to its driver/unbind, and {address} to \
+                     /sys/bus/pci/drivers_probe, or write mode = \"vfio\""
+                )))
+            }
+            (None, Mode::Kernel) => {
+                let of = |function: Function| Some(function.identity?.serial);
+                let there: Vec<String> = self.pci.functions().into_iter().filter_map(of).collect();
+                let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+                Err(refused(format!("no disk of the kernel's NVMe driver has {}; it has {there}", wanted.disk)))
+            }
+            (_, Mode::Auto | Mode::Vfio) => Ok(None),
+        }
+    }
+
+    fn open_by_kernel(
+        &mut self,
+        reactors: &Reactors,
+        name: &str,
+        wanted: &Wanted,
+        function: &Function,
+    ) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+        let taken = |block: &str| {
+            let other = self.kernel.iter().find(|(_, its)| *its == block);
+            other.map(|(name, _)| name.clone())
+        };
+        let at = Opening {
+            pci: &self.pci,
+            address: function.address,
+            controller: function.identity.as_ref().map_or("", |identity| &identity.controller),
+            taken: &taken,
+            home: reactors.remotes()[0].id(),
+            reactors: reactors.remotes().len(),
+        };
+        let KernelVolume { device, block, line } = kernel::open(&at, name, wanted)?;
+        tracing::info!("{line}");
+        self.kernel.insert(name.to_owned(), block);
+        Ok(device)
+    }
+
     /// The place of a disk that is open, or is opened.
     fn find(&mut self, reactors: &mut Reactors, wanted: &Wanted) -> Result<usize, DeviceError> {
-        let same = |disk: &Disk| match &wanted.disk {
-            Which::Pci(address) => disk.address == *address,
-            Which::Serial(serial) => disk.drive.serial() == *serial,
-        };
-        if let Some(place) = self.open.iter().position(same) {
+        if let Some(place) = self.open.iter().position(|disk| disk.is(&wanted.disk)) {
             return Ok(place);
         }
         let disk = match &wanted.disk {
@@ -197,8 +292,8 @@ impl Disks {
             }
         }
         let is_it = |function: &&Function| function.identity.as_ref().is_some_and(|known| known.serial == serial);
-        if let Some(Function { address, driver, .. }) = functions.iter().find(is_it) {
-            return Err(refused(VfioError::NotBound { address: *address, driver: driver.clone() }));
+        if let Some(function) = functions.iter().find(is_it) {
+            return Err(not_bound(function));
         }
         let seen = if seen.is_empty() { "none".to_owned() } else { seen.join(", ") };
         Err(refused(format!("no NVMe disk has serial {serial}; bound to vfio-pci are {seen}")))
@@ -227,8 +322,7 @@ impl Disks {
             return Err(refused(PciError::NoIommu));
         }
         if !function.is_vfio() {
-            let (address, driver) = (function.address, function.driver.clone());
-            return Err(refused(VfioError::NotBound { address, driver }));
+            return Err(not_bound(function));
         }
         let (container, space) = match &mut self.reach {
             Some(reach) => reach,
@@ -250,6 +344,13 @@ impl Disks {
 }
 
 impl Disk {
+    fn is(&self, which: &Which) -> bool {
+        match which {
+            Which::Pci(address) => self.address == *address,
+            Which::Serial(serial) => self.drive.serial() == *serial,
+        }
+    }
+
     /// A volume on one of its namespaces.
     fn volume(&mut self, name: &str, wanted: &Wanted) -> Result<Arc<dyn BlockDevice>, DeviceError> {
         let address = self.address;
@@ -271,16 +372,11 @@ impl Disk {
         }
         let device = Nvme::new(name.to_owned(), &self.drive, nsid)?;
         let (size, block_size) = (device.common().size(), device.common().traits().block_size);
-        if wanted.size.is_some_and(|wanted| wanted != size) {
-            return Err(refused(format!("namespace {nsid} of {address} has {size} bytes: write that size, or none")));
-        }
-        if wanted.block_size.is_some_and(|wanted| wanted != block_size) {
-            let what = format!("namespace {nsid} of {address} has blocks of {block_size} bytes");
-            return Err(refused(format!("{what}: write that block_size, or none")));
-        }
+        check_size(wanted, (nsid, address), size, block_size)?;
         self.volumes.insert(name.to_owned(), nsid);
         tracing::info!(
-            "volume \"{name}\": namespace {nsid} of {address} (serial {}, {}) by VFIO, {} queue pairs of depth {}",
+            "volume \"{name}\": namespace {nsid} of {address} (serial {}, {}) by VFIO, {} queue pairs of depth {}; mode = \"kernel\" \
+             would need it back with the kernel's driver",
             self.drive.serial(),
             String::from_utf8_lossy(&self.drive.identity().mn).trim(),
             self.drive.reactors().len(),
@@ -315,18 +411,54 @@ impl Disk {
     }
 }
 
+/// Says how a disk gets to where VFIO has it, or what else there is.
+fn not_bound(function: &Function) -> DeviceError {
+    let Function { address, driver, .. } = function;
+    let error = VfioError::NotBound { address: *address, driver: driver.clone() };
+    let other = if driver.as_deref() == Some(KERNEL) { "; or write mode = \"kernel\"" } else { "" };
+    refused(format!("{error}{other}"))
+}
+
+/// Whether a namespace is what the configuration says of it.
+pub(super) fn check_size(
+    wanted: &Wanted,
+    (nsid, address): (u32, Address),
+    size: u64,
+    block_size: u32,
+) -> Result<(), DeviceError> {
+    if wanted.size.is_some_and(|wanted| wanted != size) {
+        return Err(refused(format!("namespace {nsid} of {address} has {size} bytes: write that size, or none")));
+    }
+    if wanted.block_size.is_some_and(|wanted| wanted != block_size) {
+        let what = format!("namespace {nsid} of {address} has blocks of {block_size} bytes");
+        return Err(refused(format!("{what}: write that block_size, or none")));
+    }
+    Ok(())
+}
+
 /// The only namespace that can be a volume.
 fn only(address: Address, all: &[NamespaceInfo]) -> Result<u32, DeviceError> {
     let usable = |info: &&NamespaceInfo| info.geometry.as_ref().is_ok_and(|geometry| geometry.zones.is_none());
     let usable: Vec<u32> = all.iter().filter(usable).map(|info| info.nsid).collect();
-    match usable.as_slice() {
+    only_one(address, &usable, || {
+        let why = |info: &NamespaceInfo| match &info.geometry {
+            Ok(_) => format!("namespace {} has zones", info.nsid),
+            Err(unusable) => unusable.to_string(),
+        };
+        all.iter().map(why).collect()
+    })
+}
+
+/// The one of these that can be used; `why` says why the others of the disk cannot.
+pub(super) fn only_one(
+    address: Address,
+    usable: &[u32],
+    why: impl FnOnce() -> Vec<String>,
+) -> Result<u32, DeviceError> {
+    match usable {
         [one] => Ok(*one),
         [] => {
-            let why = |info: &NamespaceInfo| match &info.geometry {
-                Ok(_) => format!("namespace {} has zones", info.nsid),
-                Err(unusable) => unusable.to_string(),
-            };
-            let why: Vec<String> = all.iter().map(why).collect();
+            let why = why();
             let why = if why.is_empty() { "it has none".to_owned() } else { why.join("; ") };
             Err(refused(format!("{address} has no namespace that can be used: {why}")))
         }
@@ -395,3 +527,6 @@ fn wait_for_the_end(address: Address, device: &Weak<Device>) {
         std::thread::park_timeout(LOOK);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! A namespace of an NVMe controller, by this program's own driver.
+//! A namespace of an NVMe controller, by this program's own driver, or by way of the kernel's ([`kernel`]).
 //!
 //! ```text
 //!  submit --+-- read, admitted write, flush, zeroes whose data is reached ---> the reactor's queue pair: one command ---+
@@ -18,6 +18,7 @@
 
 mod channel;
 mod disks;
+pub mod kernel;
 mod retry;
 mod slow;
 #[cfg(test)]
@@ -32,9 +33,9 @@ use crate::nvme::io::Geometry;
 use crate::nvme::pcie::{Drive, Port};
 use crate::reactor::Reactor;
 use crate::reactor::io::IoOp;
-pub use channel::Namespace;
 use channel::NvmeChannel;
-pub use disks::{Disks, Wanted, Which};
+pub use channel::{Namespace, Queue, Way};
+pub use disks::{Disks, Mode, Wanted, Which};
 use retry::Delays;
 
 /// Bytes that a helper moves at a time.
@@ -69,18 +70,22 @@ impl<P: Port> Nvme<P> {
             Ok(geometry) => *geometry,
             Err(unusable) => return Err(DeviceError::Refused(format!("volume \"{name}\": {unusable}"))),
         };
-        let own = geometry.traits(name, "nvme", found.uuid);
-        // By helpers, where not by commands; a reset waits.
-        let ops = IoOp::ALL
-            .into_iter()
-            .filter(|op| !own.ops.has(*op) && !matches!(op, IoOp::Compare | IoOp::CompareAndWrite | IoOp::Reset));
-        // Helpers take several commands where one is not enough.
-        let limits = DeviceLimits { compare_and_write_max: TRANSFER_MAX as u64, ..own.limits };
-        let ops = ops.fold(OpSet::ALL, OpSet::without);
-        let traits = Traits { ops, limits, concurrent: drive.is_everywhere(), ..own };
+        let traits = traits(&geometry, name, found.uuid, drive.is_everywhere());
         let common = Common::new(traits, geometry.size, drive.home());
         Ok(Nvme { common, drive: drive.clone(), geometry })
     }
+}
+
+/// The traits of a volume on a namespace whose commands, and helpers, do its I/O.
+fn traits(geometry: &Geometry, name: String, uuid: [u8; 16], concurrent: bool) -> Traits {
+    let own = geometry.traits(name, "nvme", uuid);
+    // By helpers, where not by commands; a reset waits.
+    let ops = IoOp::ALL
+        .into_iter()
+        .filter(|op| !own.ops.has(*op) && !matches!(op, IoOp::Compare | IoOp::CompareAndWrite | IoOp::Reset));
+    // Helpers take several commands where one is not enough.
+    let limits = DeviceLimits { compare_and_write_max: TRANSFER_MAX as u64, ..own.limits };
+    Traits { ops: ops.fold(OpSet::ALL, OpSet::without), limits, concurrent, ..own }
 }
 
 impl<P: Port> BlockDevice for Nvme<P> {
@@ -98,7 +103,7 @@ impl<P: Port> BlockDevice for Nvme<P> {
             ))
         })?;
         let delays = Delays::of(self.drive.identity());
-        Ok(Box::new(NvmeChannel::open(
+        Ok(Box::new(NvmeChannel::<P>::open(
             reactor,
             &self.common,
             queue,

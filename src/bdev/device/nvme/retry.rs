@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Poll;
 
-use crate::limits::{NVME_RETRY_NS, NVME_RETRY_NS_MAX};
+use crate::limits::{NVME_PATH_RETRY_NS, NVME_RETRY_NS, NVME_RETRY_NS_MAX};
 use crate::nvme::spec::{IdentifyController, Status, StatusCode};
 use crate::reactor::io::Io;
 use crate::reactor::{Reactor, TaskId};
@@ -28,17 +28,23 @@ impl Delays {
     /// How long to wait before attempt `attempt`, from 1, at a command that ended so.
     fn after(self, status: Status, attempt: u8) -> u64 {
         let asked = usize::from(status.crd()).checked_sub(1).map_or(0, |index| self.0[index]);
+        let first = if is_of_the_kernel(status) { NVME_PATH_RETRY_NS } else { NVME_RETRY_NS };
         match asked {
-            0 => NVME_RETRY_NS << attempt.saturating_sub(1).min(8),
+            0 => first << attempt.saturating_sub(1).min(8),
             asked => asked.min(NVME_RETRY_NS_MAX),
         }
     }
 }
 
+/// Whether the kernel's driver says so, which is resetting the controller: a host's own statuses.
+fn is_of_the_kernel(status: Status) -> bool {
+    matches!(status.code(), StatusCode::HOST_PATH_ERROR | StatusCode::ABORTED_BY_HOST)
+}
+
 /// Whether what the controller says may be otherwise in a moment.
 pub(super) fn is_passing(status: Status) -> bool {
-    !status.is_dnr()
-        && matches!(
+    let by_controller = || {
+        matches!(
             status.code(),
             StatusCode::COMMAND_INTERRUPTED
                 | StatusCode::NAMESPACE_NOT_READY
@@ -47,6 +53,8 @@ pub(super) fn is_passing(status: Status) -> bool {
                 | StatusCode::ABORT_REQUESTED
                 | StatusCode::ABORTED_SQ_DELETION
         )
+    };
+    !status.is_dnr() && (is_of_the_kernel(status) || by_controller())
 }
 
 /// I/Os that wait for their next attempt, and the task that waits with them.
@@ -159,6 +167,7 @@ mod tests {
     fn only_a_passing_state_that_may_be_tried_again_is() {
         assert!(is_passing(StatusCode::NAMESPACE_NOT_READY.retry()));
         assert!(is_passing(StatusCode::COMMAND_INTERRUPTED.retry().with_more()));
+        assert!(is_passing(StatusCode::ABORTED_BY_HOST.retry()) && !is_passing(StatusCode::ABORTED_BY_HOST.dnr()));
         assert!(!is_passing(StatusCode::NAMESPACE_NOT_READY.dnr()));
         for code in [StatusCode::SUCCESS, StatusCode::UNRECOVERED_READ_ERROR, StatusCode::INTERNAL_ERROR] {
             assert!(!is_passing(code.retry()), "{code:?}");
@@ -171,6 +180,12 @@ mod tests {
         let asking = |crd: u16| Status(StatusCode::COMMAND_INTERRUPTED.0 | crd << 11);
         assert_eq!(delays.after(asking(2), 5), 3 * UNIT_NS);
         assert_eq!(delays.after(asking(3), 1), NVME_RETRY_NS_MAX, "within reason");
+        let path = StatusCode::HOST_PATH_ERROR.retry();
+        assert_eq!(
+            [1, 5].map(|n| delays.after(path, n)),
+            [1, 16].map(|n| n * NVME_PATH_RETRY_NS),
+            "a reset takes longer"
+        );
         for crd in [0, 1] {
             assert_eq!(
                 [1, 2, 5].map(|attempt| delays.after(asking(crd), attempt)),

@@ -3,9 +3,8 @@
 use hugepages::Buf;
 
 use super::BOUNCE_LEN;
-use super::channel::Namespace;
+use super::channel::{Namespace, Way};
 use crate::bdev::scatter;
-use crate::nvme::pcie::Port;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
 
 /// What a step has in hand.
@@ -16,7 +15,7 @@ struct Hand {
     buf: Option<Buf>,
 }
 
-impl<P: Port> Namespace<P> {
+impl<W: Way> Namespace<W> {
     /// Carries out an I/O whose exclusion, if it needs one, has been seen to. Sets its status; gives the child back.
     pub(super) async fn carry_out(&self, io: &mut Io, child: Io) -> Io {
         let mut bounce = self.bounces.take().await;
@@ -78,9 +77,9 @@ impl<P: Port> Namespace<P> {
     }
 }
 
-impl<P: Port> Namespace<P> {
+impl<W: Way> Namespace<W> {
     /// Pieces of a range that a bounce buffer holds and a command can have.
-    fn pieces(&self, len: u64) -> impl Iterator<Item = (u64, u64)> + use<P> {
+    fn pieces(&self, len: u64) -> impl Iterator<Item = (u64, u64)> + use<W> {
         let most = self.geometry.limits.transfer_max.min(BOUNCE_LEN as u64);
         (0..len).step_by(most as usize).map(move |at| (at, (len - at).min(most)))
     }

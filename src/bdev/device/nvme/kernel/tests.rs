@@ -1,0 +1,223 @@
+//! The volume on a stand-in for the ring: a disk that carries out the commands it is given, at once or later and in another order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use hugepages::{Buf, Region, RegionOptions};
+use zerocopy::{FromBytes, FromZeros};
+
+use super::*;
+use crate::bdev::conformance::{self, Options};
+use crate::bdev::device::testing::{One, pattern};
+use crate::nvme::io::Identified;
+use crate::nvme::spec::{
+    Cap, DsmRange, IdentifyController, IdentifyNamespace, NvmOpcode, ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES,
+    StatusCode, VWC_PRESENT,
+};
+use crate::reactor::io::{IoOp, IoStatus};
+use crate::sys::nvme_ring::{Answer, Command, Counters, Ended};
+
+/// Bytes of the namespace.
+const SIZE: usize = 8 << 20;
+const NSID: u32 = 3;
+
+/// A namespace in memory, and how it answers.
+struct Disk {
+    memory: Region,
+    shift: u8,
+    depth: usize,
+    /// Each command so far; of every so many one is ended undone, as by a reset of the controller. 0: none.
+    commands: AtomicU64,
+    undone: u64,
+    /// Another errno instead, for every command. 0: none.
+    errno: AtomicUsize,
+    /// Flushes that it was asked for.
+    flushes: AtomicUsize,
+}
+
+impl Disk {
+    fn new(shift: u8, depth: usize, undone: u64) -> Arc<Disk> {
+        let memory = Region::new(SIZE, RegionOptions::default()).expect("memory");
+        let (commands, errno, flushes) = Default::default();
+        Arc::new(Disk { memory, shift, depth, commands, undone, errno, flushes })
+    }
+
+    fn carry_out(&self, command: &Command, data: &mut Option<Buf>) -> Answer {
+        let errno = self.errno.load(Ordering::Relaxed);
+        if errno != 0 {
+            return Answer::Errno(errno as i32);
+        }
+        let number = self.commands.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.undone != 0 && number.is_multiple_of(self.undone) {
+            return Answer::Errno(libc::EINTR);
+        }
+        assert_eq!(command.nsid, NSID);
+        let block = u64::from(command.cdw10[0]) | u64::from(command.cdw10[1]) << 32;
+        let blocks = usize::from(command.cdw10[2] as u16) + 1;
+        let (offset, len) = ((block as usize) << self.shift, blocks << self.shift);
+        let opcode = NvmOpcode(command.opcode);
+        if matches!(opcode, NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE) {
+            assert_eq!(data.as_ref().map(|data| data.len()), Some(len), "{command:?}");
+        }
+        match (opcode, data) {
+            (NvmOpcode::FLUSH, None) => {
+                self.flushes.fetch_add(1, Ordering::Relaxed);
+            }
+            (NvmOpcode::READ, Some(data)) => self.memory.read(offset, data),
+            (NvmOpcode::WRITE, Some(data)) => self.memory.write(offset, data),
+            (NvmOpcode::COMPARE, Some(data)) => {
+                if self.memory.compare(offset, data).is_err() {
+                    return Answer::Status(StatusCode::COMPARE_FAILURE.dnr().0);
+                }
+            }
+            (NvmOpcode::WRITE_ZEROES, None) => self.memory.zero(offset, len),
+            (NvmOpcode::DATASET_MANAGEMENT, Some(data)) => {
+                let range = DsmRange::read_from_bytes(data).expect("one range");
+                assert_eq!(command.cdw10[..2], [0, 4], "one range, to deallocate");
+                self.memory
+                    .zero((range.slba.get() as usize) << self.shift, (range.blocks.get() as usize) << self.shift);
+            }
+            (opcode, data) => panic!("{opcode:?} with {data:?}"),
+        }
+        Answer::Status(0)
+    }
+}
+
+impl Rings for Arc<Disk> {
+    type Ring = StandIn;
+
+    fn ring(&self, _: &Reactor) -> io::Result<StandIn> {
+        let (queued, counters) = Default::default();
+        Ok(StandIn { disk: self.clone(), queued, gone: VecDeque::new(), counters })
+    }
+}
+
+/// Carries out what was handed over, half of it with each look.
+struct StandIn {
+    disk: Arc<Disk>,
+    queued: Vec<(Command, Option<Buf>, Started)>,
+    gone: VecDeque<(Command, Option<Buf>, Started)>,
+    counters: Counters,
+}
+
+impl CommandRing<Started> for StandIn {
+    fn start(&mut self, command: &Command, data: Option<Buf>, carried: Started) -> Result<(), (Option<Buf>, Started)> {
+        if self.in_flight() == self.disk.depth {
+            return Err((data, carried));
+        }
+        self.counters.started += 1;
+        self.queued.push((*command, data, carried));
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        self.counters.enters += u64::from(!self.queued.is_empty());
+        self.gone.extend(self.queued.drain(..));
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended<Started>>) {
+        for round in 0..self.gone.len().div_ceil(2) {
+            // From both ends: the last may be the first.
+            let next = if round % 2 == 0 { self.gone.pop_back() } else { self.gone.pop_front() };
+            let Some((command, mut data, carried)) = next else { return };
+            assert_eq!(carried.io().data.count(), 0, "the data is with the ring");
+            let answer = self.disk.carry_out(&command, &mut data);
+            ended.push(Ended { carried, data, answer });
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.queued.len() + self.gone.len()
+    }
+
+    fn arm(&mut self) -> bool {
+        self.in_flight() == 0
+    }
+
+    fn disarm(&mut self) {}
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+}
+
+/// What the namespace's controller says: `oncs` are its optional commands.
+fn geometry(disk: &Disk, oncs: u16, deac: bool) -> Geometry {
+    let (mut controller, mut namespace) = (IdentifyController::new_zeroed(), IdentifyNamespace::new_zeroed());
+    controller.oncs.set(oncs);
+    (controller.vwc, controller.mdts) = (VWC_PRESENT, 5);
+    namespace.nsze.set((SIZE >> disk.shift) as u64);
+    namespace.lbaf[0].lbads = disk.shift;
+    // Deallocated blocks read as zeros, and Write Zeroes may deallocate.
+    namespace.dlfeat = if deac { 9 } else { 1 };
+    let (cap, controller, namespace) = (Cap(0), &controller, &namespace);
+    let identified = Identified { nsid: NSID, cap, controller, namespace, limits: None, zoned: None };
+    Geometry::new(&identified, 128 << 10, 2).expect("a namespace that can be used")
+}
+
+fn volume(disk: &Arc<Disk>, oncs: u16, deac: bool) -> Arc<dyn BlockDevice> {
+    let how = (geometry(disk, oncs, deac), Delays::default());
+    Arc::new(Passed::new(("ng".to_owned(), [7; 16], 0), disk.clone(), how, Duration::from_secs(30)))
+}
+
+const ALL: u16 = ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES;
+
+#[test]
+fn conforms() {
+    conformance::run(|| volume(&Disk::new(9, 64, 0), ALL, true), &Options::default());
+}
+
+#[test]
+fn conforms_with_little_room_and_commands_that_do_little() {
+    // Unmap takes two commands, one of them with a range; compare takes a read.
+    conformance::run(|| volume(&Disk::new(12, 3, 0), ONCS_DSM | ONCS_WRITE_ZEROES, false), &Options::default());
+}
+
+#[test]
+fn what_a_reset_of_the_kernel_ended_is_done_again() {
+    let disk = Disk::new(9, 64, 7);
+    let one = One::new(&volume(&disk, ALL, true));
+    for at in 0..10 {
+        one.write(at * 4096, &pattern(at, 4096));
+    }
+    for at in 0..10 {
+        assert_eq!(one.read(at * 4096, 4096), pattern(at, 4096), "block {at}");
+    }
+    assert!(disk.commands.load(Ordering::Relaxed) > 20, "some were ended undone");
+    one.close();
+}
+
+#[test]
+fn a_disk_that_the_kernel_lost_is_gone_and_other_errors_are_errors() {
+    let disk = Disk::new(9, 64, 0);
+    let one = One::new(&volume(&disk, ALL, true));
+    for (errno, status) in [
+        (libc::ENODEV, IoStatus::Gone),
+        (libc::EIO, IoStatus::DeviceError),
+        (libc::EACCES, IoStatus::Unsupported),
+        (0, IoStatus::Success),
+    ] {
+        disk.errno.store(errno as usize, Ordering::Relaxed);
+        let done = one.run(IoOp::Read, 0, 1024, &[0xaa; 1024]);
+        assert_eq!(
+            (done.status, done.data),
+            (status, vec![0; 1024]),
+            "errno {errno}: nothing of a failed read is shown"
+        );
+    }
+    one.close();
+}
+
+#[test]
+fn data_in_several_buffers_is_written_whole_and_a_flush_reaches_the_disk() {
+    let disk = Disk::new(9, 64, 0);
+    let one = One::new(&volume(&disk, ALL, true));
+    let data = pattern(1, 8192);
+    let done = one.end(one.io(IoOp::Write, 512, 8192, &data, &[100, 4096]));
+    assert_eq!(done.status, IoStatus::Success);
+    assert_eq!(one.status(IoOp::Flush, 0, 0), IoStatus::Success);
+    disk.memory.compare(512, &data).expect("all of it, where it belongs");
+    assert_eq!(disk.flushes.load(Ordering::Relaxed), 1);
+    one.close();
+}
