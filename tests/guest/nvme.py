@@ -26,32 +26,19 @@ from nvme_world import (
     config,
     disconnect,
     functions,
+    refusal,
+    said_in_log,
+    spent,
     stray_lines,
     suite,
     volume,
+    written,
 )
-from target import READY_TIMEOUT_S, Reactor, binary
+from target import binary
 
 # Whose cases run after those here.
-PARTS = ["nvme_faults"]
+PARTS = ["nvme_faults", "nvme_modes"]
 PROBE = "/test/bin/nvme_probe"
-
-
-def said_in_log(what):
-    """A line of the reactor's log, waited for."""
-    return wait_until(f"the log says {what!r}", lambda: [line for line in WORLD.target.logged() if what in line])
-
-
-def refusal(*bdevs, code=1):
-    """Starts a reactor of its own, which must refuse that; returns what it said."""
-    other = Reactor(binary(), DIRECTORY / "other")
-    other.config_file.parent.mkdir(exist_ok=True)
-    other.launch(config(*bdevs))
-    ended = other.process.wait(READY_TIMEOUT_S)
-    text = "\n".join(other.logged())
-    note(text)
-    check(ended == code, f"it ended with {ended}")
-    return text
 
 
 @suite.variants(
@@ -169,12 +156,6 @@ def interrupts():
     return sum(int(word) for line in lines for word in line.split()[1:] if word.isdigit())
 
 
-def spent():
-    """Seconds of processor time that the reactor has used."""
-    fields = pathlib.Path(f"/proc/{WORLD.target.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
-
-
 @suite.case
 def killed_under_load():
     """What was flushed is there for the next reactor and for the kernel."""
@@ -266,7 +247,7 @@ def refusals_name_the_remedy():
     function = functions("A1")[0]
     checked = run(binary(), "--config", written(config(volume("fast", function))), "--check", succeed=False)
     check(checked.code == 0 and function.driver() == "nvme", f"--check: {checked}")
-    text = refusal(volume("fast", function))
+    text = refusal(volume("fast", function, mode="vfio"))
     check(f'bdev "fast": {function.address} belongs to nvme: ' in text and "driver_override" in text, text)
     WORLD.take("A1")
     WORLD.target.start(config(volume("fast", function)))
@@ -299,12 +280,6 @@ def bench_drives_a_disk():
     done = run(*words, "--bs", "512", succeed=False)
     check(done.code == 2, f"it ended with {done.code}")
     check('--bs 512 is not a multiple of the block size of "fast", 4096' in done.errors, done.errors)
-
-
-def written(configuration):
-    path = DIRECTORY / "checked.toml"
-    path.write_text(configuration.toml())
-    return path
 
 
 @suite.case

@@ -7,7 +7,7 @@ import re
 from disk import Disk
 from harness import Suite, check, kernel_lines, note, wait_until
 from host import SERVICE, Block, connect, nvme
-from target import Config, Reactor, binary
+from target import READY_TIMEOUT_S, Config, Reactor, binary
 
 DIRECTORY = pathlib.Path("/tmp/target")
 PCI = pathlib.Path("/sys/bus/pci")
@@ -183,3 +183,33 @@ def attach(name, *options):
     """Connects the kernel to a volume; returns it as a disk."""
     connect(nqn(name), *options)
     return Block(nqn(name), 1)
+
+
+def said_in_log(what):
+    """A line of the reactor's log, waited for."""
+    return wait_until(f"the log says {what!r}", lambda: [line for line in WORLD.target.logged() if what in line])
+
+
+def refusal(*bdevs, code=1, wrapper=()):
+    """Starts a reactor of its own, which must refuse that; returns what it said."""
+    other = Reactor(binary(), DIRECTORY / "other")
+    other.wrapper = list(wrapper)
+    other.config_file.parent.mkdir(exist_ok=True)
+    other.launch(config(*bdevs))
+    ended = other.process.wait(READY_TIMEOUT_S)
+    text = "\n".join(other.logged())
+    note(text)
+    check(ended == code, f"it ended with {ended}")
+    return text
+
+
+def spent():
+    """Seconds of processor time that the reactor has used."""
+    fields = pathlib.Path(f"/proc/{WORLD.target.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def written(configuration):
+    path = DIRECTORY / "checked.toml"
+    path.write_text(configuration.toml())
+    return path

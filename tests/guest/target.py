@@ -69,6 +69,8 @@ class Reactor:
 
     def __init__(self, binary, directory):
         self.binary = binary
+        # Ahead of the command, to run it as somebody else.
+        self.wrapper = []
         self.config_file = directory / "poll.toml"
         self.log = directory / "reactor.log"
         self.log_start = 0
@@ -95,7 +97,7 @@ class Reactor:
         with open(self.log, "ab") as log:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
-                [self.binary, "--config", self.config_file],
+                [*self.wrapper, self.binary, "--config", self.config_file],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
