@@ -330,7 +330,8 @@ impl Server {
         Ok(self)
     }
 
-    /// Adds a namespace of an NVMe disk, as its mode says: by VFIO, or by way of the kernel. A disk by VFIO is shut down when the server is closed.
+    /// Adds a namespace of an NVMe disk, as its mode says: by VFIO, or by way of the kernel's driver. A disk by VFIO is shut down when the
+    /// server is closed.
     ///
     /// # Errors
     /// If it cannot be had, with the remedy where there is one, or the name is taken; or the server was started.

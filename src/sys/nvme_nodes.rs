@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   /sys/class/nvme/nvme0/nvme0n1      a namespace that one controller leads to: /dev/nvme0n1 and /dev/ng0n1
-//!   /sys/class/nvme/nvme2/nvme1c2n3    the path of controller 2 to a namespace of subsystem 1, whose head is /dev/nvme1n3 and /dev/ng1n3;
-//!                                      the path itself has no device
+//!   /sys/class/nvme/nvme2/nvme1c2n3    the path of controller 2 to a namespace of subsystem 1: its head is /dev/nvme1n3 and
+//!                                      /dev/ng1n3, the path itself has no device
 //! ```
 //! For control threads: it reads files.
 

@@ -1,7 +1,7 @@
 //! NVMe commands by way of the kernel's driver: the character device of a namespace (`/dev/ngXnY`) and a ring of its own for it.
 //!
-//! The kernel wants submission entries of 128 bytes and completion entries of 32 for them, which the ring of a reactor does not have. The
-//! calling thread alone uses a ring; the kernel tells it nothing while it polls, and rings its doorbell while it sleeps.
+//! The kernel wants submission entries of 128 bytes and completion entries of 32 for them, which the ring of a reactor does not
+//! have. The calling thread alone uses a ring; the kernel tells it nothing while it polls, and rings its doorbell while it sleeps.
 #![expect(unsafe_code, reason = "submission entries and ioctl structures hold addresses")]
 
 use std::fs::File;
@@ -127,8 +127,8 @@ pub struct Counters {
 
 /// A queue that takes NVMe commands for one namespace. What it takes stays with it until the command has ended.
 pub trait CommandRing<T>: 'static {
-    /// Takes a command whose data, if it has any, is all of `data`: exactly as many bytes as the command moves. It goes to the kernel
-    /// with the next [`CommandRing::flush`].
+    /// Takes a command whose data, if it has any, is all of `data`: exactly as many bytes as the command moves. It goes to the
+    /// kernel with the next [`CommandRing::flush`].
     ///
     /// # Errors
     /// All of it, if as many commands are in flight as there may be.
@@ -265,8 +265,8 @@ impl<T: 'static> CommandRing<T> for NvmeRing<T> {
         bytes[..size_of::<Passed>()].copy_from_slice(Passed::new(command, place, self.timeout_ms).as_bytes());
         let fd = types::Fd(self.device.as_raw_fd());
         let entry = opcode::UringCmd80::new(fd, URING_CMD_IO).cmd(bytes).build().user_data(word);
-        // SAFETY: the buffer that the entry names is in the slot until its completion is reaped, and is leaked with the ring if that
-        // does not come; the kernel bounds what is moved by the length given here.
+        // SAFETY: the buffer that the entry names is in the slot until its completion is reaped, and is leaked with the ring if
+        // that does not come; the kernel bounds what is moved by the length given here.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         assert!(pushed.is_ok(), "there are as many entries as slots");
         self.queued += 1;
@@ -356,8 +356,9 @@ impl<T> Drop for NvmeRing<T> {
     }
 }
 
-/// Reads the first block of a namespace, of `block_size` bytes and at most 4096, by a ring made for this: whether commands can be passed to
-/// its controller by this process. Blocks as long as the controller takes, but the kernel's driver bounds that by `timeout`.
+/// Reads the first block of a namespace, of `block_size` bytes and at most 4096, by a ring made for this: whether commands can be
+/// passed to its controller by this process. Blocks as long as the controller takes, but the kernel's driver bounds that by
+/// `timeout`.
 ///
 /// # Errors
 /// What io_uring says: EACCES without the right to this command, EOPNOTSUPP, EINVAL or ENOTTY of a kernel that cannot.
@@ -405,8 +406,8 @@ pub fn identify(device: &File, cns: u8, nsid: u32, csi: u8) -> io::Result<Box<[u
     let mut command = Command { opcode: IDENTIFY, nsid, ..Command::default() };
     (command.cdw10[0], command.cdw10[1]) = (u32::from(cns), u32::from(csi) << 24);
     let mut passed = Passed::new(&command, (bytes.as_mut_ptr() as u64, IDENTIFY_LEN as u32), 0);
-    // SAFETY: a structure of the size that the number says, and memory that is valid for writes of the length in it; the kernel has let go
-    // of both when it returns.
+    // SAFETY: a structure of the size that the number says, and memory that is valid for writes of the length in it; the kernel has
+    // let go of both when it returns.
     match unsafe { libc::ioctl(device.as_raw_fd(), IOCTL_ADMIN_CMD, &raw mut passed) } {
         0 => Ok(bytes),
         status if status > 0 => Err(io::Error::other(format!("Identify {cns:#04x}: status {status:#x}"))),

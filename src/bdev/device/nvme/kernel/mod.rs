@@ -4,13 +4,15 @@
 //!  NvmeChannel -> Passthrough::submit -> its ring: one entry        (end of the turn) one call for all of them
 //!  NvmeChannel <- Passthrough::poll <--- its ring                   only a call brings them, and a flag in memory says when
 //! ```
-//! - The same channel as by VFIO, so the same commands, the same meaning of their statuses, the same helpers. Two things differ. Nothing is
-//!   fused, which the kernel does not pass on: compare and write is done by a helper. And one command has one buffer: data in several
-//!   goes through a bounce buffer.
-//! - *Time-outs and resets* are the kernel's: it aborts a command after the volume's time limit, and resets the controller if that does not
-//!   help. It repeats no command that was passed through, so that those which it ended unanswered are given to it again from here.
+//! - The same channel as by VFIO, so the same commands, the same meaning of their statuses, the same helpers. Two things differ.
+//!   Nothing is fused, which the kernel does not pass on: compare and write is done by a helper. And one command has one buffer:
+//!   data in several goes through a bounce buffer.
+//! - *Time-outs and resets* are the kernel's: it aborts a command after the volume's time limit, and resets the controller if that
+//!   does not help. It repeats no command that was passed through, so that those which it ended unanswered are given to it again
+//!   from here.
 //! - *Copies*: none; the kernel pins the pages of each command's data.
-//! - *Use*: the namespace's block device is claimed while it is a volume, so that nobody mounts it, where there is a right to do so.
+//! - *Use*: the namespace's block device is claimed while it is a volume, so that nobody mounts it, where there is a right to do
+//!   so.
 
 mod open;
 mod queue;

@@ -1,4 +1,5 @@
-//! Opening a namespace that the kernel's driver has: by its character device if this process may pass commands through, else its block device.
+//! Opening a namespace that the kernel's driver has: by its character device if this process may pass commands through, else its
+//! block device.
 //!
 //! For control threads: it waits for the kernel and the controller.
 
