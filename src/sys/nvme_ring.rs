@@ -242,11 +242,13 @@ impl<T> NvmeRing<T> {
         self.queued = self.ring.submission().len() as u32;
     }
 
-    /// Whether the kernel has something that only a call brings.
+    /// Whether the kernel has something that only a call brings. It may say so and have nothing: it queues work, and then raises the flag,
+    /// which lowers itself only when there is work to be done. With nothing in flight it has nothing.
     #[inline]
     fn needs_call(&mut self) -> bool {
+        let in_flight = self.free.len() < self.slots.len();
         let queue = self.ring.submission();
-        queue.taskrun() || queue.cq_overflow()
+        in_flight && (queue.taskrun() || queue.cq_overflow())
     }
 }
 
@@ -311,7 +313,11 @@ impl<T: 'static> CommandRing<T> for NvmeRing<T> {
         self.ring.completion().enable_eventfd();
         // The kernel stores what ended and then looks at the flag; this side the other way round.
         fence(Ordering::SeqCst);
-        let nothing = self.queued == 0 && !self.needs_call() && self.ring.completion().is_empty();
+        if self.needs_call() {
+            // If this brings nothing, nothing was there, and what is queued next rings.
+            self.enter(0, None);
+        }
+        let nothing = self.queued == 0 && self.ring.completion().is_empty();
         if !nothing {
             self.disarm();
         }
