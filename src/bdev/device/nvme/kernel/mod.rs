@@ -31,14 +31,15 @@ use super::traits;
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError};
 use crate::nvme::io::Geometry;
 use crate::reactor::Reactor;
+use crate::reactor::io::Io;
 use crate::sys::nvme_ring::{CommandRing, NvmeRing};
 pub(super) use open::{KernelVolume, Opening, open};
-pub use queue::{Passthrough, Started};
+pub use queue::Passthrough;
 
 /// Where the rings of a namespace come from.
 pub trait Rings: Send + Sync + 'static {
     /// The ring of one reactor.
-    type Ring: CommandRing<Started>;
+    type Ring: CommandRing<Io>;
 
     /// A ring for the calling thread, which is the reactor's.
     ///
@@ -64,9 +65,9 @@ pub struct Generic {
 }
 
 impl Rings for Generic {
-    type Ring = NvmeRing<Started>;
+    type Ring = NvmeRing<Io>;
 
-    fn ring(&self, reactor: &Reactor) -> io::Result<NvmeRing<Started>> {
+    fn ring(&self, reactor: &Reactor) -> io::Result<NvmeRing<Io>> {
         NvmeRing::new(&self.device, self.depth, self.timeout, reactor.doorbell())
     }
 }
@@ -104,7 +105,7 @@ impl<R: Rings> BlockDevice for Passed<R> {
             .rings
             .ring(reactor)
             .map_err(|error| DeviceError::Io { what: what("a ring for its NVMe commands"), error })?;
-        let queue = Passthrough::new(reactor, ring, self.timeout)
+        let queue = Passthrough::new(reactor, ring)
             .ok_or_else(|| DeviceError::Refused(what("no DMA memory left for its commands: raise [memory] size")))?;
         // As by VFIO, what is older than that is not given out again.
         let patience_ns = 2 * self.timeout.as_nanos() as u64;

@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::task::Poll;
-use std::time::Duration;
 
 use hugepages::Buf;
 use zerocopy::IntoBytes;
@@ -17,22 +16,6 @@ use crate::reactor::io::{Io, IoList, IoOp, IoStatus, Segment, Segments};
 use crate::reactor::{Activity, Deferred, Poller, PollerId, Reactor};
 use crate::sys::nvme_ring::{Answer, Command, CommandRing, Ended};
 
-/// An I/O whose command was given to the kernel; its one buffer is with the ring.
-#[derive(Debug)]
-pub struct Started {
-    io: Io,
-    /// When, in nanoseconds of the clock.
-    since: u64,
-}
-
-#[cfg(test)]
-impl Started {
-    /// The I/O, without its data.
-    pub(super) fn io(&self) -> &Io {
-        &self.io
-    }
-}
-
 /// See the module's head.
 pub struct Passthrough<R: Rings> {
     me: Weak<Self>,
@@ -43,8 +26,7 @@ pub struct Passthrough<R: Rings> {
     waiting: IoList,
     /// Memory for the ranges of Dataset Management, which only the helpers send.
     ranges: RefCell<Vec<Buf>>,
-    ended: RefCell<Vec<Ended<Started>>>,
-    timeout_ns: u64,
+    ended: RefCell<Vec<Ended<Io>>>,
     /// What was started goes to the kernel at the end of this turn.
     asked: Cell<bool>,
     poller: Cell<Option<PollerId>>,
@@ -53,8 +35,8 @@ pub struct Passthrough<R: Rings> {
 }
 
 impl<R: Rings> Passthrough<R> {
-    /// `timeout`: when the kernel's driver aborts a command. `None`: no DMA memory.
-    pub(super) fn new(reactor: &Rc<Reactor>, ring: R::Ring, timeout: Duration) -> Option<Rc<Self>> {
+    /// `None`: no DMA memory.
+    pub(super) fn new(reactor: &Rc<Reactor>, ring: R::Ring) -> Option<Rc<Self>> {
         let range = || reactor.pool().alloc(size_of::<DsmRange>());
         let ranges = (0..PLAIN_HELPERS).map(|_| range()).collect::<Option<Vec<Buf>>>()?;
         Some(Rc::new_cyclic(|me: &Weak<Self>| Passthrough {
@@ -65,7 +47,6 @@ impl<R: Rings> Passthrough<R> {
             waiting: IoList::default(),
             ranges: RefCell::new(ranges),
             ended: RefCell::default(),
-            timeout_ns: timeout.as_nanos() as u64,
             asked: Cell::new(false),
             poller: Cell::new(None),
             told: Cell::new(0),
@@ -91,15 +72,14 @@ impl<R: Rings> Passthrough<R> {
         let moved = if io.op == IoOp::Unmap { None } else { data.as_ref().map(|data| data.len() as u64) };
         // The controller moves as much as the command says, whatever memory it is given.
         assert!(moved.is_none_or(|moved| moved == io.len), "{moved:?} bytes for {io:?}");
-        let started = Started { io, since: self.reactor.clock().now() };
-        match self.ring.borrow_mut().start(&command(&sqe), data, started) {
+        match self.ring.borrow_mut().start(&command(&sqe), data, io) {
             Ok(()) => {
                 self.ask();
                 Ok(())
             }
-            Err((data, mut started)) => {
-                self.put_back(&mut started.io, data);
-                Err(started.io)
+            Err((data, mut io)) => {
+                self.put_back(&mut io, data);
+                Err(io)
             }
         }
     }
@@ -147,14 +127,10 @@ impl<R: Rings> Passthrough<R> {
     }
 
     #[inline]
-    fn take(&self, namespace: &Namespace<ByKernel<R>>, ended: Ended<Started>) {
-        let Ended { carried: Started { mut io, since }, data, answer } = ended;
+    fn take(&self, namespace: &Namespace<ByKernel<R>>, ended: Ended<Io>) {
+        let Ended { carried: mut io, data, answer } = ended;
         self.put_back(&mut io, data);
-        if answer == Answer::Status(0) {
-            return namespace.answered(io, Status::SUCCESS);
-        }
-        let late = self.reactor.clock().now().saturating_sub(since) >= self.timeout_ns;
-        match meaning(answer, late) {
+        match meaning(answer) {
             Ok(status) => namespace.answered(io, status),
             Err(status) => namespace.ended(io, status),
         }
@@ -162,14 +138,10 @@ impl<R: Rings> Passthrough<R> {
 }
 
 /// What an answer means: a status of the controller, or one that stands for what the kernel says. `Err`: the end of it.
-fn meaning(answer: Answer, late: bool) -> Result<Status, IoStatus> {
+#[inline]
+fn meaning(answer: Answer) -> Result<Status, IoStatus> {
     match answer {
-        Answer::Status(bits) => {
-            let status = Status(bits);
-            // The kernel has aborted it for its age: not once more.
-            let aborted = late && status.code() == StatusCode::ABORT_REQUESTED;
-            Ok(if aborted { status.code().dnr() } else { status })
-        }
+        Answer::Status(bits) => Ok(Status(bits)),
         // Ended unanswered: the kernel has reset the controller.
         Answer::Errno(libc::EINTR) => Ok(StatusCode::ABORTED_BY_HOST.retry()),
         // It had no memory or no room for it.
@@ -278,7 +250,7 @@ mod tests {
 
     #[test]
     fn an_errno_means_what_a_status_would() {
-        let errno = |errno| meaning(Answer::Errno(errno), false);
+        let errno = |errno| meaning(Answer::Errno(errno));
         assert_eq!(errno(libc::ENODEV), Err(IoStatus::Gone));
         assert_eq!(errno(libc::EIO), Err(IoStatus::DeviceError));
         assert_eq!(errno(libc::EACCES), Err(IoStatus::Unsupported));
@@ -286,10 +258,7 @@ mod tests {
             let status = errno(passing).expect("it may be tried again");
             assert!(super::super::super::retry::is_passing(status), "{passing}");
         }
-        let aborted = Answer::Status(StatusCode::ABORT_REQUESTED.0);
-        assert_eq!(meaning(aborted, false), Ok(StatusCode::ABORT_REQUESTED.retry()));
-        assert_eq!(meaning(aborted, true), Ok(StatusCode::ABORT_REQUESTED.dnr()));
-        assert_eq!(meaning(Answer::Status(0x4281), true), Ok(Status(0x4281)));
+        assert_eq!(meaning(Answer::Status(0x4281)), Ok(Status(0x4281)));
     }
 
     #[test]

@@ -96,13 +96,13 @@ impl Rings for Arc<Disk> {
 /// Carries out what was handed over, half of it with each look.
 struct StandIn {
     disk: Arc<Disk>,
-    queued: Vec<(Command, Option<Buf>, Started)>,
-    gone: VecDeque<(Command, Option<Buf>, Started)>,
+    queued: Vec<(Command, Option<Buf>, Io)>,
+    gone: VecDeque<(Command, Option<Buf>, Io)>,
     counters: Counters,
 }
 
-impl CommandRing<Started> for StandIn {
-    fn start(&mut self, command: &Command, data: Option<Buf>, carried: Started) -> Result<(), (Option<Buf>, Started)> {
+impl CommandRing<Io> for StandIn {
+    fn start(&mut self, command: &Command, data: Option<Buf>, carried: Io) -> Result<(), (Option<Buf>, Io)> {
         if self.in_flight() == self.disk.depth {
             return Err((data, carried));
         }
@@ -116,12 +116,12 @@ impl CommandRing<Started> for StandIn {
         self.gone.extend(self.queued.drain(..));
     }
 
-    fn reap(&mut self, ended: &mut Vec<Ended<Started>>) {
+    fn reap(&mut self, ended: &mut Vec<Ended<Io>>) {
         for round in 0..self.gone.len().div_ceil(2) {
             // From both ends: the last may be the first.
             let next = if round % 2 == 0 { self.gone.pop_back() } else { self.gone.pop_front() };
             let Some((command, mut data, carried)) = next else { return };
-            assert_eq!(carried.io().data.count(), 0, "the data is with the ring");
+            assert_eq!(carried.data.count(), 0, "the data is with the ring");
             let answer = self.disk.carry_out(&command, &mut data);
             ended.push(Ended { carried, data, answer });
         }
