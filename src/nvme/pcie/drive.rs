@@ -22,11 +22,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::Quiet;
-use super::controller::{Controller, ControllerOptions, NamespaceInfo, QueueSeed};
+use super::controller::{Controller, ControllerEvent, ControllerOptions, NamespaceInfo, QueueSeed};
 use super::error::ControllerError;
 use super::port::Port;
 use super::queue::{Late, QueuePair, Tenant};
@@ -63,6 +63,8 @@ pub struct Drive<P: Port, T: Tenant> {
     namespaces: Vec<NamespaceInfo>,
     resets: AtomicU64,
     aborts: AtomicU64,
+    /// Who is told what the controller tells.
+    listener: OnceLock<Listener>,
     /// Of queues by this way with these tenants, which live on the reactors.
     queues: PhantomData<fn(P, T)>,
 }
@@ -75,6 +77,9 @@ pub struct DriveOptions {
     /// How long an I/O may take before it is aborted, in nanoseconds.
     pub timeout_ns: u64,
 }
+
+/// Called on the home reactor: it may not block.
+type Listener = Box<dyn Fn(ControllerEvent) + Send + Sync>;
 
 /// How often a drive has had to be helped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,6 +164,7 @@ impl<P: Port, T: Tenant> Drive<P, T> {
             namespaces: controller.namespaces(),
             resets: AtomicU64::new(0),
             aborts: AtomicU64::new(0),
+            listener: OnceLock::new(),
             queues: PhantomData,
         });
         let keeper =
@@ -170,6 +176,7 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         }
         // Not before: a reset would not reach queues that are not there yet.
         keeper.start(home);
+        keeper.listen(home);
         Ok(drive)
     }
 
@@ -213,7 +220,13 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         String::from_utf8_lossy(&self.identity.sn).trim().to_owned()
     }
 
-    /// Its active namespaces.
+    /// Has somebody told what the controller tells by itself, on the home reactor, where nothing may block. The first one stays it.
+    pub fn listen(&self, listener: impl Fn(ControllerEvent) + Send + Sync + 'static) {
+        // Another would have been told of half of what there is.
+        let _ = self.listener.set(Box::new(listener));
+    }
+
+    /// The namespaces that were active when it was opened.
     pub fn namespaces(&self) -> &[NamespaceInfo] {
         &self.namespaces
     }
@@ -279,6 +292,12 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         }
     }
 
+    fn tell(&self, event: ControllerEvent) {
+        if let Some(listener) = self.listener.get() {
+            listener(event);
+        }
+    }
+
     fn enter(&self, life: Life) {
         self.life.store(life as u8, Ordering::Release);
     }
@@ -314,6 +333,30 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
                 let status = keeper.controller.look();
                 if let Err(error) = status {
                     keeper.reset(&here, &error.to_string()).await;
+                }
+            }
+        });
+    }
+
+    /// Hears what the controller tells by itself.
+    fn listen(self: &Rc<Self>, home: &Rc<Reactor>) {
+        let (keeper, here) = (Rc::downgrade(self), home.clone());
+        home.spawn("nvme events", async move {
+            while let Some(keeper) = keeper.upgrade() {
+                match keeper.controller.next_event().await {
+                    Ok(event) => {
+                        keeper.drive.tell(event);
+                    }
+                    Err(ControllerError::Refused { status, .. }) => {
+                        tracing::info!("NVMe controller {}: no events: {status:?}", keeper.drive.serial());
+                        return;
+                    }
+                    // It is being reset, or the end has come.
+                    Err(_) if matches!(keeper.drive.life(), Life::Failed | Life::Ended) => return,
+                    Err(_) => {
+                        drop(keeper);
+                        here.sleep(NVME_WATCH_NS).await;
+                    }
                 }
             }
         });
@@ -391,6 +434,8 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
             Ok(quiet) => {
                 drive.enter(Life::Live);
                 self.everywhere(home, move |queue| queue.restart(&quiet, crashed)).await;
+                // It may have changed meanwhile, which it does not tell any more.
+                drive.tell(ControllerEvent::Namespaces(self.controller.namespaces()));
             }
             Err(Failure::Down(error) | Failure::Final(error)) => {
                 drive.enter(Life::Failed);

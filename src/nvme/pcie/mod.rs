@@ -28,7 +28,7 @@ mod queue;
 mod tests;
 mod vfio;
 
-pub use controller::{Controller, ControllerOptions, NamespaceInfo, QueueSeed};
+pub use controller::{Controller, ControllerEvent, ControllerOptions, NamespaceInfo, QueueSeed};
 pub use drive::{Drive, DriveCounters, DriveOptions, Life};
 pub use error::ControllerError;
 pub use port::{Force, Held, Port};

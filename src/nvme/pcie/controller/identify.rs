@@ -115,6 +115,7 @@ impl<P: Port> Controller<P> {
                 return Err(ControllerError::Unfit(format!("namespace {nsid} has changed with the reset: {what}")));
             }
         }
+        *self.namespaces.borrow_mut() = now;
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 //! ```
 //! A step that takes longer than its limit, a fatal status, and registers that read as ones end the attempt with the reason.
 
+mod events;
 mod identify;
 mod queues;
 
@@ -34,6 +35,7 @@ use crate::nvme::spec::{
 };
 use crate::reactor::Reactor;
 use crate::sys::mmio::Registers;
+pub use events::ControllerEvent;
 pub use identify::NamespaceInfo;
 
 /// Nanoseconds of a millisecond.
@@ -164,6 +166,7 @@ impl<P: Port> Controller<P> {
         self.enable(&quiet).await?;
         self.identify_controller().await?;
         self.share_doorbells().await?;
+        self.ask_for_events().await?;
         self.identify_namespaces().await
     }
 

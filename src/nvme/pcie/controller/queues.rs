@@ -212,6 +212,7 @@ impl<P: Port> Controller<P> {
         if (before.sn, before.mn) != (now.sn, now.mn) {
             return Err(ControllerError::Unfit("another controller is in its place".to_owned()));
         }
+        self.ask_for_events().await?;
         self.compare_namespaces().await?;
         // Those of before, whose places the queues know. The controller must not find the values of queues that are no more.
         let shadows = self.shadows.borrow().clone();

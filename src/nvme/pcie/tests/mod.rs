@@ -4,6 +4,7 @@
 mod admin;
 mod bring_up;
 mod end;
+mod events;
 mod interrupt;
 mod late;
 mod random;

@@ -124,7 +124,7 @@ fn begin(rig: &Rig, seed: u64) -> (Vec<Part>, Rc<RefCell<usize>>) {
 fn opened(seed: u64, write_cache: bool) -> Rig {
     let controller = FakeOptions {
         // With interrupts, and without.
-        vectors: if seed % 2 == 0 { 65 } else { 1 },
+        vectors: if seed.is_multiple_of(2) { 65 } else { 1 },
         io_ns: (5_000, 200_000),
         seed,
         shadow_doorbells: seed.is_multiple_of(2),
