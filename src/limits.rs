@@ -147,6 +147,9 @@ pub const NVME_READY_MS_MAX: u64 = 300_000;
 /// How long a reset of an NVMe controller's function may take, in nanoseconds, or taking its memory away: the kernel waits up to 60 s for
 /// a function that does not answer, and most take a tenth of a second.
 pub const NVME_FORCE_NS: u64 = 65_000_000_000;
+/// How long an NVMe controller may take to format a namespace, in nanoseconds: what nvme-cli allows, and more than disks that are known need to
+/// erase all they have.
+pub const NVME_FORMAT_NS: u64 = 600_000_000_000;
 
 /// How long an NVMe controller may take to shut down if it does not say so, and at most, in milliseconds.
 pub const NVME_SHUTDOWN_MS: u64 = 10_000;
@@ -176,3 +179,12 @@ pub const NVME_RESETS_NS: u64 = 60_000_000_000;
 
 /// How often the status of an NVMe controller is looked at, in nanoseconds: one read over the bus, which takes a microsecond.
 pub const NVME_WATCH_NS: u64 = 1_000_000_000;
+
+/// Bytes of a request on the control socket, its line feed included: many times what any has.
+pub const CONTROL_LINE_MAX: usize = 64 << 10;
+
+/// Connections to the control socket at a time: people and their scripts. Each costs a thread.
+pub const CONTROL_CONNECTIONS_MAX: usize = 16;
+
+/// How long a connection to the control socket may say nothing, in seconds, before its place is for others.
+pub const CONTROL_SILENCE_S: u64 = 60;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use reactor::control::cli::{self, Command};
-use reactor::control::{bench, log, serve, ublk_command};
+use reactor::control::{bench, log, nvme_command, serve, ublk_command};
 
 fn main() -> ExitCode {
     let command = cli::parse();
@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     let code = match &command {
         Command::Serve(options) => serve::run(options),
         Command::Bench(options) => bench::run(options),
+        Command::Nvme(options) => nvme_command::run(options),
         Command::Ublk(options) => ublk_command::run(options),
     };
     log::flush();

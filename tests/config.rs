@@ -310,6 +310,20 @@ fn a_larger_volume_grows_with_the_layers_on_it() {
 }
 
 #[test]
+fn the_control_socket_is_where_the_file_says_until_a_restart() {
+    let with = |socket: &str| config(&format!("[control]\nsocket = \"{socket}\"\n{BASE}"));
+    assert_eq!(config(BASE).socket, None);
+    assert_eq!(with("control.sock").socket, Some(PathBuf::from("/srv/control.sock")));
+    assert_eq!(with("/run/control.sock").socket, Some(PathBuf::from("/run/control.sock")));
+    let result = diff(&with("/run/control.sock"), &config(BASE));
+    assert_eq!(said(&result.changes), ["poll.toml: control.socket stays /run/control.sock until a restart"]);
+    assert_eq!(result.running.socket, Some(PathBuf::from("/run/control.sock")));
+    let long = format!("[control]\nsocket = \"/run/{}\"\n{BASE}", "x".repeat(103));
+    let errors = parse(&Source::new("poll.toml", "/srv", long), &machine()).unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+}
+
+#[test]
 fn what_cannot_change_is_named_and_left() {
     let new = format!(
         "reactor = {{ cores = [1], idle = \"poll\" }}\nmemory = {{ size = \"64MiB\", hugepages = \"off\" }}\n{BASE}"

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use super::config::{parse_core_list, parse_size};
+use super::nvme_command::job::{Erase, Format, Job, LogPage};
 use crate::limits::{REACTORS_MAX, TRANSFER_MAX};
 use crate::nvme::spec::check_nqn;
 use crate::ublk::Wanted;
@@ -20,6 +21,8 @@ pub enum Command {
     Bench(BenchOptions),
     /// Look after local block devices.
     Ublk(UblkOptions),
+    /// Look after NVMe disks.
+    Nvme(NvmeOptions),
 }
 
 /// `reactor --config FILE [--check]`.
@@ -45,6 +48,46 @@ pub enum UblkOptions {
         device: Wanted,
         /// Also one that is in use.
         force: bool,
+    },
+}
+
+/// `reactor nvme`. A device is named by its PCI address, its serial number, what the kernel calls it (`nvme0`, `/dev/nvme0n1`), or by the name of
+/// a volume that a server has made of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NvmeOptions {
+    /// `list`: what there is.
+    List {
+        /// One JSON object instead of a table.
+        json: bool,
+    },
+    /// `bind`: from the kernel's driver to VFIO.
+    Bind {
+        /// Which.
+        device: String,
+        /// Also one that is in use.
+        force: bool,
+        /// One JSON object instead of text.
+        json: bool,
+    },
+    /// `unbind`: back to the kernel's driver.
+    Unbind {
+        /// Which.
+        device: String,
+        /// Also one whose volumes are in use.
+        force: bool,
+        /// One JSON object instead of text.
+        json: bool,
+    },
+    /// `identify`, `smart`, `log`, `format`, `reset`: commands to the controller.
+    Job {
+        /// Which.
+        device: String,
+        /// What is asked.
+        job: Job,
+        /// Also of a disk that is in use.
+        force: bool,
+        /// One JSON object instead of text.
+        json: bool,
     },
 }
 
@@ -134,7 +177,9 @@ pub enum Workload {
 /// Exit codes: 0 clean, 1 a failure at run time, 2 an error in the command line or the configuration.
 #[derive(Parser)]
 #[command(name = "reactor", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(override_usage = "reactor --config FILE [--check]\n       reactor bench --help\n       reactor ublk --help")]
+#[command(
+    override_usage = "reactor --config FILE [--check]\n       reactor bench --help\n       reactor ublk --help\n       reactor nvme --help"
+)]
 struct Cli {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE", required = true)]
@@ -150,6 +195,7 @@ struct Cli {
 enum CliCommand {
     Bench(BenchArgs),
     Ublk(UblkArgs),
+    Nvme(NvmeArgs),
 }
 
 /// Show the local block devices of this machine that reactors have made, and delete those whose server is gone
@@ -179,6 +225,105 @@ enum UblkCommand {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// Look after the NVMe disks of this machine: who has them, what they say, and which driver they are bound to
+///
+/// DEVICE is a PCI address, a serial number, nvme0 or /dev/nvme0n1, or the name of a volume that a running reactor has made of the
+/// disk.
+#[derive(Args)]
+#[command(subcommand_required = true, arg_required_else_help = false)]
+struct NvmeArgs {
+    #[command(subcommand)]
+    command: NvmeCommand,
+}
+
+#[derive(Subcommand)]
+enum NvmeCommand {
+    /// Show the disks: driver, IOMMU group, namespaces, and who uses them; needs no rights
+    List {
+        /// Print one JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a disk from the kernel's driver and give it to VFIO, unless somebody uses it
+    Bind {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Give a disk back to the kernel's driver
+    Unbind {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Show what a controller and its namespaces say of themselves
+    Identify {
+        #[command(flatten)]
+        which: Seen,
+        /// Of this namespace alone
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=0xffff_fffd))]
+        nsid: Option<u32>,
+    },
+    /// Show the health of a disk
+    Smart {
+        #[command(flatten)]
+        which: Seen,
+    },
+    /// Show a log page
+    Log {
+        #[command(flatten)]
+        which: Seen,
+        /// Which one
+        #[arg(value_name = "PAGE", value_enum)]
+        page: LogPage,
+    },
+    /// Format a namespace: all that it holds is lost
+    Format {
+        #[command(flatten)]
+        which: Which,
+        /// Which namespace [default: the only one]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=0xffff_fffd))]
+        nsid: Option<u32>,
+        /// Index of the LBA format, as identify shows them [default: the one in use]
+        #[arg(long, value_name = "INDEX", value_parser = clap::value_parser!(u8).range(0..=63), conflicts_with = "block_size")]
+        lbaf: Option<u8>,
+        /// Bytes of a block, without metadata: 512 or 4096
+        #[arg(long, value_name = "BYTES")]
+        block_size: Option<u32>,
+        /// What is erased beyond that
+        #[arg(long, value_enum, default_value_t)]
+        erase: Erase,
+    },
+    /// Reset a controller; a running reactor gives it again what was in flight
+    Reset {
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+/// A device that is looked at.
+#[derive(Args)]
+struct Seen {
+    /// PCI address, serial number, nvme0, /dev/nvme0n1, or name of a volume
+    #[arg(value_name = "DEVICE")]
+    device: String,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// A device that is changed.
+#[derive(Args)]
+struct Which {
+    /// PCI address, serial number, nvme0, /dev/nvme0n1, or name of a volume
+    #[arg(value_name = "DEVICE")]
+    device: String,
+    /// Also if it is in use: who uses it gets errors
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 /// Drive one volume of a configuration, or a remote namespace, and show rates and latencies
@@ -260,6 +405,21 @@ pub fn parse_from(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) 
             UblkCommand::List { json } => UblkOptions::List { json },
             UblkCommand::Delete { device, force } => UblkOptions::Delete { device, force },
         })),
+        Cli { command: Some(CliCommand::Nvme(nvme)), .. } => Ok(Command::Nvme(match nvme.command {
+            NvmeCommand::List { json } => NvmeOptions::List { json },
+            NvmeCommand::Bind { which: Which { device, force, json } } => NvmeOptions::Bind { device, force, json },
+            NvmeCommand::Unbind { which: Which { device, force, json } } => NvmeOptions::Unbind { device, force, json },
+            NvmeCommand::Identify { which, nsid } => which.job(Job::Identify { nsid }),
+            NvmeCommand::Smart { which } => which.job(Job::Smart),
+            NvmeCommand::Log { which, page } => which.job(Job::Log(page)),
+            NvmeCommand::Format { which: Which { device, force, json }, nsid, lbaf, block_size, erase } => {
+                let job = Job::Format(Format { nsid, lbaf, block_size, erase });
+                NvmeOptions::Job { device, job, force, json }
+            }
+            NvmeCommand::Reset { which: Which { device, force, json } } => {
+                NvmeOptions::Job { device, job: Job::Reset, force, json }
+            }
+        })),
         Cli { config: Some(config), check, command: None } => Ok(Command::Serve(ServeOptions { config, check })),
         Cli { config: None, .. } => Err(missing("--config FILE")),
     }
@@ -267,6 +427,12 @@ pub fn parse_from(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) 
 
 fn missing(what: &str) -> clap::Error {
     Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, format!("{what} is missing"))
+}
+
+impl Seen {
+    fn job(self, job: Job) -> NvmeOptions {
+        NvmeOptions::Job { device: self.device, job, force: false, json: self.json }
+    }
 }
 
 impl BenchArgs {
@@ -402,6 +568,32 @@ mod tests {
     }
 
     #[test]
+    fn looking_after_nvme_disks() {
+        assert_eq!(words("reactor nvme list --json").unwrap(), Command::Nvme(NvmeOptions::List { json: true }));
+        let device = "0000:01:00.0".to_owned();
+        let bind = Command::Nvme(NvmeOptions::Bind { device: device.clone(), force: true, json: false });
+        assert_eq!(words("reactor nvme bind 0000:01:00.0 --force").unwrap(), bind);
+        let unbind = Command::Nvme(NvmeOptions::Unbind { device, force: false, json: true });
+        assert_eq!(words("reactor nvme unbind --json 0000:01:00.0").unwrap(), unbind);
+        let job = |device: &str, job, force, json| {
+            Command::Nvme(NvmeOptions::Job { device: device.to_owned(), job, force, json })
+        };
+        let identify = job("S1", Job::Identify { nsid: Some(2) }, false, true);
+        assert_eq!(words("reactor nvme identify S1 --nsid 2 --json").unwrap(), identify);
+        assert_eq!(words("reactor nvme smart nvme0").unwrap(), job("nvme0", Job::Smart, false, false));
+        let log = job("nvme0", Job::Log(LogPage::Firmware), false, false);
+        assert_eq!(words("reactor nvme log nvme0 firmware").unwrap(), log);
+        let format = Format { nsid: Some(1), lbaf: None, block_size: Some(4096), erase: Erase::Crypto };
+        let line = "reactor nvme format disk0 --nsid 1 --block-size 4096 --erase crypto --force";
+        assert_eq!(words(line).unwrap(), job("disk0", Job::Format(format), true, false));
+        assert_eq!(
+            words("reactor nvme format disk0").unwrap(),
+            job("disk0", Job::Format(Format::default()), false, false)
+        );
+        assert_eq!(words("reactor nvme reset disk0 --force").unwrap(), job("disk0", Job::Reset, true, false));
+    }
+
+    #[test]
     fn bench_of_a_volume_has_defaults() {
         let expected = BenchOptions {
             target: BenchTarget::Bdev { config: "poll.toml".into(), name: "ram0".to_owned() },
@@ -518,6 +710,17 @@ mod tests {
             "reactor ublk delete /dev/sda",
             "reactor ublk delete disk0 disk1",
             "reactor --config a ublk list",
+            "reactor nvme",
+            "reactor nvme list disk0",
+            "reactor nvme bind",
+            "reactor nvme unbind a b",
+            "reactor nvme identify a --force",
+            "reactor nvme identify a --nsid 0",
+            "reactor nvme log a",
+            "reactor nvme log a smart",
+            "reactor nvme format a --lbaf 64",
+            "reactor nvme format a --lbaf 1 --block-size 512",
+            "reactor nvme format a --erase all",
         ] {
             let error = words(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}: {error}");
@@ -528,6 +731,8 @@ mod tests {
             "reactor bench --help",
             "reactor ublk --help",
             "reactor ublk delete --help",
+            "reactor nvme --help",
+            "reactor nvme bind --help",
         ] {
             assert_eq!(words(line).unwrap_err().exit_code(), 0, "{line}");
         }

@@ -1,10 +1,13 @@
 //! `reactor --config FILE`: starts everything, waits for signals, reloads, drains.
 
+mod nvme;
+
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc;
 
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -12,6 +15,8 @@ use signal_hook::iterator::Signals;
 
 use super::cli::ServeOptions;
 use super::config::{self, Change, Config, HostAccess, Hugepages, Idle, Machine, Style, Subsystem};
+use super::nvme_command::state::Files;
+use super::rpc::Socket;
 use super::shutdown;
 use super::ublk::LocalDisks;
 use super::volumes::Volumes;
@@ -20,6 +25,7 @@ use crate::bdev::registry::Claim;
 use crate::nvme::target::tcp::{Door, Export};
 use crate::reactor;
 use crate::reactor::start::Reactors;
+use crate::sys::pci::Pci;
 use crate::sys::{affinity, uring};
 
 /// A failure at run time.
@@ -71,7 +77,21 @@ struct Server {
     claims: BTreeMap<(String, u32), Claim>,
     /// As configured, and as bound.
     listening: Vec<(SocketAddr, SocketAddr)>,
-    signals: Signals,
+    /// Until they have a thread.
+    signals: Option<Signals>,
+    /// What this process says of the disks that it holds.
+    files: Files,
+    /// What is out of service for a while, because of a command to a disk.
+    out: Option<Config>,
+    /// A reload waits for the end of that.
+    reload_waits: bool,
+}
+
+/// What the main thread is told.
+enum Event {
+    Signal(i32),
+    /// Work that a connection to the control socket has for it, and waits for.
+    Errand(Box<dyn FnOnce(&mut Server) + Send>),
 }
 
 /// The DMA arena that a configuration asks for.
@@ -124,7 +144,19 @@ impl Server {
         }
         let disks = LocalDisks::new(Path::new(&config.file), reactors.remotes(), &config.reactor.cores);
         let (claims, listening) = (BTreeMap::new(), Vec::new());
-        let mut server = Server { config, volumes, reactors, door: None, disks, claims, listening, signals };
+        let mut server = Server {
+            config,
+            volumes,
+            reactors,
+            door: None,
+            disks,
+            claims,
+            listening,
+            signals: Some(signals),
+            files: Files::new(&Pci::new()),
+            out: None,
+            reload_waits: false,
+        };
         if let Err(why) = server.open_doors() {
             server.disks.close();
             server.volumes.close_disks();
@@ -189,7 +221,33 @@ impl Server {
         out.flush()
     }
 
+    /// Starts what tells the main thread of signals and errands.
+    fn listen(&mut self) -> Result<(mpsc::Receiver<Event>, Option<Socket>), String> {
+        let (sender, events) = mpsc::channel();
+        let socket = match &self.config.socket {
+            Some(path) => Some(Socket::listen(path, nvme::methods(sender.clone()))?),
+            None => None,
+        };
+        let mut signals = self.signals.take().ok_or("signals are watched already")?;
+        let forward = move || {
+            // Until the main thread has ended.
+            signals.forever().all(|signal| sender.send(Event::Signal(signal)).is_ok());
+        };
+        let started = std::thread::Builder::new().name("signals".to_owned()).spawn(forward);
+        started.map_err(|error| format!("cannot watch for signals: {error}"))?;
+        Ok((events, socket))
+    }
+
     fn serve(mut self, path: &Path, machine: &Machine) -> ExitCode {
+        let (events, socket) = match self.listen() {
+            Ok(listening) => listening,
+            Err(why) => {
+                eprintln!("reactor: {why}");
+                let _ = shutdown::run(self.door, self.disks, self.volumes, self.reactors);
+                return ExitCode::from(FAILED);
+            }
+        };
+        self.publish();
         // Nobody may be reading our output; that is no reason not to serve.
         if let Err(error) = self.announce() {
             tracing::warn!("the connect lines cannot be printed: {error}");
@@ -206,21 +264,24 @@ impl Server {
                     false
                 });
             }
-            // All that are pending: one left behind would only be seen with the next. A large arena takes a minute to map, and
-            // nobody who wants an end or a reload waits for that.
-            let pending: Vec<i32> =
-                if growing { self.signals.pending().collect() } else { self.signals.wait().collect() };
-            if pending.iter().any(|&signal| signal != SIGHUP && signal != SIGUSR1) {
-                break;
+            // A large arena takes a minute to map, and nobody who wants an end or a reload waits for that.
+            let event = if growing { events.try_recv().ok() } else { events.recv().ok() };
+            match event {
+                None if growing => continue,
+                Some(Event::Errand(errand)) => errand(&mut self),
+                Some(Event::Signal(SIGUSR1)) => watch::tell_counters(self.reactors.remotes()),
+                Some(Event::Signal(SIGHUP)) => self.reload_waits = true,
+                None | Some(Event::Signal(_)) => break,
             }
-            if pending.contains(&SIGUSR1) {
-                watch::tell_counters(self.reactors.remotes());
-            }
-            if pending.contains(&SIGHUP) {
+            if self.reload_waits && self.out.is_none() {
+                self.reload_waits = false;
                 self.reload(path, machine);
             }
+            self.publish();
         }
-        drop(watch);
+        // Whoever asks now is told that nobody is there.
+        drop((watch, events, socket));
+        self.files.publish(Vec::new());
         shutdown::run(self.door, self.disks, self.volumes, self.reactors)
     }
 

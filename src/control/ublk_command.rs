@@ -3,10 +3,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use unicode_width::UnicodeWidthStr;
-
 use super::cli::UblkOptions;
 use super::serve::FAILED;
+use super::table::{dash, lay_out, or_dash};
 use crate::ublk::{Deleted, Found, Survey};
 
 /// Runs the command and prints its result; the exit code of the process.
@@ -73,24 +72,11 @@ fn to_table(devices: &[Found]) -> String {
     }
     let head = ["DEVICE", "VOLUME", "STATE", "SERVER", "USED BY", "CONFIGURATION"].map(str::to_owned);
     let rows: Vec<[String; 6]> = std::iter::once(head).chain(devices.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].width()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            line += cell;
-            line.extend(std::iter::repeat_n(' ', width - cell.width() + 2));
-        }
-        text += line.trim_end();
-        text.push('\n');
-    }
-    text
+    lay_out(&rows)
 }
 
 /// A dash where nothing is known, or nobody is there.
 fn row(found: &Found) -> [String; 6] {
-    let dash = || "-".to_owned();
     let identity = found.identity.as_ref();
     let server = match (found.server, found.alive) {
         (Some(pid), true) => pid.to_string(),
@@ -102,7 +88,7 @@ fn row(found: &Found) -> [String; 6] {
         identity.map_or_else(dash, |identity| identity.volume().to_owned()),
         found.state_name().to_owned(),
         server,
-        if found.holders.is_empty() { dash() } else { found.holders.join(", ") },
+        or_dash(found.holders.clone()),
         identity.map_or_else(dash, |identity| identity.server().to_owned()),
     ]
 }

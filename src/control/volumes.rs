@@ -125,6 +125,22 @@ impl Volumes {
         })
     }
 
+    /// The NVMe disks that volumes are of.
+    pub fn nvme(&self) -> &nvme::Disks {
+        &self.nvme
+    }
+
+    /// The same, to visit one.
+    pub fn nvme_mut(&mut self) -> &mut nvme::Disks {
+        &mut self.nvme
+    }
+
+    /// Who uses a volume: doors, and layers above it.
+    pub fn holders(&self, name: &str) -> Vec<String> {
+        let found = self.registry.list().into_iter().find(|listing| listing.name == name);
+        found.into_iter().flat_map(|listing| listing.holders).map(|(holder, _)| holder).collect()
+    }
+
     /// The volume of that name, to look at.
     pub fn get(&self, name: &str) -> Option<Arc<dyn BlockDevice>> {
         self.registry.get(name).ok()

@@ -7,9 +7,11 @@
 pub mod affinity;
 pub mod descriptor;
 pub mod file;
+pub mod holders;
 pub mod limits;
 pub mod mapped;
 pub mod mmio;
+pub mod nvme_ioctl;
 pub mod nvme_nodes;
 pub mod nvme_ring;
 pub mod op;

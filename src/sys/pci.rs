@@ -10,12 +10,16 @@
 //!
 //! For control threads: taking a disk from its driver waits for the driver.
 
+mod disks;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+pub use disks::KernelNamespace;
 
 /// The driver that gives functions to user space.
 pub const VFIO_PCI: &str = "vfio-pci";
@@ -346,17 +350,24 @@ impl Pci {
 
     /// The processes that have an IOMMU group open, `process 812 (reactor)`, as far as they may be seen.
     pub fn holders(&self, group: u32) -> Vec<String> {
-        let node = PathBuf::from(format!("/dev/vfio/{group}"));
+        let named = |(process, command)| format!("process {process} ({command})");
+        self.holding(group).into_iter().map(named).collect()
+    }
+
+    /// The same, each as its number and the name of its program.
+    pub fn holding(&self, group: u32) -> Vec<(u32, String)> {
         let proc = self.root.join("proc");
-        let mut found = Vec::new();
-        for process in names(&proc).iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
-            let folder = proc.join(process);
-            let files = folder.join("fd");
-            if names(&files).iter().any(|fd| fs::read_link(files.join(fd)).is_ok_and(|to| to == node)) {
-                found.push(format!("process {process} ({})", text(&folder.join("comm")).unwrap_or_default()));
-            }
-        }
-        found
+        let processes = names(&proc).into_iter().filter_map(|name| name.parse().ok());
+        let held = processes.filter(|process| self.holds(*process, group) == Some(true));
+        held.map(|process| (process, text(&proc.join(format!("{process}/comm"))).unwrap_or_default())).collect()
+    }
+
+    /// Whether a process has an IOMMU group open; `None` if that may not be seen, or there is no such process.
+    pub fn holds(&self, process: u32, group: u32) -> Option<bool> {
+        let node = PathBuf::from(format!("/dev/vfio/{group}"));
+        let files = self.root.join(format!("proc/{process}/fd"));
+        let mut links = fs::read_dir(files).ok()?.flatten();
+        Some(links.any(|link| fs::read_link(link.path()).is_ok_and(|to| to == node)))
     }
 
     /// Gives a function to vfio-pci. The driver that has it lets go of the disk whoever uses it, so the caller has made sure that

@@ -16,6 +16,7 @@ use super::control::{self, Control, ControlError, SERVER_DIES_NS};
 use super::holders::{self, Use};
 use super::recovery::Mark;
 use super::wire::{DevInfo, DevState, Features};
+use crate::sys::holders::or_unseen;
 use crate::sys::predecessor;
 use crate::sys::tsc::monotonic_ns;
 
@@ -192,7 +193,7 @@ pub fn remove(kernel: &mut impl Kernel, info: &DevInfo, spare: bool) -> Result<R
     let id = info.dev_id;
     check_same(kernel, info)?;
     if spare && kernel.stop_if_free(id)? == Use::Held {
-        return Err(Kept::Held(holders::or_unseen(kernel.holders(id))));
+        return Err(Kept::Held(or_unseen(kernel.holders(id))));
     }
     // Who has the disk mounted is not seen any more once it is gone.
     let users = kernel.holders(id);

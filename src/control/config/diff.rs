@@ -297,7 +297,14 @@ fn settle(old: &Config, new: &Config) -> (Config, Vec<Change>) {
     leave_out_clashes(old, new, &mut bdevs, &mut refuse);
     let bdevs = bases_first(bdevs);
     let ublk = settle_ublk(old, new, &bdevs, &mut refuse);
-    let mut running = Config { reactor: old.reactor.clone(), memory: old.memory.clone(), bdevs, ublk, ..new.clone() };
+    let mut running = Config {
+        reactor: old.reactor.clone(),
+        memory: old.memory.clone(),
+        socket: old.socket.clone(),
+        bdevs,
+        ublk,
+        ..new.clone()
+    };
     if let Some(nvmf) = &mut running.nvmf {
         let open = |namespace: &Namespace| running.bdevs.iter().any(|bdev| bdev.name == namespace.bdev);
         nvmf.subsystems.iter_mut().for_each(|subsystem| subsystem.namespaces.retain(open));
@@ -316,6 +323,10 @@ fn settle_process(old: &Config, new: &Config, refuse: Refuse<'_>) {
     }
     if old.reactor.idle != new.reactor.idle {
         keep("reactor.idle", "as it is");
+    }
+    if old.socket != new.socket {
+        let stays = old.socket.as_ref().map_or_else(|| "out".to_owned(), |path| path.display().to_string());
+        keep("control.socket", &stays);
     }
     if old.memory.size != new.memory.size {
         keep("memory.size", &format_size(old.memory.size));

@@ -28,6 +28,8 @@ pub struct Config {
     pub nvmf: Option<NvmfConfig>,
     /// Every `[[ublk]]` in the order of the file, at most one for each of `bdevs`.
     pub ublk: Vec<UblkConfig>,
+    /// `[control]`: absolute path of the control socket; `None` has none.
+    pub socket: Option<PathBuf>,
 }
 
 impl Config {

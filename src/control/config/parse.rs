@@ -1,5 +1,7 @@
 //! The file as a whole, and its small tables. `bdev`, `nvmf` and `ublk` read theirs.
 
+use std::path::PathBuf;
+
 use toml::de::DeTable;
 
 use super::bdev::{self, BdevSpans};
@@ -28,14 +30,19 @@ const MEMORY: Key = Key::new("memory", "write memory = { size = \"256MiB\" }");
 const BDEV: Key = Key::new("bdev", "write [[bdev]] in double brackets, once for each");
 const NVMF: Key = Key::new("nvmf", "write nvmf = { listen = [\"127.0.0.1:4420\"] }");
 const UBLK: Key = Key::new("ublk", "write [[ublk]] in double brackets, once for each");
+const CONTROL: Key = Key::new("control", "write control = { socket = \"/run/reactor/control.sock\" }");
+const SOCKET: Key = Key::new("socket", "write socket = \"/run/reactor/control.sock\"");
+/// Of `[control]`, and not in this build.
+const METRICS: &str = "metrics";
 const CORES: Key = Key::new("cores", "write cores = [0] or cores = \"0-3\"");
 const IDLE: Key = Key::new("idle", "write idle = \"adaptive\"");
 const SIZE: Key = Key::new("size", "write size = \"256MiB\"");
 const HUGEPAGES: Key = Key::new("hugepages", "write hugepages = \"prefer\"");
 
 /// Tables of the format whose part is not compiled in, and what that part is.
-const NOT_IN_THIS_BUILD: [(&str, &str); 2] =
-    [("control", "the control socket and metrics"), ("iscsi", "the iSCSI door")];
+const NOT_IN_THIS_BUILD: [(&str, &str); 1] = [("iscsi", "the iSCSI door")];
+/// Bytes of the path of a socket, its end included (unix(7)).
+const SOCKET_PATH_MAX: usize = 108;
 
 /// Default of `memory.size`.
 const MEMORY_SIZE: u64 = 256 << 20;
@@ -57,20 +64,21 @@ pub fn parse(source: &Source, machine: &Machine) -> Result<Parsed, Vec<Diagnosti
     only_known_tables(&top);
     let reactor = read_reactor(&top, machine);
     let memory = read_memory(&top);
+    let socket = read_control(source, &top);
     let bdevs = bdev::read(source, &top, BDEV);
     let nvmf = nvmf::read(source, &top, NVMF, &bdevs, &warnings);
     // Without cores there is an error already, and any number will do.
     let reactors = reactor.as_ref().map_or(1, |reactor| reactor.cores.len());
     let ublk = ublk::read(source, &top, UBLK, &bdevs, reactors);
     let errors = messages.into_sorted();
-    match (reactor, memory, bdevs.resolved, nvmf, ublk) {
-        (Some(reactor), Some(memory), Some(resolved), Some(nvmf), Some(ublk)) if errors.is_empty() => {
+    match (reactor, memory, socket, bdevs.resolved, nvmf, ublk) {
+        (Some(reactor), Some(memory), Some(socket), Some(resolved), Some(nvmf), Some(ublk)) if errors.is_empty() => {
             if nvmf.is_none() && ublk.is_empty() {
                 let help = "add an [nvmf] table with a subsystem, or a [[ublk]] table";
                 warnings.warning(&(0..0), "no volume is exported", help);
             }
             let (bdevs, spans) = resolved.into_iter().unzip();
-            let config = Config { file: source.name().to_owned(), reactor, memory, bdevs, nvmf, ublk };
+            let config = Config { file: source.name().to_owned(), reactor, memory, bdevs, nvmf, ublk, socket };
             Ok(Parsed { config, warnings: warnings.into_sorted(), spans })
         }
         _ => Err(errors),
@@ -126,7 +134,7 @@ fn duplicate_help(source: &Source, span: &Span, name: &str) -> String {
 
 /// Refuses unknown tables, and those whose effect this build does not have.
 fn only_known_tables(top: &Table<'_>) {
-    let known = [REACTOR, MEMORY, BDEV, NVMF, UBLK];
+    let known = [REACTOR, MEMORY, CONTROL, BDEV, NVMF, UBLK];
     top.only_besides(&known, &NOT_IN_THIS_BUILD.map(|(name, _)| name));
     for (name, part) in NOT_IN_THIS_BUILD {
         if let Some(span) = top.key_span(name) {
@@ -211,6 +219,33 @@ fn read_cores(value: &Value<'_>, messages: &Messages, machine: &Machine) -> Opti
         return None;
     }
     Some(cores)
+}
+
+/// The path of the control socket, if there is to be one; `None` after a message.
+fn read_control(source: &Source, top: &Table<'_>) -> Option<Option<PathBuf>> {
+    let Some(value) = top.get(CONTROL) else {
+        return Some(None);
+    };
+    let table = value.table("[control]")?;
+    table.only_besides(&[SOCKET], &[METRICS]);
+    if let Some(span) = table.key_span(METRICS) {
+        let message = "metrics is not available in this build, which lacks them";
+        table.messages.error(span, message, "remove it");
+    }
+    let given = table.require(SOCKET)?.text()?;
+    let path = source.resolve(given.value);
+    let path = std::path::absolute(&path).unwrap_or(path);
+    if given.value.is_empty() || given.value.contains('\0') || given.value.ends_with('/') {
+        table.messages.error(&given.span, format!("\"{}\" names no socket", given.value), SOCKET.help);
+        return None;
+    }
+    if path.as_os_str().len() >= SOCKET_PATH_MAX {
+        let message =
+            format!("the path of a socket has at most {} bytes, not {}", SOCKET_PATH_MAX - 1, path.as_os_str().len());
+        table.messages.error(&given.span, message, SOCKET.help);
+        return None;
+    }
+    Some(Some(path))
 }
 
 /// `None` after a message.

@@ -18,6 +18,8 @@
 //! that can be done, its I/O never ends: its buffers would be written under their next owner. The drive is Failed then and says so, a close
 //! of it is an error, and what its queues hold is lost with them.
 
+mod commands;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -133,7 +135,7 @@ enum Failure {
 
 impl<P: Port, T: Tenant> Drive<P, T> {
     /// Brings a controller up on this reactor, its home, with a queue for each of `reactors`, the home first; the last ones go without if
-    /// the controller has fewer.
+    /// the controller has fewer. Without any it has its admin queue alone, for commands.
     ///
     /// # Errors
     /// Whatever keeps it from being used.

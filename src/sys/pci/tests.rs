@@ -249,6 +249,8 @@ fn a_group_that_a_process_holds_is_not_taken_from_it() {
     fake.link("proc/812/fd/9", "/dev/vfio/12");
     assert_eq!(fake.pci().holders(12), ["process 812 (reactor)"]);
     assert_eq!(fake.pci().holders(1), [""; 0]);
+    let holds = [(812, 12), (812, 13), (97, 12), (5, 12)].map(|(process, group)| fake.pci().holds(process, group));
+    assert_eq!(holds, [Some(true), Some(false), Some(false), None]);
     let error = fake.pci().unbind(&fake.disk()).unwrap_err();
     assert_eq!(error.to_string(), "0000:01:00.0 is held by process 812 (reactor)");
     assert_eq!(fake.driver().as_deref(), Some("vfio-pci"));
@@ -283,4 +285,48 @@ fn each_refusal_names_its_remedy() {
     let error = fake.pci().bind(&fake.disk()).unwrap_err().to_string();
     assert!(error.starts_with("no right to write /") && error.ends_with("driver_override: run as root"), "{error}");
     assert_eq!(fake.driver().as_deref(), Some("nvme"));
+}
+
+#[test]
+fn namespaces_are_those_of_the_controllers_disks() {
+    let fake = Fake::new();
+    let controller = "sys/bus/pci/devices/0000:01:00.0/nvme/nvme0";
+    // A disk of its own, a way to one of a subsystem, and what is none.
+    for name in ["nvme3n2", "nvme3c0n1", "ng3n2", "hwmon1"] {
+        fake.write(&format!("{controller}/{name}/x"), "");
+    }
+    for (disk, file, text) in [
+        ("nvme3n1", "nsid", "1"),
+        ("nvme3n1", "size", "131072"),
+        ("nvme3n1", "queue/logical_block_size", "4096"),
+        ("nvme3n1", "queue/zoned", "host-managed"),
+        ("nvme3n2", "nsid", "2"),
+        ("nvme3n2", "size", "8"),
+        ("nvme3n2", "queue/logical_block_size", "512"),
+        ("nvme3n2", "queue/zoned", "none"),
+        ("nvme3n2", "metadata_bytes", "8"),
+        ("nvme4n1", "nsid", "1"),
+    ] {
+        fake.write(&format!("sys/block/{disk}/{file}"), &format!("{text}\n"));
+    }
+    let found = fake.pci().namespaces(&fake.disk());
+    let one = KernelNamespace {
+        nsid: 1,
+        disk: "nvme3n1".to_owned(),
+        bytes: 64 << 20,
+        block_size: 4096,
+        metadata: 0,
+        zoned: true,
+    };
+    let two = KernelNamespace {
+        nsid: 2,
+        disk: "nvme3n2".to_owned(),
+        bytes: 4096,
+        block_size: 512,
+        metadata: 8,
+        zoned: false,
+    };
+    assert_eq!(found, [one, two.clone()]);
+    assert_eq!((two.folder().as_str(), two.generic().as_str()), ("sys/block/nvme3n2", "sys/class/nvme-generic/ng3n2"));
+    assert_eq!(fake.pci().namespaces(&fake.pci().functions()[1]), [], "vfio-pci has it");
 }

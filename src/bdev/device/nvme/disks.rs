@@ -12,10 +12,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::kernel::{self, KernelVolume, Opening};
-use super::{Nvme, NvmeDrive};
+use super::{Admin, Nvme, NvmeDrive};
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::limits::{NVME_DEPTH, NVME_TIMEOUT_S};
 use crate::nvme::pcie::{ControllerError, ControllerOptions, DriveOptions, NamespaceInfo, VfioPort};
+use crate::nvme::spec::IdentifyController;
 use crate::reactor::mailbox::Remote;
 use crate::reactor::start::Reactors;
 use crate::sys::pci::{Address, Function, Pci, PciError};
@@ -119,6 +120,22 @@ struct Disk {
     timeout: Duration,
     /// By volume: the namespace that it is.
     volumes: BTreeMap<String, u32>,
+    /// It is open for commands alone: see [`Disks::visit`].
+    visited: bool,
+}
+
+/// The way to an open disk of this machine.
+pub type DiskAdmin = Admin<VfioPort>;
+
+/// What an open disk is.
+#[derive(Clone, Debug)]
+pub struct Open {
+    /// Where it is.
+    pub address: Address,
+    /// What its controller says of itself.
+    pub identity: IdentifyController,
+    /// Its active namespaces, and the volumes that they are.
+    pub namespaces: Vec<(NamespaceInfo, Option<String>)>,
 }
 
 pub(super) fn refused(why: impl fmt::Display) -> DeviceError {
@@ -175,6 +192,56 @@ impl Disks {
     pub fn close_all(&mut self) -> Vec<String> {
         self.kernel.clear();
         self.open.drain(..).filter_map(|disk| disk.close().err()).map(|error| error.to_string()).collect()
+    }
+
+    /// The disks that are open, but for those that are visited.
+    pub fn list(&self) -> Vec<Open> {
+        let one = |disk: &Disk| Open {
+            address: disk.address,
+            identity: *disk.drive.identity(),
+            namespaces: disk
+                .drive
+                .namespaces()
+                .iter()
+                .map(|info| {
+                    let volume = disk.volumes.iter().find(|(_, nsid)| **nsid == info.nsid);
+                    (info.clone(), volume.map(|(name, _)| name.clone()))
+                })
+                .collect(),
+        };
+        self.open.iter().filter(|disk| !disk.visited).map(one).collect()
+    }
+
+    /// The way to a disk that is open.
+    pub fn admin(&self, address: Address) -> Option<DiskAdmin> {
+        let disk = self.open.iter().find(|disk| disk.address == address)?;
+        Some(Admin::new(&disk.drive, &disk.home))
+    }
+
+    /// Opens a disk that no volume is of, for commands alone. No volume can be made of it until [`Disks::leave`].
+    ///
+    /// # Errors
+    /// Why it cannot be had, with the remedy where there is one.
+    pub fn visit(&mut self, reactors: &mut Reactors, address: Address) -> Result<DiskAdmin, DeviceError> {
+        if self.open.iter().any(|disk| disk.address == address) {
+            return Err(refused(format!("{address} is in use by this process")));
+        }
+        let function = self.pci.function(address).map_err(refused)?;
+        let disk = self.bring_up(reactors, &function, &Wanted::new(Which::Pci(address)), true)?;
+        let admin = Admin::new(&disk.drive, &disk.home);
+        self.open.push(disk);
+        Ok(admin)
+    }
+
+    /// The end of a visit. A disk that is not visited stays as it is.
+    ///
+    /// # Errors
+    /// If it did not shut down in order. It is closed nevertheless, and unless the error says so it does no DMA.
+    pub fn leave(&mut self, address: Address) -> Result<(), DeviceError> {
+        match self.open.iter().position(|disk| disk.address == address && disk.visited) {
+            Some(place) => self.close_at(place),
+            None => Ok(()),
+        }
     }
 
     fn close_at(&mut self, place: usize) -> Result<(), DeviceError> {
@@ -251,12 +318,19 @@ impl Disks {
     /// The place of a disk that is open, or is opened.
     fn find(&mut self, reactors: &mut Reactors, wanted: &Wanted) -> Result<usize, DeviceError> {
         if let Some(place) = self.open.iter().position(|disk| disk.is(&wanted.disk)) {
+            let disk = &self.open[place];
+            if disk.visited {
+                return Err(refused(format!(
+                    "{} gets a command that takes it out of service for a while",
+                    disk.address
+                )));
+            }
             return Ok(place);
         }
         let disk = match &wanted.disk {
             Which::Pci(address) => {
                 let function = self.pci.function(*address).map_err(refused)?;
-                self.bring_up(reactors, &function, wanted)?
+                self.bring_up(reactors, &function, wanted, false)?
             }
             Which::Serial(serial) => self.search(reactors, serial, wanted)?,
         };
@@ -280,7 +354,7 @@ impl Disks {
                 seen.push(format!("{address} (held by {})", by.join(", ")));
                 continue;
             }
-            match self.bring_up(reactors, function, wanted) {
+            match self.bring_up(reactors, function, wanted, false) {
                 Ok(disk) if disk.drive.serial() == serial => return Ok(disk),
                 Ok(disk) => {
                     seen.push(format!("{address} (serial {})", disk.drive.serial()));
@@ -299,13 +373,21 @@ impl Disks {
         Err(refused(format!("no NVMe disk has serial {serial}; bound to vfio-pci are {seen}")))
     }
 
-    fn bring_up(&mut self, reactors: &mut Reactors, function: &Function, wanted: &Wanted) -> Result<Disk, DeviceError> {
+    fn bring_up(
+        &mut self,
+        reactors: &mut Reactors,
+        function: &Function,
+        wanted: &Wanted,
+        visited: bool,
+    ) -> Result<Disk, DeviceError> {
         let address = function.address;
         let about = |error: &dyn fmt::Display| DeviceError::Refused(format!("{address}: {error}"));
         let port = VfioPort::new(self.device(reactors, function)?).map_err(refused)?;
         let home = reactors.remotes()[0].clone();
+        let with_queues = if visited { &[][..] } else { reactors.remotes() };
+        let ids: Vec<u16> = with_queues.iter().map(Remote::id).collect();
         let drive = loop {
-            match open_on(&home, reactors, &port, wanted, address)? {
+            match open_on(&home, ids.clone(), &port, wanted, address)? {
                 Ok(drive) => break drive,
                 // A reactor begins with a small share of the memory, and is given more while the server runs.
                 Err(ControllerError::NoMemory { .. }) if feed_each(reactors)? => {}
@@ -313,7 +395,7 @@ impl Disks {
             }
         };
         let (depth, timeout) = (wanted.depth, wanted.timeout);
-        Ok(Disk { address, port, home, drive, depth, timeout, volumes: BTreeMap::new() })
+        Ok(Disk { address, port, home, drive, depth, timeout, volumes: BTreeMap::new(), visited })
     }
 
     /// A function of the machine, and the memory of the reactors for it.
@@ -472,14 +554,13 @@ pub(super) fn only_one(
 /// Has the home bring a controller up, and waits for it.
 fn open_on(
     home: &Remote,
-    reactors: &Reactors,
+    ids: Vec<u16>,
     port: &VfioPort,
     wanted: &Wanted,
     address: Address,
 ) -> Result<Result<Arc<NvmeDrive<VfioPort>>, ControllerError>, DeviceError> {
     let controller = ControllerOptions { depth: wanted.depth, prp_only: false };
     let options = DriveOptions { controller, timeout_ns: wanted.timeout.as_nanos() as u64 };
-    let ids: Vec<u16> = reactors.remotes().iter().map(Remote::id).collect();
     let (sender, opened) = mpsc::channel();
     let way = port.clone();
     home.send(Box::new(move |reactor| {

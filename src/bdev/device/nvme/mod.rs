@@ -16,6 +16,7 @@
 //!   by then, and written something newer.
 //! - *Compare* by the controller tells that there is a difference and not where: the range is read to find it.
 
+mod admin;
 mod channel;
 mod disks;
 pub mod kernel;
@@ -30,12 +31,14 @@ use std::sync::Arc;
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
 use crate::limits::TRANSFER_MAX;
 use crate::nvme::io::Geometry;
+pub use crate::nvme::pcie::NamespaceInfo;
 use crate::nvme::pcie::{Drive, Port};
 use crate::reactor::Reactor;
 use crate::reactor::io::IoOp;
+pub use admin::{Admin, AdminError};
 use channel::NvmeChannel;
 pub use channel::{Namespace, Queue, Way};
-pub use disks::{Disks, Mode, Wanted, Which};
+pub use disks::{DiskAdmin, Disks, Mode, Open, Wanted, Which};
 use retry::Delays;
 
 /// Bytes that a helper moves at a time.

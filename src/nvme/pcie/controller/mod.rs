@@ -8,6 +8,7 @@
 //! ```
 //! A step that takes longer than its limit, a fatal status, and registers that read as ones end the attempt with the reason.
 
+mod commands;
 mod events;
 mod identify;
 mod queues;

@@ -33,8 +33,11 @@ impl<P: Port> Controller<P> {
     /// Creates a queue pair for each of `reactors`, in memory of theirs, or for as many of them as the controller has.
     ///
     /// # Errors
-    /// If there is not even one.
+    /// If there is not even one of those that are wanted.
     pub async fn create_queues(&self, reactors: &[u16]) -> Outcome<Vec<QueueSeed<P>>> {
+        if reactors.is_empty() {
+            return Ok(Vec::new());
+        }
         let granted = self.negotiate(reactors.len() as u16).await?;
         let mut seeds = Vec::new();
         for (qid, reactor) in (1..=granted).zip(reactors) {
@@ -50,6 +53,9 @@ impl<P: Port> Controller<P> {
     /// Creates the queue pairs anew that there were, in the same memory.
     pub(super) async fn create_again(&self) -> Outcome<()> {
         let created: Vec<Created> = self.created.borrow().clone();
+        if created.is_empty() {
+            return Ok(());
+        }
         let granted = self.negotiate(created.len() as u16).await?;
         if usize::from(granted) < created.len() {
             let (had, has) = (created.len(), granted);
