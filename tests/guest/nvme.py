@@ -39,6 +39,8 @@ from target import binary
 # Whose cases run after those here.
 PARTS = ["nvme_faults", "nvme_modes"]
 PROBE = "/test/bin/nvme_probe"
+# Whose cases run after those of this file.
+PARTS = ["nvme_commands"]
 
 
 @suite.variants(
@@ -302,6 +304,8 @@ def main():
     for part in PARTS:
         importlib.import_module(part)
     pathlib.Path("/proc/sys/vm/nr_hugepages").write_text("256")
+    for part in PARTS:
+        importlib.import_module(part)
     return suite.run(sys.argv[1:])
 
 

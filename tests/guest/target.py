@@ -20,12 +20,13 @@ LOG_LINES_SHOWN = 12
 class Config:
     """What a target serves, in the shape of reactor's configuration file."""
 
-    def __init__(self, bdevs, listen=(), subsystems=(), ublk=(), memory_mib=48, **reactor):
+    def __init__(self, bdevs, listen=(), subsystems=(), ublk=(), memory_mib=48, socket=None, **reactor):
         self.bdevs = bdevs
         self.listen = list(listen)
         self.subsystems = list(subsystems)
         self.ublk = list(ublk)
         self.memory = {"size": f"{memory_mib}MiB"}
+        self.socket = socket
         self.reactor = {"cores": [0, 1], **reactor}
 
     def copy(self):
@@ -39,6 +40,8 @@ class Config:
 
     def toml(self):
         lines = [*_table("[reactor]", self.reactor), *_table("[memory]", self.memory)]
+        if self.socket:
+            lines += _table("[control]", {"socket": str(self.socket)})
         for bdev in self.bdevs:
             lines += _table("[[bdev]]", bdev)
         if self.listen:
