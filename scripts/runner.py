@@ -212,6 +212,7 @@ def unit(report, _):
     as_cargo_tests(report, Step("unit-loom", loom, {"RUSTFLAGS": "--cfg loom"}))
     as_cargo_tests(report, Step("unit-doc", [*test, "--workspace", "--doc"]))
     as_cargo_tests(report, Step("unit-no-alloc", [*test, "--test", "no_alloc", "--", "--test-threads=1"]))
+    as_one(report, Step("unit-setup", [sys.executable, "-B", ROOT / "tests/setup_machine.py"]))
     # Ten million inputs for each decoder: only optimised code gets through them in time.
     as_cargo_tests(report, Step("unit-decoders", [*test, "--release", "--test", "decoders"]))
 

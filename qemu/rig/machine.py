@@ -21,7 +21,11 @@ TRIAL_TIMEOUT_S = 20
 # QEMU's TCG with several threads now and then fails an assertion of its own while the firmware or the kernel sets up devices.
 BOOTS_MAX = 3
 # name in /test -> directory of the repository whose files every payload has
-CARRIED = {"fio": REPOSITORY / "scripts/fio", "udev": REPOSITORY / "scripts/udev"}
+CARRIED = {
+    "fio": REPOSITORY / "scripts/fio",
+    "udev": REPOSITORY / "scripts/udev",
+    "scripts": REPOSITORY / "scripts",
+}
 
 
 def shapes():

@@ -250,7 +250,7 @@ def refusals_name_the_remedy():
     checked = run(binary(), "--config", written(config(volume("fast", function))), "--check", succeed=False)
     check(checked.code == 0 and function.driver() == "nvme", f"--check: {checked}")
     text = refusal(volume("fast", function, mode="vfio"))
-    check(f'bdev "fast": {function.address} belongs to nvme: ' in text and "driver_override" in text, text)
+    check(f'bdev "fast": {function.address} belongs to nvme: reactor nvme bind ' in text, text)
     WORLD.take("A1")
     WORLD.target.start(config(volume("fast", function)))
     text = refusal(volume("fast", function))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import pwd
 import socket
 import subprocess
 
@@ -15,6 +16,7 @@ from nvme_world import DIRECTORY, STOP_LIMIT_S, VFIO, WORLD, attach, config, dis
 from target import binary
 
 STATE = pathlib.Path("/run/reactor/nvme")
+SETUP = "/test/scripts/setup"
 SOCKET = DIRECTORY / "control.sock"
 # What the next reading of a log may have more of.
 COUNTERS = {
@@ -396,3 +398,30 @@ def nonsense_on_the_socket_is_answered():
         answer = json.loads(answers.readline())
         check(answer["id"] == "a" and answer["result"]["disks"][0]["address"] == function.address, f"{answer}")
     fio(attach("fast"), SIZE="4m")
+
+
+@suite.case
+def setup_prepares_and_undoes():
+    """What is missing is made and said, the user gets the bound disk, and all is as it was afterwards."""
+    hugepages, state = pathlib.Path("/proc/sys/vm/nr_hugepages"), pathlib.Path("/run/reactor/setup.json")
+    before = int(hugepages.read_text())
+    user = next((entry for entry in pwd.getpwall() if entry.pw_uid), None)
+    check(not state.exists(), "a state of before")
+    done = run(SETUP, "--check", "--hugepages", before + 4, succeed=False)
+    note(done.output.strip())
+    check(done.code == 1 and "IOMMU: there" in done.output and f"hugepages: {before}, not {before + 4}" in done.output, done.output)
+    check(int(hugepages.read_text()) == before and not state.exists(), "a look has changed something")
+    node = pathlib.Path("/dev/vfio") / (WORLD.take("A1").folder / "iommu_group").resolve().name
+    words = ["--user", user.pw_name] if user else []
+    note(run(SETUP, "--hugepages", before + 4, *words).output.strip())
+    check(int(hugepages.read_text()) == before + 4 and state.exists(), "hugepages")
+    limits = pathlib.Path(f"/etc/security/limits.d/reactor-{user.pw_name}.conf") if user else None
+    if user:
+        check(node.stat().st_uid == user.pw_uid and "memlock unlimited" in limits.read_text(), "the user")
+    check(run(SETUP, "--check", "--hugepages", before + 4, *words).code == 0, "not all is there")
+    note(run(SETUP, "--undo").output.strip())
+    check(int(hugepages.read_text()) == before and not state.exists(), "it is not as it was")
+    if user:
+        check(node.stat().st_uid == 0 and not limits.exists(), "the user")
+    # Modules that were there stay, and the disk is nobody's but vfio-pci's.
+    check(functions("A1")[0].driver() == VFIO and run(SETUP, "--check").code == 0, "too much was undone")

@@ -51,9 +51,8 @@ pub enum VfioError {
     NoType1,
     /// Another driver has the function.
     #[error(
-        "{address} belongs to {}: unmount what is on it, modprobe vfio-pci, then write vfio-pci to \
-         /sys/bus/pci/devices/{address}/driver_override, {address} to /sys/bus/pci/devices/{address}/driver/unbind, \
-         and {address} to /sys/bus/pci/drivers_probe", .driver.as_deref().unwrap_or("no driver")
+        "{address} belongs to {}: reactor nvme bind {address} gives it to VFIO, unless somebody uses it",
+        .driver.as_deref().unwrap_or("no driver")
     )]
     NotBound {
         /// The function.

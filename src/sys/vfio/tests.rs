@@ -29,8 +29,7 @@ fn only_functions_of_vfio_pci_behind_an_iommu_are_taken() {
         "vfio is in its unsafe mode without an IOMMU: reactor refuses, a faulty device could write anywhere"
     );
     let error = admit(&function("nvme", false)).unwrap_err().to_string();
-    let remedy = "unmount what is on it, modprobe vfio-pci, then write vfio-pci to /sys/bus/pci/devices/0000:01:00.0/driver_override, \
-                  0000:01:00.0 to /sys/bus/pci/devices/0000:01:00.0/driver/unbind, and 0000:01:00.0 to /sys/bus/pci/drivers_probe";
+    let remedy = "reactor nvme bind 0000:01:00.0 gives it to VFIO, unless somebody uses it";
     assert_eq!(error, format!("0000:01:00.0 belongs to nvme: {remedy}"));
     let without = Function { group: None, ..function("vfio-pci", false) };
     assert!(matches!(admit(&without), Err(VfioError::Pci(PciError::NoIommu))));
