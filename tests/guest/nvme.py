@@ -37,10 +37,8 @@ from nvme_world import (
 from target import binary
 
 # Whose cases run after those here.
-PARTS = ["nvme_faults", "nvme_modes"]
+PARTS = ["nvme_faults", "nvme_modes", "nvme_commands"]
 PROBE = "/test/bin/nvme_probe"
-# Whose cases run after those of this file.
-PARTS = ["nvme_commands"]
 
 
 @suite.variants(
@@ -301,8 +299,6 @@ def stray_dma_is_seen():
 def main():
     for module in (VFIO, "nvme-tcp"):
         run("modprobe", module)
-    for part in PARTS:
-        importlib.import_module(part)
     pathlib.Path("/proc/sys/vm/nr_hugepages").write_text("256")
     for part in PARTS:
         importlib.import_module(part)

@@ -342,9 +342,22 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
 
     /// Hears what the controller tells by itself.
     fn listen(self: &Rc<Self>, home: &Rc<Reactor>) {
+        if !self.controller.can_wait_for_events() {
+            return;
+        }
         let (keeper, here) = (Rc::downgrade(self), home.clone());
         home.spawn("nvme events", async move {
             while let Some(keeper) = keeper.upgrade() {
+                match keeper.drive.life() {
+                    Life::Live => {}
+                    // Its queue may not be there yet.
+                    Life::Resetting => {
+                        drop(keeper);
+                        here.sleep(NVME_WATCH_NS).await;
+                        continue;
+                    }
+                    Life::Failed | Life::Ended => return,
+                }
                 match keeper.controller.next_event().await {
                     Ok(event) => {
                         keeper.drive.tell(event);
@@ -354,7 +367,6 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
                         return;
                     }
                     // It is being reset, or the end has come.
-                    Err(_) if matches!(keeper.drive.life(), Life::Failed | Life::Ended) => return,
                     Err(_) => {
                         drop(keeper);
                         here.sleep(NVME_WATCH_NS).await;

@@ -275,9 +275,8 @@ impl Disks {
             (Some(Function { address, driver, .. }), Mode::Kernel) => {
                 let driver = driver.as_deref().unwrap_or("no driver");
                 Err(refused(format!(
-                    "{address} belongs to {driver}: mode = \"kernel\" needs the kernel's driver; write an empty line to \
-                     /sys/bus/pci/devices/{address}/driver_override, then {address} to its driver/unbind, and {address} to \
-                     /sys/bus/pci/drivers_probe, or write mode = \"vfio\""
+                    "{address} belongs to {driver}: mode = \"kernel\" needs the kernel's driver: reactor nvme unbind {address}, or \
+                     write mode = \"vfio\""
                 )))
             }
             (None, Mode::Kernel) => {

@@ -71,6 +71,11 @@ impl<P: Port> Controller<P> {
         }
     }
 
+    /// Whether its admin queue has room for a request that may wait for ever, beside the commands that must not.
+    pub(in super::super) fn can_wait_for_events(&self) -> bool {
+        self.admin_memory.borrow().as_ref().is_some_and(|memory| memory.entries > 3)
+    }
+
     /// Waits for the next event, however long that takes, and reads the log that it points to, which lets the controller tell of the next.
     ///
     /// # Errors
