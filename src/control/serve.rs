@@ -1,5 +1,6 @@
 //! `reactor --config FILE`: starts everything, waits for signals, reloads, drains.
 
+mod disks;
 mod nvme;
 
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -21,11 +22,12 @@ use super::shutdown;
 use super::ublk::LocalDisks;
 use super::volumes::Volumes;
 use super::watch::{self, Watch};
+use crate::bdev::device::nvme::DiskEvent;
 use crate::bdev::registry::Claim;
 use crate::nvme::target::tcp::{Door, Export};
 use crate::reactor;
 use crate::reactor::start::Reactors;
-use crate::sys::pci::Pci;
+use crate::sys::pci::{Address, Pci};
 use crate::sys::{affinity, uring};
 
 /// A failure at run time.
@@ -92,6 +94,8 @@ enum Event {
     Signal(i32),
     /// Work that a connection to the control socket has for it, and waits for.
     Errand(Box<dyn FnOnce(&mut Server) + Send>),
+    /// What an NVMe disk tells, or what becomes of it.
+    Disk(Address, DiskEvent),
 }
 
 /// The DMA arena that a configuration asks for.
@@ -228,6 +232,10 @@ impl Server {
             Some(path) => Some(Socket::listen(path, nvme::methods(sender.clone()))?),
             None => None,
         };
+        let hear = sender.clone();
+        // The main thread may have ended.
+        let tell = move |address, event| drop(hear.send(Event::Disk(address, event)));
+        self.volumes.nvme_mut().listen(Arc::new(tell));
         let mut signals = self.signals.take().ok_or("signals are watched already")?;
         let forward = move || {
             // Until the main thread has ended.
@@ -269,6 +277,7 @@ impl Server {
             match event {
                 None if growing => continue,
                 Some(Event::Errand(errand)) => errand(&mut self),
+                Some(Event::Disk(address, event)) => self.heard(address, event),
                 Some(Event::Signal(SIGUSR1)) => watch::tell_counters(self.reactors.remotes()),
                 Some(Event::Signal(SIGHUP)) => self.reload_waits = true,
                 None | Some(Event::Signal(_)) => break,
@@ -326,6 +335,20 @@ impl Server {
         self.door.as_mut().ok_or_else(|| "there is no NVMe/TCP door".to_owned())
     }
 
+    /// Makes a volume larger, and tells the doors.
+    fn grow(&mut self, name: &str, size: u64) -> Result<(), String> {
+        self.volumes.grow(name, size).map_err(|e| e.to_string())?;
+        let id = self.volumes.get(name).ok_or("it is not open")?.common().id();
+        if let Some(door) = &mut self.door {
+            door.resized(id).map_err(|e| e.to_string())?;
+        }
+        // The volume has grown; that its local disk does not know is no reason to say it has not.
+        if let Err(why) = self.disks.resized(name) {
+            tracing::warn!("volume \"{name}\" has grown: {why}");
+        }
+        Ok(())
+    }
+
     fn apply(&mut self, change: &Change, new: &Config) -> Result<(), String> {
         match change {
             Change::Refused { .. } => Ok(()),
@@ -333,18 +356,7 @@ impl Server {
                 let bdev = new.bdev(name).ok_or("it is not in the configuration")?;
                 self.volumes.open(bdev, &mut self.reactors).map_err(|e| e.to_string())
             }
-            Change::BdevGrown { name, to, .. } => {
-                self.volumes.grow(name, *to).map_err(|e| e.to_string())?;
-                let id = self.volumes.get(name).ok_or("it is not open")?.common().id();
-                if let Some(door) = &mut self.door {
-                    door.resized(id).map_err(|e| e.to_string())?;
-                }
-                // The volume has grown; that its local disk does not know is no reason to say it has not.
-                if let Err(why) = self.disks.resized(name) {
-                    tracing::warn!("reload: {why}");
-                }
-                Ok(())
-            }
+            Change::BdevGrown { name, to, .. } => self.grow(name, *to),
             Change::BdevRemoved { name } => self.volumes.remove(name).map_err(|e| e.to_string()),
             Change::ListenerRemoved { address } => {
                 let at = self.listening.iter().position(|(configured, _)| configured == address);

@@ -162,6 +162,14 @@ impl Volumes {
         self.registry.resize(name, size).map(drop)
     }
 
+    /// Takes a volume out of service, whoever uses it: its I/O ends with an error from now on.
+    ///
+    /// # Errors
+    /// If what is in flight does not end.
+    pub fn close(&self, name: &str) -> Result<(), RegistryError> {
+        self.registry.close(name, REMOVE_LIMIT)
+    }
+
     /// Removes a volume that nobody uses: what was acknowledged is made durable, then files and locks are let go of.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -163,6 +163,29 @@ impl Eventfd {
         }
         // SAFETY: a fresh descriptor that nobody else knows.
         Ok(Eventfd(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Waits until it is rung.
+    ///
+    /// # Errors
+    /// What read(2) says.
+    pub fn wait(&self) -> io::Result<()> {
+        loop {
+            let mut count = 0_u64;
+            // SAFETY: eight writable bytes, as eventfd(2) asks.
+            match unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) } {
+                8 => return Ok(()),
+                _ => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// For the kernel to ring.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// Adds one. A counter at its maximum is rung already, so the result does not matter.

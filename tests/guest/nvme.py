@@ -19,7 +19,6 @@ from harness import check, note, run, wait_until
 from host import nvme
 from jobs import fio, fio_at_once
 from nvme_world import (
-    DIRECTORY,
     VFIO,
     WORLD,
     attach,
@@ -37,7 +36,7 @@ from nvme_world import (
 from target import binary
 
 # Whose cases run after those here.
-PARTS = ["nvme_faults", "nvme_modes", "nvme_commands"]
+PARTS = ["nvme_faults", "nvme_modes", "nvme_commands", "nvme_events"]
 PROBE = "/test/bin/nvme_probe"
 
 

@@ -157,7 +157,7 @@ def modes_refuse():
     check("bytes of metadata" in refusal(volume("fast", functions("P")[0])), "metadata")
     taken = WORLD.take("A1")
     text = refusal(volume("fast", taken, mode="kernel"))
-    check(f"{taken.address} belongs to vfio-pci: " in text and "drivers_probe" in text, text)
+    check(f"{taken.address} belongs to vfio-pci: " in text and f"reactor nvme unbind {taken.address}" in text, text)
 
 
 @suite.case

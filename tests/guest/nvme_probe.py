@@ -4,7 +4,6 @@
   nvme_probe.py [--after=NAME] [WORD...]     the cases whose names contain a WORD, or all
 """
 
-import json
 import os
 import pathlib
 import re
@@ -13,6 +12,7 @@ import sys
 import time
 
 from harness import Suite, check, kernel_lines, note, run, wait_until
+from qmp import ask, monitor
 
 PROBE = "/test/bin/nvme_probe"
 PATTERN = b"".join(offset.to_bytes(8, "little") for offset in range(0, 1 << 20, 8))
@@ -131,25 +131,6 @@ def a_kernel_without_vfio_pci_is_told():
     run("modprobe", "vfio-pci")
     check("the kernel has no vfio-pci: modprobe vfio-pci" in said, said)
     check(Controller("A1").name == disk.name, "the kernel's driver has let go of the disk")
-
-
-def monitor():
-    """QEMU's own monitor, ready for commands. It is a port of the guest's, found by its name."""
-    names = wait_until("the port of QEMU's monitor", lambda: list(pathlib.Path("/sys/class/virtio-ports").glob("*/name")))
-    name = next(path.parent.name for path in names if path.read_text().strip() == "qmp")
-    port = open(f"/dev/{name}", "r+b", buffering=0)
-    ask(port, "qmp_capabilities")
-    return port
-
-
-def ask(port, command, **arguments):
-    """Gives QEMU a command and returns its answer."""
-    port.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-    while True:
-        said = json.loads(port.readline())
-        note(said)
-        if "return" in said or "error" in said:
-            return said
 
 
 @suite.case

@@ -193,7 +193,7 @@ impl Server {
     }
 
     /// Volumes of a disk.
-    fn volumes_of(&self, address: Address) -> Vec<String> {
+    pub(super) fn volumes_of(&self, address: Address) -> Vec<String> {
         let disks = self.volumes.nvme().list();
         let its = disks.iter().filter(|open| open.address == address).flat_map(|open| &open.namespaces);
         its.filter_map(|(_, volume)| volume.clone()).collect()
@@ -268,7 +268,7 @@ impl Server {
     }
 
     /// Takes the volumes of a disk out of service for good, and lets go of it.
-    fn release(&mut self, address: Address, force: bool) -> Result<Value, String> {
+    pub(super) fn release(&mut self, address: Address, force: bool) -> Result<Value, String> {
         let names = self.take_out(address, force)?;
         self.out = None;
         tracing::warn!("{address} is let go of; {} would come back by SIGHUP", quoted(&names));

@@ -14,9 +14,9 @@
 //! The home reactor decides, alone and one thing at a time; the others hold, go on or end their queue when it asks them, and answer when they have.
 //! No doorbell is written between a reactor's answer to *hold* and its *go on*, so none reaches a queue that is not there.
 //!
-//! A reset that fails is made once more. A controller that cannot be disabled is [kept from memory](Port::cut_off), which ends it. If not even
-//! that can be done, its I/O never ends: its buffers would be written under their next owner. The drive is Failed then and says so, a close
-//! of it is an error, and what its queues hold is lost with them.
+//! A reset that fails is made once more. A controller that cannot be disabled has its function reset, from which it may come up again, or is
+//! [kept from memory](super::port::Force), which ends it. If not even that can be done, its I/O never ends: its buffers would be written
+//! under their next owner. The drive is Failed then and says so, a close of it is an error, and what its queues hold is lost with them.
 
 mod commands;
 
@@ -63,6 +63,8 @@ pub struct Drive<P: Port, T: Tenant> {
     life: AtomicU8,
     identity: Box<IdentifyController>,
     namespaces: Vec<NamespaceInfo>,
+    /// Of each of them: its size in bytes, as it was last told.
+    sizes: Vec<AtomicU64>,
     resets: AtomicU64,
     aborts: AtomicU64,
     /// Who is told what the controller tells.
@@ -164,6 +166,7 @@ impl<P: Port, T: Tenant> Drive<P, T> {
             life: AtomicU8::new(Life::Live as u8),
             identity: controller.identity(),
             namespaces: controller.namespaces(),
+            sizes: controller.namespaces().iter().map(|info| AtomicU64::new(info.size())).collect(),
             resets: AtomicU64::new(0),
             aborts: AtomicU64::new(0),
             listener: OnceLock::new(),
@@ -294,7 +297,19 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         }
     }
 
+    /// The size of a namespace in bytes, as its controller last told it; 0 of one that cannot be used.
+    pub fn size(&self, nsid: u32) -> u64 {
+        let place = self.namespaces.iter().position(|info| info.nsid == nsid);
+        place.map_or(0, |place| self.sizes[place].load(Ordering::Relaxed))
+    }
+
     fn tell(&self, event: ControllerEvent) {
+        if let ControllerEvent::Namespaces(all) = &event {
+            for (info, size) in self.namespaces.iter().zip(&self.sizes) {
+                let now = all.iter().find(|now| now.nsid == info.nsid).map_or(0, NamespaceInfo::size);
+                size.store(now, Ordering::Relaxed);
+            }
+        }
         if let Some(listener) = self.listener.get() {
             listener(event);
         }

@@ -5,7 +5,7 @@
 //!                                       +--------------------+              +----------------------+
 //!   Port  <------- found, opened        |     Controller     | -- seeds --> |      QueuePair       |  one per reactor and controller
 //!  registers                            | bring up, identify |              | submit, poll, slots  |
-//!  addresses                            | resets, shutdown   |              +----------+-----------+
+//!  addresses                            | events, resets     |              +----------+-----------+
 //!                                       +---------+----------+                         |
 //!                                                 |                             Tenant: a namespace
 //!                                            AdminQueue

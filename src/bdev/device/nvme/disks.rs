@@ -5,6 +5,8 @@
 //!
 //! For control threads: opening and closing wait for the kernel and the controller.
 
+mod disk;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -12,7 +14,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::kernel::{self, KernelVolume, Opening};
-use super::{Admin, Nvme, NvmeDrive};
+use super::told::{self, Watched};
+use super::{Admin, Became, DiskEvent, Nvme, NvmeDrive, Tell};
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::limits::{NVME_DEPTH, NVME_TIMEOUT_S};
 use crate::nvme::pcie::{ControllerError, ControllerOptions, DriveOptions, NamespaceInfo, VfioPort};
@@ -108,6 +111,8 @@ pub struct Disks {
     open: Vec<Disk>,
     /// Volumes by way of the kernel's driver, by name: the block device of each.
     kernel: BTreeMap<String, String>,
+    /// Who hears what disks tell.
+    tell: Option<Tell>,
 }
 
 /// An open disk.
@@ -122,6 +127,8 @@ struct Disk {
     volumes: BTreeMap<String, u32>,
     /// It is open for commands alone: see [`Disks::visit`].
     visited: bool,
+    /// Hears whether the kernel wants it back.
+    watched: Option<Watched>,
 }
 
 /// The way to an open disk of this machine.
@@ -192,6 +199,38 @@ impl Disks {
     pub fn close_all(&mut self) -> Vec<String> {
         self.kernel.clear();
         self.open.drain(..).filter_map(|disk| disk.close().err()).map(|error| error.to_string()).collect()
+    }
+
+    /// Has somebody hear what disks tell, those that are open and those to come.
+    pub fn listen(&mut self, tell: Tell) {
+        self.tell = Some(tell.clone());
+        for disk in &mut self.open {
+            disk.listen(&tell);
+        }
+    }
+
+    /// What has become of the volumes of a disk whose namespaces are these now.
+    pub fn became(&self, address: Address, now: &[NamespaceInfo]) -> Vec<(String, Became)> {
+        let disks = self.open.iter().filter(|disk| disk.address == address && !disk.visited);
+        disks
+            .flat_map(|disk| {
+                let before = disk.drive.namespaces();
+                disk.volumes.iter().map(|(name, nsid)| (name.clone(), told::became(*nsid, before, now)))
+            })
+            .collect()
+    }
+
+    /// Closes a disk whose volumes are of no use any more, but are held by somebody: their I/O ends with
+    /// [`Gone`](crate::reactor::io::IoStatus::Gone), and the kernel has the disk, whoever holds on to what.
+    ///
+    /// # Errors
+    /// If it did not shut down in order, or the kernel may not have it.
+    pub fn let_go(&mut self, address: Address) -> Result<(), DeviceError> {
+        let Some(place) = self.open.iter().position(|disk| disk.address == address) else { return Ok(()) };
+        let disk = self.open.remove(place);
+        let device = disk.port.device().clone();
+        let closed = disk.close();
+        device.let_go().map_err(refused).and(closed)
     }
 
     /// The disks that are open, but for those that are visited.
@@ -333,6 +372,10 @@ impl Disks {
             }
             Which::Serial(serial) => self.search(reactors, serial, wanted)?,
         };
+        let mut disk = disk;
+        if let Some(tell) = &self.tell {
+            disk.listen(tell);
+        }
         self.open.push(disk);
         Ok(self.open.len() - 1)
     }
@@ -394,7 +437,7 @@ impl Disks {
             }
         };
         let (depth, timeout) = (wanted.depth, wanted.timeout);
-        Ok(Disk { address, port, home, drive, depth, timeout, volumes: BTreeMap::new(), visited })
+        Ok(Disk { address, port, home, drive, depth, timeout, volumes: BTreeMap::new(), visited, watched: None })
     }
 
     /// A function of the machine, and the memory of the reactors for it.
@@ -421,74 +464,6 @@ impl Disks {
         // What is mapped already is passed over, so a call that failed half-way goes on here.
         reactors.share_memory(space.clone()).map_err(|error| refused(error.error))?;
         Device::open(&group, function.address).map_err(refused)
-    }
-}
-
-impl Disk {
-    fn is(&self, which: &Which) -> bool {
-        match which {
-            Which::Pci(address) => self.address == *address,
-            Which::Serial(serial) => self.drive.serial() == *serial,
-        }
-    }
-
-    /// A volume on one of its namespaces.
-    fn volume(&mut self, name: &str, wanted: &Wanted) -> Result<Arc<dyn BlockDevice>, DeviceError> {
-        let address = self.address;
-        let others = || self.volumes.keys().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-        if (self.depth, self.timeout) != (wanted.depth, wanted.timeout) {
-            let keys = format!("depth {} and timeout {:?}", self.depth, self.timeout);
-            return Err(refused(format!("{address} is open with {keys} for {}: write the same", others())));
-        }
-        let all = self.drive.namespaces();
-        let nsid = match wanted.nsid {
-            Some(nsid) => nsid,
-            None => only(address, all)?,
-        };
-        if let Some((other, _)) = self.volumes.iter().find(|(_, its)| **its == nsid) {
-            return Err(refused(format!("namespace {nsid} of {address} is volume \"{other}\" already")));
-        }
-        if all.iter().any(|found| found.nsid == nsid && found.geometry.as_ref().is_ok_and(|it| it.zones.is_some())) {
-            return Err(refused(format!("namespace {nsid} of {address} has zones, and no volume has such")));
-        }
-        let device = Nvme::new(name.to_owned(), &self.drive, nsid)?;
-        let (size, block_size) = (device.common().size(), device.common().traits().block_size);
-        check_size(wanted, (nsid, address), size, block_size)?;
-        self.volumes.insert(name.to_owned(), nsid);
-        tracing::info!(
-            "volume \"{name}\": namespace {nsid} of {address} (serial {}, {}) by VFIO, {} queue pairs of depth {}; mode = \"kernel\" \
-             would need it back with the kernel's driver",
-            self.drive.serial(),
-            String::from_utf8_lossy(&self.drive.identity().mn).trim(),
-            self.drive.reactors().len(),
-            self.port.depth(self.depth)
-        );
-        Ok(Arc::new(device))
-    }
-
-    /// Shuts the disk down, and cuts it off from memory whatever comes of that.
-    fn close(self) -> Result<(), DeviceError> {
-        let Disk { address, port, home, drive, .. } = self;
-        // It would answer nobody.
-        let ended = home.has_ended();
-        let (sender, closed) = mpsc::channel();
-        home.send(Box::new(move |reactor| {
-            let here = reactor.clone();
-            reactor.spawn("nvme close", async move {
-                let closed = drive.close(&here).await;
-                drop(drive);
-                // Who has waited long enough has said so.
-                let _ = sender.send(closed);
-            });
-        }));
-        let limit = port.closes_within();
-        let closed = match closed.recv_timeout(if ended { Duration::ZERO } else { limit }) {
-            Ok(closed) => closed.map_err(|error| error.to_string()),
-            Err(_) if ended => Err("its reactor has ended before it was shut down".to_owned()),
-            Err(error) => Err(unanswered(error, "shut down", limit)),
-        };
-        let cut_off = port.cut_off().map_err(|error| error.to_string());
-        closed.and(cut_off).map_err(|error| refused(format!("{address}: {error}")))
     }
 }
 

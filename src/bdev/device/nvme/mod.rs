@@ -24,6 +24,7 @@ mod retry;
 mod slow;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits};
 use crate::limits::TRANSFER_MAX;
 use crate::nvme::io::Geometry;
-pub use crate::nvme::pcie::NamespaceInfo;
+pub use crate::nvme::pcie::{ControllerEvent, NamespaceInfo};
 use crate::nvme::pcie::{Drive, Port};
 use crate::reactor::Reactor;
 use crate::reactor::io::IoOp;
@@ -40,6 +41,7 @@ use channel::NvmeChannel;
 pub use channel::{Namespace, Queue, Way};
 pub use disks::{DiskAdmin, Disks, Mode, Open, Wanted, Which};
 use retry::Delays;
+pub use told::{Became, DiskEvent, Tell};
 
 /// Bytes that a helper moves at a time.
 const BOUNCE_LEN: usize = 64 << 10;
@@ -94,6 +96,18 @@ fn traits(geometry: &Geometry, name: String, uuid: [u8; 16], concurrent: bool) -
 impl<P: Port> BlockDevice for Nvme<P> {
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    /// The disk grows by itself; this says that its new blocks may be used.
+    fn grow(&self, size: u64) -> Result<(), DeviceError> {
+        self.common.check_growth(size)?;
+        let is = self.drive.size(self.geometry.nsid);
+        if size > is {
+            let name = &self.common.traits().name;
+            return Err(DeviceError::Refused(format!("volume \"{name}\": its namespace has {is} bytes")));
+        }
+        self.common.set_size(size);
+        Ok(())
     }
 
     fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {

@@ -23,6 +23,13 @@ pub struct NamespaceInfo {
     pub geometry: Result<Geometry, Unusable>,
 }
 
+impl NamespaceInfo {
+    /// Its size in bytes; 0 of one that cannot be used.
+    pub fn size(&self) -> u64 {
+        self.geometry.as_ref().map_or(0, |geometry| geometry.size)
+    }
+}
+
 type Page = Box<[u8; IDENTIFY_LEN]>;
 
 impl<P: Port> Controller<P> {

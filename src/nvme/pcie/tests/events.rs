@@ -4,13 +4,13 @@ use super::*;
 use crate::nvme::pcie::ControllerEvent;
 use crate::nvme::spec::{AsyncEvent, NoticeInfo, critical_warning};
 
-type Told = Arc<std::sync::mpsc::Receiver<ControllerEvent>>;
+type Told = std::sync::mpsc::Receiver<ControllerEvent>;
 
 fn listening() -> (Rig, Told) {
     let rig = Rig::new();
     let (sender, told) = std::sync::mpsc::channel();
     rig.drive().listen(move |event| sender.send(event).unwrap());
-    (rig, Arc::new(told))
+    (rig, told)
 }
 
 /// The sizes that an event about namespaces tells, by number.
