@@ -58,6 +58,10 @@ class Machine:
     def hugepages(self):
         return int(self.text(HUGEPAGES) or 0)
 
+    def bound(self):
+        """Functions that are bound to vfio-pci, in use or not."""
+        return sorted(path.name for path in self.path("sys/bus/pci/drivers/vfio-pci").glob("*:*"))
+
     def groups(self):
         """IOMMU groups of the NVMe disks that are bound to vfio-pci."""
         found = []
@@ -153,10 +157,14 @@ def prepare(machine, hugepages=None, user=None):
         if not machine.has_module(name):
             machine.changed({"what": "module", "name": name})
             machine.say(f"modprobe {name}" if machine.modprobe(name) else f"modprobe {name} fails")
-    if hugepages is not None and machine.hugepages() != hugepages:
+    # Those of others are not taken away.
+    if hugepages is not None and machine.hugepages() < hugepages:
         before = machine.hugepages()
-        machine.changed({"what": "hugepages", "name": "2 MiB", "from": before, "to": hugepages})
+        step = {"what": "hugepages", "name": "2 MiB", "from": before, "to": hugepages}
+        machine.changed(step)
         machine.path(HUGEPAGES).write_text(f"{hugepages}\n")
+        # The kernel gives as many as it finds.
+        machine.changed({**step, "to": machine.hugepages()})
         machine.say(f"hugepages: {before} before, {machine.hugepages()} now")
     if user:
         limits = machine.limits_file(user)
@@ -195,6 +203,8 @@ def _undo(machine, step):
     """Why a step cannot be undone, or None."""
     what, name = step["what"], step["name"]
     if what == "module":
+        if name == "vfio-pci" and machine.bound():
+            return f"{', '.join(machine.bound())} bound to it: reactor nvme unbind gives them back"
         if machine.has_module(name) and not machine.modprobe(name, remove=True):
             return "in use: give its disks back by reactor nvme unbind"
         machine.say(f"modprobe -r {name}")

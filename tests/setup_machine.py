@@ -19,7 +19,7 @@ class Fake(Machine):
 
     def __init__(self, folder):
         super().__init__(folder, self.load, self.give, lambda line: self.said.append(line))
-        self.said, self.given, self.stuck = [], [], set()
+        self.said, self.given, self.stuck, self.most = [], [], set(), 1 << 20
         for number in ("12", "13"):
             self.path(f"sys/kernel/iommu_groups/{number}").mkdir(parents=True)
         self.write(HUGEPAGES, "4\n")
@@ -46,6 +46,9 @@ class Fake(Machine):
         else:
             self.folder_of(name).mkdir(parents=True)
         return True
+
+    def hugepages(self):
+        return min(super().hugepages(), self.most)
 
     def give(self, node, uid, gid):
         self.given.append((node.name, uid, gid))
@@ -98,6 +101,25 @@ class Setup(unittest.TestCase):
         self.machine.stuck = set()
         self.assertEqual(undo(self.machine), [])
         self.assertFalse(self.machine.path(STATE).exists())
+
+    def test_a_module_with_devices_stays(self):
+        prepare(self.machine)
+        device = self.machine.path("sys/bus/pci/drivers/vfio-pci/0000:01:00.0")
+        device.touch()
+        self.assertIn("0000:01:00.0 bound to it", undo(self.machine)[0])
+        device.unlink()
+        self.assertEqual(undo(self.machine), [])
+
+    def test_hugepages_are_only_added(self):
+        self.assertEqual(prepare(self.machine, 2), [])
+        self.assertEqual(self.machine.hugepages(), 4)
+
+    def test_fewer_hugepages_than_asked_are_taken_back(self):
+        self.machine.most = 6
+        self.assertEqual(len(prepare(self.machine, 8)), 1)
+        self.assertEqual(self.machine.hugepages(), 6)
+        undo(self.machine)
+        self.assertEqual(self.machine.hugepages(), 4)
 
     def test_a_module_that_cannot_be_loaded_is_missing(self):
         self.machine.stuck = {"vfio-pci"}

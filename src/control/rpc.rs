@@ -65,11 +65,23 @@ impl Socket {
             Ok(there) if !there.file_type().is_socket() => {
                 return Err(format!("the control socket {}: something else is there", path.display()));
             }
-            Ok(_) if UnixStream::connect(path).is_ok() => {
-                return Err(format!("the control socket {}: another process listens there", path.display()));
+            Ok(_) => match UnixStream::connect(path) {
+                Ok(_) => {
+                    return Err(format!("the control socket {}: another process listens there", path.display()));
+                }
+                // Nobody does any more.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path).map_err(about)?
+                }
+                Err(error) => return Err(about(error)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // A boot takes that folder away.
+                if let Some(folder) = path.parent().filter(|folder| folder.ends_with("run/reactor") && !folder.exists())
+                {
+                    fs::create_dir(folder).map_err(about)?;
+                }
             }
-            Ok(_) => fs::remove_file(path).map_err(about)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(about(error)),
         }
         let listener = UnixListener::bind(path).map_err(about)?;
@@ -233,6 +245,24 @@ mod tests {
         drop(socket);
         assert!(!path.exists(), "it is taken away");
         lines
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_replaced_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        // A boot has taken the folder away.
+        let path = root.path().join("run/reactor/control.sock");
+        fs::create_dir(root.path().join("run")).unwrap();
+        drop(Socket::listen(&path, methods()).unwrap());
+        assert!(path.parent().unwrap().is_dir());
+        // Left behind: the listener ends, its file stays.
+        drop(UnixListener::bind(&path).unwrap());
+        let socket = Socket::listen(&path, methods()).unwrap();
+        let error = Socket::listen(&path, methods()).unwrap_err();
+        assert!(error.ends_with("another process listens there"), "{error}");
+        drop(socket);
+        fs::write(&path, "").unwrap();
+        assert!(Socket::listen(&path, methods()).unwrap_err().ends_with("something else is there"));
     }
 
     #[test]

@@ -87,6 +87,8 @@ struct Server {
     out: Option<Config>,
     /// A reload waits for the end of that.
     reload_waits: bool,
+    /// Disks that the kernel wants back and that wait for the end of that.
+    leaving: Vec<Address>,
 }
 
 /// What the main thread is told.
@@ -160,6 +162,7 @@ impl Server {
             files: Files::new(&Pci::new()),
             out: None,
             reload_waits: false,
+            leaving: Vec::new(),
         };
         if let Err(why) = server.open_doors() {
             server.disks.close();
@@ -281,6 +284,11 @@ impl Server {
                 Some(Event::Signal(SIGUSR1)) => watch::tell_counters(self.reactors.remotes()),
                 Some(Event::Signal(SIGHUP)) => self.reload_waits = true,
                 None | Some(Event::Signal(_)) => break,
+            }
+            if self.out.is_none() {
+                for address in std::mem::take(&mut self.leaving) {
+                    self.unplugged(address);
+                }
             }
             if self.reload_waits && self.out.is_none() {
                 self.reload_waits = false;

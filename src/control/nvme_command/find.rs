@@ -110,6 +110,12 @@ impl Found {
         found
     }
 
+    /// Who has the character device of a namespace open.
+    pub fn passing(&self, place: &Place) -> Vec<String> {
+        let nodes: Vec<String> = self.namespaces.iter().map(KernelNamespace::generic).collect();
+        place.machine.look(&[], &nodes).users
+    }
+
     fn is_named(&self, name: &str) -> bool {
         let node = name.strip_prefix("/dev/").unwrap_or(name);
         let identity = self.function.identity.as_ref();
@@ -140,6 +146,9 @@ pub fn all(place: &Place) -> Vec<Found> {
 /// # Errors
 /// If there is none, or several.
 pub fn meant(place: &Place, name: &str) -> Result<Meant, String> {
+    if name.is_empty() {
+        return Err("a disk without a name is none: write its PCI address".to_owned());
+    }
     if let Ok(address) = name.parse::<Address>() {
         let function = place.pci.function(address).map_err(|error| error.to_string())?;
         return Ok(Meant { disk: Found::new(place, function), nsid: None });

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use super::find::{Found, Place};
 use crate::sys::pci::Handover;
 
+/// The kernel's NVMe driver.
+const KERNEL: &str = "nvme";
+
 /// Why a disk that is in use is left alone; `None` if nobody uses it, or that is no matter.
 pub fn in_use(place: &Place, found: &Found, force: bool) -> Option<String> {
     let users = if force { Vec::new() } else { found.users(place) };
@@ -33,6 +36,16 @@ pub struct Done {
 /// If it is in use, unless that is no matter; if it cannot be given. It is as it was then, or the error says what it is.
 pub fn bind(place: &Place, found: &Found, force: bool) -> Result<Done, String> {
     let function = &found.function;
+    if let Some(driver) = function.driver.as_deref()
+        && driver != KERNEL
+        && !function.is_vfio()
+        && !force
+    {
+        return Err(format!(
+            "{} belongs to {driver}, and whether it is in use there cannot be seen: nothing is changed; --force does it all the same",
+            function.address
+        ));
+    }
     if !function.is_vfio()
         && let Some(why) = in_use(place, found, force)
     {

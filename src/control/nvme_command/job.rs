@@ -257,6 +257,15 @@ fn choose(wanted: &Format, namespace: &IdentifyNamespace) -> Result<u8, String> 
     }
 }
 
+/// Bytes of a block of a namespace.
+///
+/// # Errors
+/// If the controller does not say.
+pub fn block_size(way: &mut dyn Way, nsid: u32) -> Result<u64, String> {
+    let (_, format) = namespace(way, nsid)?.format();
+    Ok(1_u64.checked_shl(u32::from(format.lbads)).unwrap_or(0))
+}
+
 fn format(way: &mut dyn Way, wanted: &Format, force: bool) -> Result<Value, String> {
     let controller = controller(way)?;
     if controller.oacs.get() & OACS_FORMAT == 0 {

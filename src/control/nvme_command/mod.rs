@@ -103,6 +103,17 @@ fn ask(place: &Place, disk: &Found, job: &Job, force: bool) -> Result<serde_json
     {
         return Err(why);
     }
+    if matches!(job, Job::Format(_)) {
+        // Commands that are passed through name blocks, whose size the kernel does not check: they would move more than their data.
+        let passing = disk.passing(place);
+        if !passing.is_empty() {
+            return Err(format!(
+                "{}: commands may be passed through by {}: nothing is changed; end them first",
+                disk.address(),
+                passing.join(", ")
+            ));
+        }
+    }
     let mut kernel = Kernel::open(place, &identity.controller)?;
     let way: &mut dyn Way = &mut kernel;
     job::carry_out(way, job, force)

@@ -187,6 +187,29 @@ fn bind_takes_a_free_disk_and_unbind_gives_it_back() {
 }
 
 #[test]
+fn bind_takes_no_disk_from_a_driver_that_does_not_say_who_uses_it() {
+    let fake = Fake::new();
+    fs::create_dir_all(fake.0.path().join("sys/bus/pci/drivers/uio_pci_generic")).unwrap();
+    fake.function("0000:03:00.0", 14, "uio_pci_generic");
+    let error = fake.bind("0000:03:00.0", false).unwrap_err();
+    let says =
+        "0000:03:00.0 belongs to uio_pci_generic, and whether it is in use there cannot be seen: nothing is changed";
+    assert!(error.starts_with(says), "{error}");
+    assert_eq!(fake.driver("0000:03:00.0"), "uio_pci_generic");
+    fake.bind("0000:03:00.0", true).unwrap();
+    assert_eq!(fake.driver("0000:03:00.0"), "vfio-pci");
+}
+
+#[test]
+fn no_name_is_no_disk() {
+    let fake = Fake::new();
+    // Its serial number cannot be read.
+    fake.write(&format!("sys/bus/pci/devices/{DISK}/nvme/nvme0/serial"), "");
+    assert!(fake.bind("", true).unwrap_err().contains("without a name"));
+    assert_eq!(fake.driver(DISK), "nvme");
+}
+
+#[test]
 fn bind_refuses_a_disk_in_use_and_names_who_uses_it() {
     let mount = |source: &str, number: &str| format!("22 1 {number} / /data rw - ext4 {source} rw\n");
     for (path, text, who) in [

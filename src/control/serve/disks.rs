@@ -8,7 +8,7 @@ impl Server {
     /// A disk has told something.
     pub(super) fn heard(&mut self, address: Address, event: DiskEvent) {
         match event {
-            DiskEvent::WantedBack => self.unplugged(address),
+            DiskEvent::WantedBack => self.leaving.push(address),
             DiskEvent::Told(ControllerEvent::Namespaces(now)) => self.changed(address, &now),
             DiskEvent::Told(ControllerEvent::Health { warning: 0, .. }) => {
                 tracing::info!("{address}: it is well again")
@@ -48,8 +48,9 @@ impl Server {
     }
 
     /// The kernel wants it back, and waits: its volumes leave their doors, and it is closed.
-    fn unplugged(&mut self, address: Address) {
+    pub(super) fn unplugged(&mut self, address: Address) {
         tracing::warn!("{address} is unplugged, or the kernel wants it for another driver");
+        let device = self.volumes.nvme().held_device(address);
         if let Err(why) = self.release(address, true) {
             tracing::warn!("{address}: {why}");
         }
@@ -63,6 +64,10 @@ impl Server {
         }
         if let Err(why) = self.volumes.nvme_mut().let_go(address) {
             tracing::error!("{why}");
+        }
+        // The kernel waits until nobody has it.
+        if let Some(Err(why)) = device.and_then(|device| device.upgrade()).map(|device| device.let_go()) {
+            tracing::error!("{address}: {why}");
         }
     }
 }

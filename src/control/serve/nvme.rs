@@ -97,17 +97,15 @@ fn format(events: &mpsc::Sender<Event>, address: Address, job: Job, force: bool)
     })?;
     let (mut admin, before): (DiskAdmin, Vec<(String, u32, u32)>) = started.map_err(RpcError::Failed)?;
     let done = job::carry_out(&mut admin, &job, force);
-    drop(admin);
-    // Volumes whose blocks are others now: hosts would go on with those that they know.
-    let changed: Vec<String> = match &done {
-        Ok(value) => {
-            let is_other = |(_, nsid, size): &&(String, u32, u32)| {
-                value["nsid"] == json!(nsid) && value["block_size"] != json!(size)
-            };
-            before.iter().filter(is_other).map(|(name, ..)| name.clone()).collect()
+    // Volumes whose blocks are others now, or may be: hosts would go on with those that they know. Whatever the answer was: a format may have
+    // been done, and of more namespaces than one.
+    let mut changed = Vec::new();
+    for (name, nsid, size) in &before {
+        if job::block_size(&mut admin, *nsid) != Ok(u64::from(*size)) {
+            changed.push(name.clone());
         }
-        Err(_) => Vec::new(),
-    };
+    }
+    drop(admin);
     let back = errand(events, move |server| server.bring_back(address, &changed))?;
     match done {
         Ok(mut value) => {

@@ -364,9 +364,9 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
         home.spawn("nvme events", async move {
             while let Some(keeper) = keeper.upgrade() {
                 match keeper.drive.life() {
-                    Life::Live => {}
-                    // Its queue may not be there yet.
-                    Life::Resetting => {
+                    Life::Live if keeper.drive.listener.get().is_some() => {}
+                    // Nobody hears it, or its queue may not be there yet.
+                    Life::Live | Life::Resetting => {
                         drop(keeper);
                         here.sleep(NVME_WATCH_NS).await;
                         continue;
@@ -376,6 +376,8 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
                 match keeper.controller.next_event().await {
                     Ok(event) => {
                         keeper.drive.tell(event);
+                        // One that tells without end is heard now and then.
+                        here.sleep(NVME_WATCH_NS / 10).await;
                     }
                     Err(ControllerError::Refused { status, .. }) => {
                         tracing::info!("NVMe controller {}: no events: {status:?}", keeper.drive.serial());
@@ -450,8 +452,9 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
         let drive = &self.drive;
         drive.enter(Life::Resetting);
         tracing::warn!("NVMe controller {}: reset: {why}", drive.serial());
-        // As long as it is not disabled it says so.
-        let mut crashed = self.controller.look().is_err();
+        // As long as it is not disabled it says whether it has failed.
+        let _ = self.controller.look();
+        let mut crashed = false;
         self.everywhere(home, QueuePair::hold).await;
         let mut again = self.attempt(home).await;
         if let Err(Failure::Down(error)) = &again {
@@ -461,6 +464,7 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
         }
         match again {
             Ok(quiet) => {
+                crashed |= self.controller.take_crashed();
                 drive.enter(Life::Live);
                 self.everywhere(home, move |queue| queue.restart(&quiet, crashed)).await;
                 // It may have changed meanwhile, which it does not tell any more.

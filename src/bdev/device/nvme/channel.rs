@@ -101,7 +101,9 @@ pub struct Namespace<W: Way> {
     retries: Retries,
     /// What is older than this is not given to the controller again: whoever asked may have gone, and asked again another way.
     patience_ns: u64,
-    /// The controller has failed with a cache, and no flush has said so yet.
+    /// When the controller has last failed with a cache; 0: never.
+    crashed_at: Cell<u64>,
+    /// And no flush that was asked for since has said so yet.
     lost: Cell<bool>,
     closing: Cell<bool>,
     left: Cell<bool>,
@@ -143,6 +145,7 @@ impl<W: Way> NvmeChannel<W> {
             bounces,
             retries: Retries::new(reactor, delays),
             patience_ns,
+            crashed_at: Cell::new(0),
             lost: Cell::new(false),
             closing: Cell::new(false),
             left: Cell::new(false),
@@ -174,7 +177,9 @@ impl<W: Way> NvmeChannel<W> {
         let again = this.clone();
         reactor.spawn("nvme retries", async move {
             while let Some(io) = again.retries.next().await {
-                if let Poll::Ready(io) = again.queue.submit(io) {
+                if again.is_stale(&io) {
+                    again.ended(io, IoStatus::DeviceError);
+                } else if let Poll::Ready(io) = again.queue.submit(io) {
                     let status = io.status;
                     again.ended(io, status);
                 }
@@ -278,7 +283,6 @@ impl<W: Way> Namespace<W> {
     /// A helper's own I/O, carried out by the controller. Its status says how it ended.
     pub(super) async fn run(&self, mut child: Io) -> Io {
         child.scratch = u64::from(self.number.get()) | scratch::CHILD;
-        child.start = self.reactor.clock().now();
         self.reactor.run_io(child, |io| self.queue.submit(io)).await
     }
 
@@ -308,7 +312,7 @@ impl<W: Way> Namespace<W> {
     #[cold]
     fn failed(&self, mut io: Io, status: Status) {
         let attempt = (io.scratch >> scratch::RETRIES & scratch::RETRIES_MASK) as u8 + 1;
-        let again = attempt <= NVME_RETRIES_MAX && !self.closing.get() && self.may_repeat(&io);
+        let again = attempt <= NVME_RETRIES_MAX && !self.closing.get() && !self.is_stale(&io) && self.may_repeat(&io);
         if again && is_passing(status) {
             io.scratch += 1 << scratch::RETRIES;
             self.retries.push(io, status, attempt);
@@ -355,16 +359,21 @@ impl<W: Way> Tenant for Namespace<W> {
     }
 
     fn crashed(&self) {
-        self.lost.set(self.geometry.volatile_cache);
+        if self.geometry.volatile_cache {
+            self.crashed_at.set(self.reactor.clock().now());
+            self.lost.set(true);
+        }
+    }
+
+    fn is_stale(&self, io: &IoCell) -> bool {
+        let age = self.reactor.clock().now().saturating_sub(io.start);
+        // A flush is for what was written before it.
+        let crashed_at = self.crashed_at.get();
+        age >= self.patience_ns || io.op == IoOp::Flush && crashed_at > 0 && io.start <= crashed_at
     }
 
     fn may_repeat(&self, io: &IoCell) -> bool {
-        let age = self.reactor.clock().now().saturating_sub(io.start);
-        match io.op {
-            IoOp::CompareAndWrite => false,
-            IoOp::Flush if self.lost.get() => false,
-            _ => age < self.patience_ns,
-        }
+        io.op != IoOp::CompareAndWrite
     }
 
     #[inline]

@@ -228,9 +228,22 @@ impl Disks {
     pub fn let_go(&mut self, address: Address) -> Result<(), DeviceError> {
         let Some(place) = self.open.iter().position(|disk| disk.address == address) else { return Ok(()) };
         let disk = self.open.remove(place);
-        let device = disk.port.device().clone();
+        let (device, home, drive) = (disk.port.device().clone(), disk.home.clone(), disk.drive.clone());
         let closed = disk.close();
-        device.let_go().map_err(refused).and(closed)
+        device.let_go().map_err(refused)?;
+        if closed.is_err() {
+            // What could not be ended before can be now.
+            home.send(Box::new(move |reactor| {
+                let here = reactor.clone();
+                reactor.spawn("nvme close", async move { drop(drive.close(&here).await) });
+            }));
+        }
+        closed
+    }
+
+    /// The device of a disk, to see whether anybody has it still when the disk is closed.
+    pub fn held_device(&self, address: Address) -> Option<Weak<Device>> {
+        self.open.iter().find(|disk| disk.address == address).map(|disk| Arc::downgrade(disk.port.device()))
     }
 
     /// The disks that are open, but for those that are visited.
@@ -266,7 +279,10 @@ impl Disks {
             return Err(refused(format!("{address} is in use by this process")));
         }
         let function = self.pci.function(address).map_err(refused)?;
-        let disk = self.bring_up(reactors, &function, &Wanted::new(Which::Pci(address)), true)?;
+        let mut disk = self.bring_up(reactors, &function, &Wanted::new(Which::Pci(address)), true)?;
+        if let Some(tell) = &self.tell {
+            disk.listen(tell);
+        }
         let admin = Admin::new(&disk.drive, &disk.home);
         self.open.push(disk);
         Ok(admin)

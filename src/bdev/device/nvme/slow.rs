@@ -13,13 +13,15 @@ struct Hand {
     child: Option<Io>,
     /// Out while the child has it.
     buf: Option<Buf>,
+    /// When what it is for was asked for: a step is as old as that.
+    start: u64,
 }
 
 impl<W: Way> Namespace<W> {
     /// Carries out an I/O whose exclusion, if it needs one, has been seen to. Sets its status; gives the child back.
     pub(super) async fn carry_out(&self, io: &mut Io, child: Io) -> Io {
         let mut bounce = self.bounces.take().await;
-        let mut hand = Hand { child: Some(child), buf: Some(bounce.buf) };
+        let mut hand = Hand { child: Some(child), buf: Some(bounce.buf), start: io.start };
         let result = match io.op {
             IoOp::Read => self.read_into(io, &mut hand).await,
             IoOp::Write => self.store(io, 0, &mut hand).await,
@@ -53,7 +55,7 @@ impl<W: Way> Namespace<W> {
             unreachable!("between steps both are here");
         };
         child.prepare(op, offset, len);
-        child.fua = fua;
+        (child.fua, child.start) = (fua, hand.start);
         let carries = op.data_len(len) > 0;
         if carries {
             buf.set_len(len as usize);

@@ -95,6 +95,7 @@ impl<P: Port> Controller<P> {
         Ok(match event.event() {
             AsyncEvent::Notice(NoticeInfo::NAMESPACE_ATTRIBUTE_CHANGED) => {
                 self.identify_namespaces().await?;
+                self.remember(&self.namespaces());
                 ControllerEvent::Namespaces(self.namespaces())
             }
             AsyncEvent::Notice(NoticeInfo::FIRMWARE_ACTIVATION) => ControllerEvent::FirmwareActivation,

@@ -108,7 +108,7 @@ impl<P: Port> Controller<P> {
 
     /// Whether all namespaces are as they were: their volumes go on without another look.
     pub(super) async fn compare_namespaces(&self) -> Outcome<()> {
-        let (before, now) = (self.namespaces(), self.read_namespaces().await?);
+        let (before, now) = (self.known.borrow().clone(), self.read_namespaces().await?);
         for was in &before {
             let Ok(geometry) = &was.geometry else { continue };
             let nsid = was.nsid;
@@ -122,8 +122,21 @@ impl<P: Port> Controller<P> {
                 return Err(ControllerError::Unfit(format!("namespace {nsid} has changed with the reset: {what}")));
             }
         }
+        self.remember(&now);
         *self.namespaces.borrow_mut() = now;
         Ok(())
+    }
+
+    /// Those that have only grown are known so from now on.
+    pub(super) fn remember(&self, now: &[NamespaceInfo]) {
+        for was in self.known.borrow_mut().iter_mut() {
+            if let Some(is) = now.iter().find(|is| is.nsid == was.nsid && is.uuid == was.uuid)
+                && let (Ok(before), Ok(geometry)) = (&was.geometry, &is.geometry)
+                && geometry.differs(before).is_none()
+            {
+                was.geometry = Ok(*geometry);
+            }
+        }
     }
 
     async fn identify_namespace(&self, nsid: u32, limits: Option<&Page>) -> Outcome<NamespaceInfo> {

@@ -112,6 +112,10 @@ pub struct Controller<P: Port> {
     created: RefCell<Vec<Created>>,
     /// It touches nothing.
     quiet: Cell<bool>,
+    /// It has failed, or had to be forced, since that was last asked: what it had cached may be lost.
+    crashed: Cell<bool>,
+    /// The namespaces as volumes know them, but for those that have grown since.
+    known: RefCell<Vec<NamespaceInfo>>,
     /// It was kept from memory, since it could not be disabled: there is no way back.
     cut_off: Cell<bool>,
 }
@@ -149,6 +153,8 @@ impl<P: Port> Controller<P> {
             late_page: RefCell::default(),
             created: RefCell::default(),
             quiet: Cell::new(true),
+            crashed: Cell::new(false),
+            known: RefCell::default(),
             cut_off: Cell::new(false),
         });
         let up = this.start().await;
@@ -168,7 +174,9 @@ impl<P: Port> Controller<P> {
         self.identify_controller().await?;
         self.share_doorbells().await?;
         self.ask_for_events().await?;
-        self.identify_namespaces().await
+        self.identify_namespaces().await?;
+        *self.known.borrow_mut() = self.namespaces();
+        Ok(())
     }
 
     /// The end of an attempt.
@@ -187,7 +195,17 @@ impl<P: Port> Controller<P> {
     /// If not.
     pub fn look(&self) -> Outcome<()> {
         let csts = self.csts()?;
-        if csts.fatal() { Err(ControllerError::Fatal { csts }) } else { Ok(()) }
+        // Not ready though enabled: it was reset by somebody else, or by itself.
+        if csts.fatal() || !csts.ready() {
+            self.crashed.set(true);
+            return Err(ControllerError::Fatal { csts });
+        }
+        Ok(())
+    }
+
+    /// Whether it has failed or had to be forced since the last such question: what it had cached may be lost.
+    pub(super) fn take_crashed(&self) -> bool {
+        self.crashed.take()
     }
 
     /// Asks for the end of a command, and waits so many nanoseconds for an answer. Whether it comes is another question: the command's own completion tells.
@@ -233,6 +251,9 @@ impl<P: Port> Controller<P> {
         let ms = u64::from(self.cap.to()).max(1) * TO_MS;
         let cc = Cc(registers.read32(Property::CC.0));
         let csts = self.csts()?;
+        if csts.fatal() {
+            self.crashed.set(true);
+        }
         if cc.enabled() && !csts.ready() && !csts.fatal() {
             // On its way up: EN may not be taken back before that has ended (Base §3.1.3.5).
             match self.until(ENABLING, ready_ms(registers), Csts::ready).await {

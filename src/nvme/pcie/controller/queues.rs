@@ -181,6 +181,7 @@ impl<P: Port> Controller<P> {
         for how in if error == ControllerError::Gone { &all[1..] } else { &all[..] } {
             if self.forced(*how).await {
                 tracing::warn!("NVMe controller: {error}: {how:?}");
+                self.crashed.set(true);
                 self.cut_off.set(*how == Force::CutOff);
                 self.quiet.set(true);
                 return Ok(Quiet(()));
@@ -212,6 +213,8 @@ impl<P: Port> Controller<P> {
             ));
         }
         let before = self.identity();
+        // A reset of the function may have taken that away.
+        self.port.let_in().map_err(ControllerError::Unfit)?;
         self.enable(quiet).await?;
         self.identify_controller().await?;
         let now = self.identity();

@@ -31,7 +31,8 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         let Some(keeper) = keeper_of::<P, T>(home, self.id) else {
             return Err(ControllerError::Stopped { command: "reset" });
         };
-        while keeper.busy.get() {
+        // A close that has ended leaves it busy.
+        while keeper.busy.get() && self.life() != Life::Ended {
             home.sleep(NVME_WATCH_NS / 100).await;
         }
         if self.life() != Life::Live {

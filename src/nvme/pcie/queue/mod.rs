@@ -47,7 +47,11 @@ pub trait Tenant: 'static {
     /// The controller has failed and come back: what it had answered and not made durable may be lost.
     fn crashed(&self);
 
-    /// Whether the command may be carried out twice, the second time after a reset of the controller.
+    /// Whether the I/O may not go to the controller any more, now that this has come back: whoever asked may have gone another way meanwhile, or
+    /// would be told what is not so.
+    fn is_stale(&self, io: &IoCell) -> bool;
+
+    /// Whether the command, which is not [stale](Tenant::is_stale), may be carried out twice, the second time after a reset of the controller.
     fn may_repeat(&self, io: &IoCell) -> bool;
 
     /// The controller has answered. May submit.
@@ -378,6 +382,8 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
     pub(super) fn hold(&self) {
         if self.state.get() == State::Live {
             self.state.set(State::Held);
+            // Its registers may not be there for a while.
+            self.disarm();
         }
     }
 
@@ -409,13 +415,27 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
         self.state.set(State::Live);
         let mut failed = Vec::new();
         for (io, repeats) in unanswered {
-            let repeat = repeats < NVME_REPEATS_MAX && tenant_of(&self.tenants.borrow(), &io).may_repeat(&io);
+            let repeat = {
+                let tenants = self.tenants.borrow();
+                let tenant = tenant_of(&tenants, &io);
+                repeats < NVME_REPEATS_MAX && !tenant.is_stale(&io) && tenant.may_repeat(&io)
+            };
             if !repeat {
                 failed.push(io);
             } else if let Err(io) = self.start(io, repeats + 1) {
                 unreachable!("{io:?}: there were slots for all of them");
             } else {
                 self.repeated.set(self.repeated.get() + 1);
+            }
+        }
+        // What came while the queue was held, or found no slot before, has aged as well.
+        let waiting: Vec<Io> = std::iter::from_fn(|| self.waiting.pop()).collect();
+        for io in waiting {
+            let stale = tenant_of(&self.tenants.borrow(), &io).is_stale(&io);
+            if stale {
+                failed.push(io);
+            } else {
+                self.waiting.push(io);
             }
         }
         // Last: others may be submitted in their stead, which take slots.
@@ -515,6 +535,7 @@ impl<P: Port, T: Tenant> Poller for QueuePair<P, T> {
 
     fn arm(&self) -> bool {
         if let Some(vector) = self.vector
+            && self.state.get() == State::Live
             && self.slots.borrow().in_flight() > 0
         {
             self.unmask(vector, true);

@@ -190,3 +190,24 @@ fn two_reasons_for_a_reset_are_one_reset() {
     rig.works(1);
     rig.finish();
 }
+
+#[test]
+fn a_reset_that_is_asked_for_during_the_end_ends() {
+    let mut rig = slow();
+    rig.release();
+    let (home, drive, done) = (rig.reactor(0), rig.drive().clone(), Rc::new(RefCell::new(Vec::new())));
+    let closed = closing(&rig);
+    rig.wait(MS);
+    for _ in 0..2 {
+        let (here, drive, there) = (home.clone(), drive.clone(), done.clone());
+        home.spawn("reset", async move {
+            let result = drive.reset(&here).await;
+            there.borrow_mut().push(result);
+        });
+    }
+    rig.wait(10 * S);
+    assert_eq!(closed.take(), Some(Ok(())));
+    assert!(done.borrow().len() == 2 && done.borrow().iter().all(Result::is_err), "{:?}", done.borrow());
+    drop((drive, home));
+    rig.nothing_left();
+}

@@ -7,9 +7,11 @@ use crate::nvme::spec::{AsyncEvent, NoticeInfo, critical_warning};
 type Told = std::sync::mpsc::Receiver<ControllerEvent>;
 
 fn listening() -> (Rig, Told) {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
     let (sender, told) = std::sync::mpsc::channel();
     rig.drive().listen(move |event| sender.send(event).unwrap());
+    // That somebody listens is seen at the next look.
+    rig.wait(2 * S);
     (rig, told)
 }
 
@@ -31,14 +33,14 @@ fn namespaces_that_change_are_told() {
     for larger in 1..=3 {
         rig.disk.resize(2, SIZE / BLOCK + 8 * larger);
         rig.port.fake.changed(2);
-        rig.wait(100 * MS);
+        rig.wait(300 * MS);
         assert_eq!(sizes(told.try_recv()), [(1, SIZE), (2, SIZE + 8 * larger * BLOCK)]);
     }
     rig.port.fake.detach_namespace(1);
-    rig.wait(100 * MS);
+    rig.wait(300 * MS);
     assert_eq!(sizes(told.try_recv()), [(2, SIZE + 24 * BLOCK)]);
     rig.port.fake.attach_namespace(1);
-    rig.wait(100 * MS);
+    rig.wait(300 * MS);
     assert_eq!(sizes(told.try_recv()).len(), 2);
     rig.works(1);
     rig.finish();
@@ -49,14 +51,14 @@ fn health_and_firmware_are_told() {
     let (mut rig, told) = listening();
     rig.disk.set_health(350, critical_warning::TEMPERATURE | critical_warning::SPARE);
     rig.port.fake.warn();
-    rig.wait(100 * MS);
+    rig.wait(300 * MS);
     let Ok(ControllerEvent::Health { warning, temperature_k }) = told.try_recv() else { panic!("nothing was told") };
     assert_eq!(temperature_k, 350);
     let words = ControllerEvent::warnings(warning);
     assert_eq!(words, "its spare blocks run out, its temperature is beyond a threshold");
     assert_eq!(ControllerEvent::warnings(0), "it is well");
     rig.port.fake.notice(NoticeInfo::FIRMWARE_ACTIVATION);
-    rig.wait(100 * MS);
+    rig.wait(300 * MS);
     assert!(matches!(told.try_recv(), Ok(ControllerEvent::FirmwareActivation)));
     assert!(told.try_recv().is_err());
     rig.finish();
@@ -74,7 +76,7 @@ fn events_come_after_a_reset_too() {
     rig.wait(2 * S);
     rig.disk.resize(2, SIZE / BLOCK + 8);
     rig.port.fake.changed(2);
-    rig.wait(100 * MS);
+    rig.wait(300 * MS);
     assert_eq!(sizes(told.try_recv()), [(1, SIZE + 16 * BLOCK), (2, SIZE + 8 * BLOCK)]);
     rig.works(2);
     rig.finish();
@@ -88,6 +90,7 @@ fn a_controller_that_tells_nothing_serves_all_the_same() {
         rig.open().unwrap();
         let (sender, told) = std::sync::mpsc::channel();
         rig.drive().listen(move |event| sender.send(event).unwrap());
+        rig.wait(2 * S);
         rig.port.fake.notice(NoticeInfo::FIRMWARE_ACTIVATION);
         rig.wait(S);
         let heard = matches!(told.try_recv(), Ok(ControllerEvent::FirmwareActivation));

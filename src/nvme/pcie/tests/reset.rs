@@ -393,3 +393,68 @@ fn a_flush_does_not_hide_that_a_cache_may_be_lost() {
     assert_eq!(rig.disk.unflushed(1), 0);
     rig.finish();
 }
+
+#[test]
+fn a_flush_that_waited_for_the_reset_says_that_the_cache_may_be_lost() {
+    let cached = |disk: &mut DiskOptions| disk.write_cache = true;
+    let slow = FakeOptions { disable_ns: 500 * MS, io_ns: (10_000, 10_000), ..FakeOptions::default() };
+    let mut rig = Rig::with(cached, slow);
+    rig.inject([Rule::nth(Point::ANY_IO, 1, Fault::Fatal)]);
+    let killer = rig.read((0, 1), 0, 4096);
+    until(&mut rig, Life::Resetting, 2 * S);
+    let flushes: Vec<Answer> = (0..3).map(|_| rig.begin((0, 1), IoOp::Flush, 0, 0, &[])).collect();
+    assert_eq!(rig.ends(&killer, 2 * S), IoStatus::Success);
+    for flushed in &flushes {
+        assert_eq!(rig.ends(flushed, S), IoStatus::DeviceError);
+    }
+    rig.works(1);
+    rig.finish();
+}
+
+#[test]
+fn a_controller_that_had_to_be_forced_has_lost_its_cache() {
+    let cached = |disk: &mut DiskOptions| disk.write_cache = true;
+    let mut rig = Rig::with(cached, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
+    rig.port.resets.store(true, Ordering::Relaxed);
+    // Its firmware hangs: no status says so.
+    rig.inject(hangs(1));
+    rig.inject([Rule::nth(Point::Disable, 1, Fault::Hang)]);
+    let hung = rig.write((0, 1), 0, &[1; 4096]);
+    assert_eq!(rig.ends(&hung, 2 * RESET), IoStatus::Success);
+    let flushed = rig.begin((0, 1), IoOp::Flush, 0, 0, &[]);
+    assert_eq!(rig.ends(&flushed, S), IoStatus::DeviceError);
+    rig.finish();
+}
+
+#[test]
+fn what_waited_too_long_for_the_reset_is_not_sent() {
+    let slow =
+        FakeOptions { disable_ns: 60 * S, timeout_500ms: 200, io_ns: (10_000, 10_000), ..FakeOptions::default() };
+    let mut rig = Rig::with(|_| {}, slow);
+    rig.inject([Rule::nth(Point::ANY_IO, 1, Fault::Fatal)]);
+    let killer = rig.read((0, 1), 0, 4096);
+    until(&mut rig, Life::Resetting, 2 * S);
+    let old = rig.write((0, 1), 8192, &[1; 4096]);
+    rig.wait(40 * S);
+    let young = rig.write((0, 1), 16384, &[2; 4096]);
+    assert_eq!((rig.ends(&old, 60 * S), rig.ends(&young, S)), (IoStatus::DeviceError, IoStatus::Success));
+    assert_eq!(rig.ends(&killer, S), IoStatus::DeviceError);
+    assert_eq!((rig.disk.contents(1, 8192, 4096), rig.disk.contents(1, 16384, 4096)), (vec![0; 4096], vec![2; 4096]));
+    rig.finish();
+}
+
+#[test]
+fn a_namespace_that_changed_before_the_reset_is_not_gone_on_with_either() {
+    // The event about it has come: what is compared with is what its volume is, not what was told last.
+    let mut rig = Rig::new();
+    rig.drive().listen(|_| {});
+    rig.wait(2 * S);
+    rig.disk.resize(2, SIZE / BLOCK - 8);
+    rig.port.fake.changed(2);
+    rig.wait(S);
+    rig.inject([Rule::nth(Point::io(NvmOpcode::WRITE), 1, Fault::Fatal)]);
+    let written = rig.write((0, 1), 0, &[1; 4096]);
+    assert_eq!(rig.ends(&written, 2 * S), IoStatus::DeviceError);
+    assert_eq!(rig.drive().life(), Life::Failed);
+    rig.finish();
+}

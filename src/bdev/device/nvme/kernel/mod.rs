@@ -10,6 +10,8 @@
 //! - *Time-outs and resets* are the kernel's: it aborts a command after the volume's time limit, and resets the controller if that
 //!   does not help. It repeats no command that was passed through, so that those which it ended unanswered are given to it again
 //!   from here.
+//! - *Acknowledged* is as the controller says, and a reset by the kernel is not seen: unlike by VFIO, no flush fails because of what a
+//!   controller that has failed may have lost.
 //! - *Copies*: none; the kernel pins the pages of each command's data.
 //! - *Use*: the namespace's block device is claimed while it is a volume, so that nobody mounts it, where there is a right to do
 //!   so.
