@@ -108,7 +108,8 @@ impl<P: Port> Controller<P> {
 
     /// Whether all namespaces are as they were: their volumes go on without another look.
     pub(super) async fn compare_namespaces(&self) -> Outcome<()> {
-        let (before, now) = (self.known.borrow().clone(), self.read_namespaces().await?);
+        let before = self.known.borrow().clone();
+        let now = self.read_namespaces().await?;
         for was in &before {
             let Ok(geometry) = &was.geometry else { continue };
             let nsid = was.nsid;
