@@ -10,7 +10,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::pci::Pci;
+use super::pci::{Pci, disk_of, names};
 
 /// Bytes of a sector of sysfs, whatever the block size is.
 const SECTOR: u64 = 512;
@@ -46,21 +46,13 @@ pub fn namespaces(pci: &Pci, controller: &str) -> Vec<Node> {
     let mut found: Vec<Node> = names(&folder)
         .iter()
         .filter_map(|name| {
-            let block = head(name)?;
+            let block = disk_of(name)?;
             let nsid = number(&folder.join(name), "nsid")?;
             node(pci, u32::try_from(nsid).ok()?, block)
         })
         .collect();
     found.sort_by_key(|node| node.nsid);
     found
-}
-
-/// The name of the block device that `nvmeXnY`, or the path `nvmeXcCnY`, belongs to.
-fn head(name: &str) -> Option<String> {
-    let (controller, namespace) = name.strip_prefix("nvme")?.split_once('n')?;
-    let subsystem = controller.split_once('c').map_or(controller, |(subsystem, _)| subsystem);
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    (is_number(subsystem) && is_number(namespace)).then(|| format!("nvme{subsystem}n{namespace}"))
 }
 
 fn node(pci: &Pci, nsid: u32, block: String) -> Option<Node> {
@@ -137,14 +129,6 @@ fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 fn number(folder: &Path, file: &str) -> Option<u64> {
     fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()
-}
-
-/// The names in a directory, sorted; none if there is no such directory.
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
 }
 
 /// `/dev/NAME` of the machine.
@@ -240,10 +224,10 @@ mod tests {
 
     #[test]
     fn only_names_of_namespaces_are() {
-        assert_eq!(head("nvme0n1").as_deref(), Some("nvme0n1"));
-        assert_eq!(head("nvme10c3n12").as_deref(), Some("nvme10n12"));
+        assert_eq!(disk_of("nvme0n1").as_deref(), Some("nvme0n1"));
+        assert_eq!(disk_of("nvme10c3n12").as_deref(), Some("nvme10n12"));
         for other in ["nvme0", "ng0n1", "nvme0n1p1", "nvmen1", "nvme0n", "hwmon1", "nvme0c1n2p3"] {
-            assert_eq!(head(other), None, "{other}");
+            assert_eq!(disk_of(other), None, "{other}");
         }
     }
 

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use disks::KernelNamespace;
+pub(super) use disks::disk_of;
 
 /// The driver that gives functions to user space.
 pub const VFIO_PCI: &str = "vfio-pci";
@@ -531,7 +532,7 @@ fn text(path: &Path) -> Option<String> {
 }
 
 /// The names in a directory, sorted; none if there is no such directory.
-fn names(folder: &Path) -> Vec<String> {
+pub(super) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();

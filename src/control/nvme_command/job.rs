@@ -186,17 +186,8 @@ fn log_page(way: &mut dyn Way, name: &'static str, lid: LogId, len: usize, piece
     while page.len() < len && (pieces || page.is_empty()) {
         let piece = (len - page.len()).min(PIECE);
         let mut sqe = Sqe::bare(AdminOpcode::GET_LOG_PAGE.0, NSID_BROADCAST);
-        let fields = GetLogFields {
-            lid,
-            lsp: 0,
-            // Events are of the driver that has the controller.
-            rae: true,
-            numd_z: (piece / 4 - 1) as u32,
-            lsi: 0,
-            offset: page.len() as u64,
-            offset_is_index: false,
-            csi: 0,
-        };
+        // Events are of the driver that has the controller.
+        let fields = GetLogFields { rae: true, ..GetLogFields::new(lid, page.len() as u64, piece) };
         fields.put(&mut sqe);
         let bytes = way.ask(&Ask::new(name, sqe, piece)).map_err(text)?;
         if bytes.len() != piece {

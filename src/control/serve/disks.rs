@@ -50,7 +50,7 @@ impl Server {
     /// The kernel wants it back, and waits: its volumes leave their doors, and it is closed.
     pub(super) fn unplugged(&mut self, address: Address) {
         tracing::warn!("{address} is unplugged, or the kernel wants it for another driver");
-        let device = self.volumes.nvme().held_device(address);
+        let Some(device) = self.volumes.nvme().device_of(address) else { return };
         if let Err(why) = self.release(address, true) {
             tracing::warn!("{address}: {why}");
         }
@@ -62,12 +62,9 @@ impl Server {
                 tracing::error!("volume \"{name}\": {why}");
             }
         }
-        if let Err(why) = self.volumes.nvme_mut().let_go(address) {
-            tracing::error!("{why}");
-        }
         // The kernel waits until nobody has it.
-        if let Some(Err(why)) = device.and_then(|device| device.upgrade()).map(|device| device.let_go()) {
-            tracing::error!("{address}: {why}");
+        if let Err(why) = self.volumes.nvme_mut().let_go(address, &device) {
+            tracing::error!("{why}");
         }
     }
 }

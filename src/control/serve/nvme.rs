@@ -25,6 +25,7 @@ use crate::control::nvme_command::job::{self, Job};
 use crate::control::nvme_command::owner::{self, Params};
 use crate::control::nvme_command::state::{Owned, OwnedNamespace, absolute};
 use crate::control::rpc::{Methods, RpcError};
+use crate::nvme::spec::padded_text;
 use crate::sys::pci::Address;
 
 /// The methods, with their errands to the main thread.
@@ -151,7 +152,6 @@ impl Server {
     }
 
     fn owned(&self, open: &Open) -> Owned {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         let namespaces = open.namespaces.iter().map(|(info, volume)| {
             let geometry = info.geometry.as_ref().ok();
             OwnedNamespace {
@@ -166,9 +166,9 @@ impl Server {
             pid: std::process::id(),
             config: absolute(self.config.file.as_ref()).display().to_string(),
             socket: self.config.socket.clone(),
-            serial: text(&open.identity.sn),
-            model: text(&open.identity.mn),
-            firmware: text(&open.identity.fr),
+            serial: padded_text(&open.identity.sn),
+            model: padded_text(&open.identity.mn),
+            firmware: padded_text(&open.identity.fr),
             namespaces: namespaces.collect(),
         }
     }

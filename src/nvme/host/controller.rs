@@ -389,17 +389,7 @@ impl Controller {
         while page.len() < len {
             let now = (len - page.len()).min(piece);
             let mut sqe = Sqe::admin(AdminOpcode::GET_LOG_PAGE, nsid);
-            let fields = GetLogFields {
-                lid,
-                lsp: 0,
-                rae: retain,
-                numd_z: (now / 4).saturating_sub(1) as u32,
-                lsi: 0,
-                offset: offset + page.len() as u64,
-                offset_is_index: false,
-                csi: 0,
-            };
-            fields.put(&mut sqe);
+            GetLogFields { rae: retain, ..GetLogFields::new(lid, offset + page.len() as u64, now) }.put(&mut sqe);
             page.extend_from_slice(&self.expect_data("Get Log Page", sqe, now).await?);
         }
         Ok(page)

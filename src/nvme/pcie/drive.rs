@@ -32,8 +32,8 @@ use super::controller::{Controller, ControllerEvent, ControllerOptions, Namespac
 use super::error::ControllerError;
 use super::port::Port;
 use super::queue::{Late, QueuePair, Tenant};
-use crate::limits::{NVME_PATIENCE_NS, NVME_RESETS_MAX, NVME_RESETS_NS, NVME_WATCH_NS};
-use crate::nvme::spec::IdentifyController;
+use crate::limits::{NVME_RESETS_MAX, NVME_RESETS_NS, NVME_WATCH_NS};
+use crate::nvme::spec::{IdentifyController, padded_text};
 use crate::reactor::Reactor;
 use crate::reactor::io::IoStatus;
 
@@ -210,9 +210,9 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         }
     }
 
-    /// How old an I/O may be when it is given to the controller again, in nanoseconds.
-    pub fn patience_ns(&self) -> u64 {
-        NVME_PATIENCE_NS.max(2 * self.options.timeout_ns)
+    /// How long an I/O may take before it is aborted, in nanoseconds.
+    pub fn timeout_ns(&self) -> u64 {
+        self.options.timeout_ns
     }
 
     /// What the controller says of itself.
@@ -222,7 +222,7 @@ impl<P: Port, T: Tenant> Drive<P, T> {
 
     /// Its serial number.
     pub fn serial(&self) -> String {
-        String::from_utf8_lossy(&self.identity.sn).trim().to_owned()
+        padded_text(&self.identity.sn)
     }
 
     /// Has somebody told what the controller tells by itself, on the home reactor, where nothing may block. The first one stays it.

@@ -58,6 +58,12 @@ pub struct GetLogFields {
 }
 
 impl GetLogFields {
+    /// `len` bytes, whole dwords and at least one, of a log from byte `offset` on.
+    pub const fn new(lid: LogId, offset: u64, len: usize) -> Self {
+        let numd_z = (len / 4).saturating_sub(1) as u32;
+        Self { lid, lsp: 0, rae: false, numd_z, lsi: 0, offset, offset_is_index: false, csi: 0 }
+    }
+
     /// Reads dwords 10 to 14.
     pub const fn of(sqe: &Sqe) -> Self {
         let cdw10 = sqe.cdw10.get();

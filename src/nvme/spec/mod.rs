@@ -66,6 +66,11 @@ pub fn put_text(field: &mut [u8], text: &str, pad: u8) {
     field[len..].fill(pad);
 }
 
+/// The text of a field that spaces pad, as those of Identify data.
+pub fn padded_text(field: &[u8]) -> String {
+    String::from_utf8_lossy(field).trim().to_owned()
+}
+
 /// The text of a NUL-terminated field, or `None` when there is no NUL, nothing before it, or it is not UTF-8.
 pub fn nul_text(field: &[u8]) -> Option<&str> {
     let len = field.iter().position(|&b| b == 0)?;

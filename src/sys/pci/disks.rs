@@ -42,7 +42,7 @@ impl KernelNamespace {
 }
 
 /// The disk that `name` in a controller's folder is, or is a way to.
-fn disk_of(name: &str) -> Option<String> {
+pub fn disk_of(name: &str) -> Option<String> {
     let (subsystem, rest) = name.strip_prefix("nvme")?.split_at_checked(digits(name.strip_prefix("nvme")?))?;
     let namespace = match rest.strip_prefix('c') {
         Some(way) => way.get(digits(way)..)?,

@@ -11,7 +11,7 @@ use crate::bdev::exclusion::{Gate, Range, Resume, Ticket};
 use crate::bdev::scatter;
 use crate::bdev::steps::{Outstanding, WorkQueue};
 use crate::bdev::{Channel, Common, DeviceError};
-use crate::limits::NVME_RETRIES_MAX;
+use crate::limits::{NVME_PATIENCE_NS, NVME_RETRIES_MAX};
 use crate::nvme::io::{self, Geometry, Place, Unmapping};
 use crate::nvme::pcie::{Port, QueuePair, Tenant};
 use crate::nvme::spec::{NvmOpcode, RwCdw12, Sqe, Status};
@@ -116,7 +116,7 @@ impl<W: Way> NvmeChannel<W> {
         reactor: &Rc<Reactor>,
         common: &Common,
         queue: Rc<W::Queue>,
-        (geometry, delays, patience_ns): (Geometry, Delays, u64),
+        (geometry, delays, timeout_ns): (Geometry, Delays, u64),
     ) -> Result<NvmeChannel<W>, DeviceError> {
         Gate::check_home(reactor, common)?;
         let refused = |why: &str| DeviceError::Refused(format!("volume \"{}\": {why}", common.traits().name));
@@ -144,7 +144,7 @@ impl<W: Way> NvmeChannel<W> {
             exclusive: WorkQueue::new(reactor),
             bounces,
             retries: Retries::new(reactor, delays),
-            patience_ns,
+            patience_ns: NVME_PATIENCE_NS.max(2 * timeout_ns),
             crashed_at: Cell::new(0),
             lost: Cell::new(false),
             closing: Cell::new(false),

@@ -220,18 +220,24 @@ impl Disks {
             .collect()
     }
 
-    /// Closes a disk whose volumes are of no use any more, but are held by somebody: their I/O ends with
-    /// [`Gone`](crate::reactor::io::IoStatus::Gone), and the kernel has the disk, whoever holds on to what.
+    /// The device of a disk, for [`Disks::let_go`].
+    pub fn device_of(&self, address: Address) -> Option<Weak<Device>> {
+        self.open.iter().find(|disk| disk.address == address).map(|disk| Arc::downgrade(disk.port.device()))
+    }
+
+    /// Gives a disk up whose volumes are of no use any more: it is closed, if it is open still, and its device is taken away from whoever holds
+    /// on to it. I/O that there is ends with [`Gone`](crate::reactor::io::IoStatus::Gone), and the kernel has the disk.
     ///
     /// # Errors
     /// If it did not shut down in order, or the kernel may not have it.
-    pub fn let_go(&mut self, address: Address) -> Result<(), DeviceError> {
-        let Some(place) = self.open.iter().position(|disk| disk.address == address) else { return Ok(()) };
-        let disk = self.open.remove(place);
-        let (device, home, drive) = (disk.port.device().clone(), disk.home.clone(), disk.drive.clone());
-        let closed = disk.close();
+    pub fn let_go(&mut self, address: Address, device: &Weak<Device>) -> Result<(), DeviceError> {
+        let place = self.open.iter().position(|disk| disk.address == address);
+        let disk = place.map(|place| self.open.remove(place));
+        let way = disk.as_ref().map(|disk| (disk.home.clone(), disk.drive.clone()));
+        let closed = disk.map_or(Ok(()), Disk::close);
+        let Some(device) = device.upgrade() else { return closed };
         device.let_go().map_err(refused)?;
-        if closed.is_err() {
+        if let (Err(_), Some((home, drive))) = (&closed, way) {
             // What could not be ended before can be now.
             home.send(Box::new(move |reactor| {
                 let here = reactor.clone();
@@ -239,11 +245,6 @@ impl Disks {
             }));
         }
         closed
-    }
-
-    /// The device of a disk, to see whether anybody has it still when the disk is closed.
-    pub fn held_device(&self, address: Address) -> Option<Weak<Device>> {
-        self.open.iter().find(|disk| disk.address == address).map(|disk| Arc::downgrade(disk.port.device()))
     }
 
     /// The disks that are open, but for those that are visited.
@@ -279,12 +280,9 @@ impl Disks {
             return Err(refused(format!("{address} is in use by this process")));
         }
         let function = self.pci.function(address).map_err(refused)?;
-        let mut disk = self.bring_up(reactors, &function, &Wanted::new(Which::Pci(address)), true)?;
-        if let Some(tell) = &self.tell {
-            disk.listen(tell);
-        }
+        let disk = self.bring_up(reactors, &function, &Wanted::new(Which::Pci(address)), true)?;
         let admin = Admin::new(&disk.drive, &disk.home);
-        self.open.push(disk);
+        self.take_in(disk);
         Ok(admin)
     }
 
@@ -388,12 +386,16 @@ impl Disks {
             }
             Which::Serial(serial) => self.search(reactors, serial, wanted)?,
         };
-        let mut disk = disk;
+        self.take_in(disk);
+        Ok(self.open.len() - 1)
+    }
+
+    /// A disk that has just been opened.
+    fn take_in(&mut self, mut disk: Disk) {
         if let Some(tell) = &self.tell {
             disk.listen(tell);
         }
         self.open.push(disk);
-        Ok(self.open.len() - 1)
     }
 
     /// The disk of a serial number among those that are bound to vfio-pci. Only a controller itself knows its number then, so that

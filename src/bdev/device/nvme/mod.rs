@@ -124,7 +124,7 @@ impl<P: Port> BlockDevice for Nvme<P> {
             reactor,
             &self.common,
             queue,
-            (self.geometry, delays, self.drive.patience_ns()),
+            (self.geometry, delays, self.drive.timeout_ns()),
         )?))
     }
 }

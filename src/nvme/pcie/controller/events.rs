@@ -117,18 +117,8 @@ impl<P: Port> Controller<P> {
         };
         let (data, _) = self.memory("a log of the controller", len)?;
         let mut sqe = Sqe::bare(AdminOpcode::GET_LOG_PAGE.0, NSID_BROADCAST);
-        let fields = GetLogFields {
-            lid,
-            lsp: 0,
-            // Read, so that the controller may tell of the like again.
-            rae: false,
-            numd_z: (len / 4 - 1) as u32,
-            lsi: 0,
-            offset: 0,
-            offset_is_index: false,
-            csi: 0,
-        };
-        fields.put(&mut sqe);
+        // Read, so that the controller may tell of the like again.
+        GetLogFields::new(lid, 0, len).put(&mut sqe);
         let mut bytes = vec![0; len];
         match self.ask("Get Log Page", sqe, Some(&data)).await {
             Ok(_) => data.read(0, &mut bytes),

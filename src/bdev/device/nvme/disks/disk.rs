@@ -1,6 +1,7 @@
 //! One open disk: its volumes, what it tells, and its end.
 
 use super::*;
+use crate::nvme::spec::padded_text;
 
 impl Disk {
     pub(super) fn listen(&mut self, tell: &Tell) {
@@ -46,7 +47,7 @@ impl Disk {
             "volume \"{name}\": namespace {nsid} of {address} (serial {}, {}) by VFIO, {} queue pairs of depth {}; mode = \"kernel\" \
              would need it back with the kernel's driver",
             self.drive.serial(),
-            String::from_utf8_lossy(&self.drive.identity().mn).trim(),
+            padded_text(&self.drive.identity().mn),
             self.drive.reactors().len(),
             self.port.depth(self.depth)
         );

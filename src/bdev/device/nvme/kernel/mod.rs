@@ -31,7 +31,6 @@ use super::channel::{NvmeChannel, Way};
 use super::retry::Delays;
 use super::traits;
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError};
-use crate::limits::NVME_PATIENCE_NS;
 use crate::nvme::io::Geometry;
 use crate::reactor::Reactor;
 use crate::reactor::io::Io;
@@ -110,9 +109,7 @@ impl<R: Rings> BlockDevice for Passed<R> {
             .map_err(|error| DeviceError::Io { what: what("a ring for its NVMe commands"), error })?;
         let queue = Passthrough::new(reactor, ring)
             .ok_or_else(|| DeviceError::Refused(what("no DMA memory left for its commands: raise [memory] size")))?;
-        // As by VFIO, what is older than that is not given out again.
-        let patience_ns = NVME_PATIENCE_NS.max(2 * self.timeout.as_nanos() as u64);
-        let how = (self.geometry, self.delays, patience_ns);
+        let how = (self.geometry, self.delays, self.timeout.as_nanos() as u64);
         Ok(Box::new(NvmeChannel::<ByKernel<R>>::open(reactor, &self.common, queue, how)?))
     }
 }
