@@ -19,7 +19,7 @@ from disk import (
 )
 from harness import Failure, check, run, wait_until
 from jobs import all_kinds_of_load, fio, fio_at_once
-from ublk_world import WORLD, file, file_in_memory, inject, malloc, suite, ublk
+from ublk_world import WORLD, by_turns, file, file_in_memory, inject, malloc, suite, ublk
 
 # What an emulated processor may add to the time of one I/O.
 EMULATION_SLACK_S = 1.5
@@ -48,12 +48,14 @@ def one_mebibyte_is_one_request():
 
 
 @suite.variants(
-    ext4_malloc=("ext4", malloc("volume", 64), {}),
-    ext4_file=("ext4", file("volume", 64), {}),
-    ext4_4k_blocks=("ext4", malloc("volume", 64, block_size=4096), {"mode": "copy"}),
-    xfs_malloc=("xfs", malloc("volume", 384), {"queues": 4}),
-    xfs_file=("xfs", file("volume", 384), {"mode": "user-copy"}),
-    xfs_file_4k_blocks=("xfs", file("volume", 384, block_size=4096, direct=False), {}),
+    **by_turns(
+        ext4_malloc=("ext4", malloc("volume", 64), {}),
+        ext4_file=("ext4", file("volume", 64), {}),
+        ext4_4k_blocks=("ext4", malloc("volume", 64, block_size=4096), {"mode": "copy"}),
+        xfs_malloc=("xfs", malloc("volume", 384), {"queues": 4}),
+        xfs_file=("xfs", file("volume", 384), {"mode": "user-copy"}),
+        xfs_file_4k_blocks=("xfs", file("volume", 384, block_size=4096, direct=False), {}),
+    )
 )
 def file_system(kind, bdev, options):
     """A tree that is copied there is read back from the disk after a remount, after fstrim, and, where the volume
@@ -74,12 +76,14 @@ def file_system(kind, bdev, options):
 
 
 @suite.variants(
-    blkdiscard=(["blkdiscard", "-o", MIB, "-l", 2 * MIB],),
-    blkdiscard_zeroout=(["blkdiscard", "-z", "-o", MIB, "-l", 2 * MIB],),
-    punch_hole=(["fallocate", "-p", "-o", MIB, "-l", 2 * MIB],),
-    zero_range=(["fallocate", "-z", "-o", MIB, "-l", 2 * MIB],),
-    odd_discard=(["blkdiscard", "-o", MIB + 4096 * 3, "-l", MIB + 4096 * 5],),
-    odd_zeroout=(["blkdiscard", "-z", "-o", MIB + 4096 * 3, "-l", MIB + 4096 * 5],),
+    **by_turns(
+        blkdiscard=(["blkdiscard", "-o", MIB, "-l", 2 * MIB],),
+        blkdiscard_zeroout=(["blkdiscard", "-z", "-o", MIB, "-l", 2 * MIB],),
+        punch_hole=(["fallocate", "-p", "-o", MIB, "-l", 2 * MIB],),
+        zero_range=(["fallocate", "-z", "-o", MIB, "-l", 2 * MIB],),
+        odd_zeroout=(["blkdiscard", "-z", "-o", MIB + 4096 * 3, "-l", MIB + 4096 * 5],),
+        odd_discard=(["blkdiscard", "-o", MIB + 4096 * 3, "-l", MIB + 4096 * 5],),
+    )
 )
 def zeros_after(words):
     """Zeros where data was, and the data on both sides untouched. Write zeroes with the permission to unmap is

@@ -17,6 +17,7 @@ from ublk_world import (
     STATE,
     WORLD,
     Load,
+    by_turns,
     check_nothing_left,
     descriptors,
     file,
@@ -174,7 +175,7 @@ def kill_under_a_file_system():
     check_no_io_error(said)
 
 
-@suite.variants(auto=("auto",), user_copy=("user-copy",), copy=("copy",))
+@suite.variants(**by_turns(auto=("auto",), user_copy=("user-copy",), copy=("copy",)))
 def terminate_under_load_leaves_the_disk_to_the_next_start(mode):
     """SIGTERM under fio verify: exit 0, the disk stays and holds its requests, the next start goes on; twice."""
     (disk,) = WORLD.serve([file("disk0", 32)], [ublk("disk0", mode=mode)])

@@ -17,7 +17,7 @@ from disk import MIB, same
 from harness import check, note
 from jobs import fio_on_each
 from ublk_kernel import ZERO_COPY
-from ublk_world import CPUS, FULL, SEED, WORLD, file, file_in_memory, inject, malloc, suite, ublk
+from ublk_world import CPUS, FULL, KERNEL, SEED, WORLD, file, file_in_memory, inject, malloc, suite, ublk
 
 SIZE = 16 * MIB
 STEPS = 40
@@ -32,7 +32,6 @@ DIMENSIONS = {
     "reactors": [1, 2, 4],
     "kernel": ["6.12", "newest"],
 }
-KERNEL = "6.12" if os.uname().release.startswith("6.12.") else "newest"
 
 IN_MEMORY = ("malloc", "memory")
 

@@ -22,6 +22,7 @@ BY_ID = pathlib.Path("/dev/disk/by-id")
 FULL = "--full" in sys.argv[1:]
 SEED = next((int(word.split("=")[1]) for word in sys.argv[1:] if word.startswith("--seed=")), 1)
 CPUS = sorted(os.sched_getaffinity(0))
+KERNEL = "6.12" if os.uname().release.startswith("6.12.") else "newest"
 # That of a process which hangs: a machine needs 2 s, an emulated one beside others up to four times that.
 STOP_LIMIT_S = 30
 
@@ -34,6 +35,12 @@ CRASH = re.compile(r"BUG: |Oops|general protection")
 TRACE_LINES = 40
 KILL_DEFECT = re.compile(r"io_fallback_req_func")
 KILL_DEFECT_FIXED = (6, 15)
+
+
+def by_turns(**variants):
+    """The variants of this kernel: every other one, since what they differ in is not the kernel's; with `--full` all of them."""
+    first = ["newest", "6.12"].index(KERNEL)
+    return variants if FULL else dict(list(variants.items())[first::2])
 
 
 def malloc(name, size_mib=16, **more):
