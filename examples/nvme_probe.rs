@@ -226,7 +226,7 @@ fn start(group: &Arc<Group>, address: Address, pool: &Pool) -> Result<(Device, Q
         return Err("a function that was just opened is bus master".into());
     }
     if cap & CAP_BUFFER != 0 {
-        println!("buffer: BAR 2 of {} bytes", device.bar(2)?.len());
+        println!("buffer: BAR 2 of {} bytes", device.map_buffer(2)?.len());
     }
     device.set_bus_master(true)?;
     let start = monotonic_ns();

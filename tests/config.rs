@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use reactor::bdev::device::nvme::Mode;
+use reactor::bdev::device::nvme::{InterruptCoalescing, Mode, Tuning};
 use reactor::control::config::{
     Change, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus, Machine,
     NullComplete, Source, Style, Subsystem, Trigger, derived_uuid, diff, load, parse,
@@ -66,8 +66,8 @@ fn the_commented_parts_of_the_example_are_valid() {
     let names: Vec<&str> = config.bdevs.iter().map(|bdev| bdev.name.as_str()).collect();
     assert_eq!(names, ["ram0", "disk0", "fast0", "null0", "faulty0"]);
     let Driver::Nvme(fast) = &config.bdevs[2].driver else { panic!("{:?}", config.bdevs[2]) };
-    assert_eq!((fast.disk.to_string().as_str(), fast.nsid, fast.depth), ("0000:01:00.0", Some(1), 256));
-    assert_eq!((fast.timeout, fast.size, fast.block_size), (Duration::from_secs(30), Some(1 << 40), None));
+    assert_eq!((fast.disk.to_string().as_str(), fast.nsid, fast.tuning.depth), ("0000:01:00.0", Some(1), 256));
+    assert_eq!((fast.tuning.timeout, fast.size, fast.block_size), (Duration::from_secs(30), Some(1 << 40), None));
     let expected = [
         InjectRule {
             op: Some(InjectOp::Read),
@@ -760,8 +760,16 @@ fn an_nvme_disk_has_defaults_and_keeps_its_keys() {
     let text = |keys: &str| config(&format!("[[bdev]]\nname = \"fast0\"\ndriver = \"nvme\"\n{keys}"));
     let plain = text("serial = \"S1\"");
     let Driver::Nvme(wanted) = &plain.bdevs[0].driver else { panic!("{:?}", plain.bdevs) };
-    assert_eq!((wanted.disk.to_string().as_str(), wanted.nsid, wanted.depth), ("serial S1", None, 256));
-    assert_eq!((wanted.timeout, wanted.size, wanted.block_size), (Duration::from_secs(30), None, None));
+    assert_eq!(
+        (wanted.disk.to_string().as_str(), wanted.nsid, wanted.size, wanted.block_size),
+        ("serial S1", None, None, None)
+    );
+    let usual = Tuning { depth: 256, timeout: Duration::from_secs(30), cmb: false, coalescing: None };
+    assert_eq!(wanted.tuning, usual);
+    let tuned = text("serial = \"S1\"\ndepth = 8\ntimeout = \"5s\"\ncmb = true\ncoalesce = 256\ncoalesce_us = 25500");
+    let Driver::Nvme(wanted) = &tuned.bdevs[0].driver else { panic!("{:?}", tuned.bdevs) };
+    let coalescing = Some(InterruptCoalescing { threshold_z: 255, time_100us: 255 });
+    assert_eq!(wanted.tuning, Tuning { depth: 8, timeout: Duration::from_secs(5), cmb: true, coalescing });
     assert_eq!(wanted.mode, Mode::Auto);
     for (mode, expected) in [("auto", Mode::Auto), ("vfio", Mode::Vfio), ("kernel", Mode::Kernel)] {
         let with = text(&format!("serial = \"S1\"\nmode = \"{mode}\""));

@@ -58,8 +58,7 @@ impl Disk {
         let disk = FakeDisk::new(DiskOptions { namespaces, ..DiskOptions::default() });
         let port = disk.controller(FakeOptions { stepped: true, ..controller });
         port.serve(reactor);
-        let options =
-            DriveOptions { controller: ControllerOptions { depth: 256, prp_only: false }, timeout_ns: 30_000_000_000 };
+        let options = DriveOptions { controller: ControllerOptions::new(256), timeout_ns: 30_000_000_000 };
         let (here, its) = (reactor.clone(), port.clone());
         let opened = spawn(reactor, async move { Drive::open(&here, its, options, vec![0]).await });
         let drive = until(&opened, || turn(reactor, &port)).expect("a drive");

@@ -55,6 +55,18 @@ pub fn namespaces(pci: &Pci, controller: &str) -> Vec<Node> {
     found
 }
 
+/// A namespace to which controllers that the kernel's driver has lead too, as they are of the NVM subsystem with this NQN and serial number: its
+/// block device, and the first of these controllers.
+pub fn shared(pci: &Pci, (nqn, serial): (&str, &str), nsid: u32) -> Option<(Node, String)> {
+    let class = pci.path("sys/class/nvme");
+    let says = |name: &str, file: &str, text: &str| {
+        fs::read_to_string(class.join(name).join(file)).is_ok_and(|found| found.trim() == text)
+    };
+    let mut controllers =
+        names(&class).into_iter().filter(|name| says(name, "subsysnqn", nqn) && says(name, "serial", serial));
+    controllers.find_map(|name| Some((namespaces(pci, &name).into_iter().find(|node| node.nsid == nsid)?, name)))
+}
+
 fn node(pci: &Pci, nsid: u32, block: String) -> Option<Node> {
     let folder = pci.path("sys/block").join(&block);
     let queue = folder.join("queue");
@@ -80,38 +92,6 @@ fn node(pci: &Pci, nsid: u32, block: String) -> Option<Node> {
         eui64: bytes(&text("eui")).filter(|id: &[u8; 8]| id != &[0_u8; 8]),
         block,
     })
-}
-
-/// The partitions of a block device, and what stands on it or on them, each as the kernel calls it.
-pub fn holders(pci: &Pci, block: &str) -> Vec<String> {
-    let disk = pci.path("sys/block").join(block);
-    let partitions =
-        names(&disk).into_iter().map(|name| disk.join(name)).filter(|path| path.join("partition").exists());
-    let mut found = Vec::new();
-    for part in std::iter::once(disk.clone()).chain(partitions) {
-        let name = part.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        found.extend(names(&part.join("holders")).iter().map(|holder| format!("device {holder} (on {name})")));
-        let number = fs::read_to_string(part.join("dev")).unwrap_or_default();
-        found.extend(mounts(pci, number.trim(), &name));
-    }
-    found
-}
-
-/// Where a block device is mounted or swapped on.
-fn mounts(pci: &Pci, number: &str, name: &str) -> Vec<String> {
-    let read = |path: &str| fs::read_to_string(pci.path(path)).unwrap_or_default();
-    let mut found = Vec::new();
-    for line in read("proc/self/mountinfo").lines() {
-        let mut words = line.split(' ');
-        if let (Some(device), Some(point)) = (words.nth(2), words.nth(1))
-            && device == number
-        {
-            found.push(format!("mount {point} (of {name})"));
-        }
-    }
-    let swapped = |line: &&str| line.split_whitespace().next() == Some(&format!("/dev/{name}"));
-    found.extend(read("proc/swaps").lines().filter(swapped).map(|_| format!("swap on {name}")));
-    found
 }
 
 /// What sysfs writes as hexadecimal digits with or without dashes or blanks between them.
@@ -223,30 +203,33 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_that_two_controllers_share() {
+        let tree = Tree::new("shared");
+        for (controller, serial) in [("nvme2", "B"), ("nvme3", "other")] {
+            tree.put(&format!("sys/class/nvme/{controller}/subsysnqn"), "nqn.b\n");
+            tree.put(&format!("sys/class/nvme/{controller}/serial"), &format!("{serial}   \n"));
+        }
+        tree.disk("nvme1n2", 512);
+        tree.put("sys/class/nvme/nvme2/nvme1c2n2/nsid", "2\n");
+        tree.disk("nvme3n5", 512);
+        tree.put("sys/class/nvme/nvme3/nvme3n5/nsid", "5\n");
+        let found = |nqn, serial, nsid| {
+            shared(&tree.pci(), (nqn, serial), nsid).map(|(node, controller)| (node.block, controller))
+        };
+        assert_eq!(found("nqn.b", "B", 2), Some(("nvme1n2".to_owned(), "nvme2".to_owned())));
+        // Disks whose maker gave all of them one NQN have serial numbers of their own.
+        assert_eq!(found("nqn.b", "B", 5), None);
+        for (nqn, serial, nsid) in [("nqn.b", "B", 1), ("nqn", "B", 2), ("nqn.b", "", 2)] {
+            assert_eq!(found(nqn, serial, nsid), None);
+        }
+    }
+
+    #[test]
     fn only_names_of_namespaces_are() {
         assert_eq!(disk_of("nvme0n1").as_deref(), Some("nvme0n1"));
         assert_eq!(disk_of("nvme10c3n12").as_deref(), Some("nvme10n12"));
         for other in ["nvme0", "ng0n1", "nvme0n1p1", "nvmen1", "nvme0n", "hwmon1", "nvme0c1n2p3"] {
             assert_eq!(disk_of(other), None, "{other}");
         }
-    }
-
-    #[test]
-    fn who_stands_on_a_disk_is_seen() {
-        let tree = Tree::new("holders");
-        tree.disk("nvme0n1", 512);
-        tree.put("sys/block/nvme0n1/nvme0n1p1/partition", "1\n");
-        tree.put("sys/block/nvme0n1/nvme0n1p1/dev", "259:4\n");
-        assert_eq!(holders(&tree.pci(), "nvme0n1"), Vec::<String>::new(), "no /proc, nobody");
-        tree.put("sys/block/nvme0n1/nvme0n1p1/holders/dm-0", "");
-        tree.put(
-            "proc/self/mountinfo",
-            "22 1 259:3 / /data rw - ext4 /dev/nvme0n1 rw\n23 1 8:1 / / rw - ext4 /dev/sda1 rw\n",
-        );
-        tree.put("proc/swaps", "Filename\tType\tSize\n/dev/nvme0n1p1 partition 1 0 -2\n");
-        assert_eq!(
-            holders(&tree.pci(), "nvme0n1"),
-            ["mount /data (of nvme0n1)", "device dm-0 (on nvme0n1p1)", "swap on nvme0n1p1"]
-        );
     }
 }

@@ -47,16 +47,20 @@ PROBE = "/test/bin/nvme_probe"
     blocks_of_4096_two_reactors=("A2", 1, 4096, [0, 1]),
     without_shadow_doorbells=("D", 1, 512, [0, 1]),
     beside_a_controller_memory_buffer=("C", 1, 512, [0, 1]),
+    queues_in_the_controller_memory_buffer=("C", 1, 512, [0, 1], {}, {"cmb": True}),
     spinning=("A1", 1, 512, [0, 1], {"idle": "poll"}),
 )
-def verify(serial, nsid, block_size, cores, reactor=None):
+def verify(serial, nsid, block_size, cores, reactor=None, keys=None):
     """fio's checksums by way of the reactor; then the kernel reads the same bytes from the disk."""
+    keys = keys or {}
     function = WORLD.take(serial)
-    WORLD.target.start(config(volume("fast", function), cores=cores, **reactor or {}))
+    WORLD.target.start(config(volume("fast", function, **keys), cores=cores, **reactor or {}))
     line = said_in_log('volume "fast": namespace')[0]
     note(line)
     check(f"namespace {nsid} of {function.address} (serial {serial}, " in line and " by VFIO, " in line, line)
     check(f", {len(cores)} queue pairs of depth 256" in line, line)
+    in_buffer = f"{len(cores)} of them with submissions in the controller memory buffer"
+    check((in_buffer in line) == keys.get("cmb", False), line)
     block = attach("fast", "-i", 2)
     check(int(block.attribute("queue/logical_block_size")) == block_size, "another block size")
     check(block.size() == 64 * MIB, f"{block.size()} bytes")

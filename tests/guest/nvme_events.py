@@ -26,6 +26,18 @@ def logged(*words):
 
 
 @suite.case
+def a_disk_that_gathers_no_completions_is_used_as_it_is():
+    """QEMU's refuses to change when it interrupts."""
+    function = WORLD.take("A1")
+    WORLD.target.start(config(volume("fast", function, coalesce=4, coalesce_us=100)))
+    logged("interrupt coalescing", "it interrupts as it does by itself")
+    block, data = attach("fast"), pattern(MIB, 91)
+    block.write(0, data)
+    block.expect(0, data, "through the reactor")
+    end_with_warnings()
+
+
+@suite.case
 def health_is_told():
     port = monitor()
     function = WORLD.take("A1")

@@ -378,8 +378,11 @@ fn fixed_keys_changed(before: &BdevConfig, wanted: &BdevConfig) -> Vec<&'static 
             );
             note(was.nsid != is.nsid, "nsid");
             note(was.mode != is.mode, "mode");
-            note(was.depth != is.depth, "depth");
-            note(was.timeout != is.timeout, "timeout");
+            let (was_so, is_so) = (&was.tuning, &is.tuning);
+            note(was_so.depth != is_so.depth, "depth");
+            note(was_so.timeout != is_so.timeout, "timeout");
+            note(was_so.cmb != is_so.cmb, "cmb");
+            note(was_so.coalescing != is_so.coalescing, "coalesce");
             note(was.size != is.size, "size");
             note(was.block_size != is.block_size, "block_size");
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::model::BdevConfig;
 use super::reader::{Key, Table};
 use super::value::parse_time;
-use crate::bdev::device::nvme::{Mode, Wanted, Which};
+use crate::bdev::device::nvme::{InterruptCoalescing, Mode, Tuning, Wanted, Which};
 use crate::limits::{NVME_DEPTH, NVME_DEPTH_MAX, NVME_TIMEOUT_S, NVME_TIMEOUT_S_MAX};
 use crate::sys::pci::Address;
 
@@ -16,7 +16,13 @@ const NSID: Key = Key::new("nsid", "write nsid = 1");
 const MODE: Key = Key::new("mode", "write mode = \"auto\", mode = \"vfio\" or mode = \"kernel\"");
 const DEPTH: Key = Key::new("depth", "write depth = 256");
 const TIMEOUT: Key = Key::new("timeout", "write timeout = \"30s\"");
+const CMB: Key = Key::new("cmb", "write cmb = true or cmb = false");
+const COALESCE: Key = Key::new("coalesce", "write coalesce = 8");
+const COALESCE_US: Key = Key::new("coalesce_us", "write coalesce_us = 100");
 
+/// Completions for an interrupt, and the unit of time of interrupt coalescing in microseconds (NVMe Base 2.0, section 5.27.1.6).
+const COALESCE_MAX: u64 = 256;
+const COALESCE_UNIT_US: u64 = 100;
 /// Bytes of a serial number in Identify Controller (NVMe Base 2.0, figure 275).
 const SERIAL_LEN_MAX: usize = 20;
 /// FFFFFFFFh stands for all namespaces, FFFFFFFEh is no namespace (NVMe Base 2.0, section 3.2.1.2).
@@ -24,7 +30,7 @@ const NSID_MAX: u64 = 0xFFFF_FFFD;
 
 /// Its keys, after those of other drivers: `first` and `last`.
 pub(super) fn keys(first: &[Key], last: &[Key]) -> Vec<Key> {
-    [first, &[PCI, SERIAL, NSID, MODE, DEPTH, TIMEOUT], last].concat()
+    [first, &[PCI, SERIAL, NSID, MODE, DEPTH, TIMEOUT, CMB, COALESCE, COALESCE_US], last].concat()
 }
 
 /// `None` after a message.
@@ -33,8 +39,7 @@ pub(super) fn read(table: &Table<'_>, size: Key, block_size: Key) -> Option<Want
     let integer = |key, range, default| table.get(key).map_or(Some(default), |value| Some(value.integer(range)?.value));
     let nsid = integer(NSID, 1..=NSID_MAX, 0);
     let mode = read_mode(table);
-    let depth = integer(DEPTH, 2..=u64::from(NVME_DEPTH_MAX), u64::from(NVME_DEPTH));
-    let timeout = read_timeout(table);
+    let tuning = read_tuning(table);
     let size = table.get(size).map_or(Some(None), |value| Some(Some(value.size()?.value)));
     let block_size = match table.get(block_size) {
         Some(value) => value.integer(1..=u64::from(u32::MAX)).and_then(|block_size| {
@@ -48,8 +53,43 @@ pub(super) fn read(table: &Table<'_>, size: Key, block_size: Key) -> Option<Want
         None => Some(None),
     };
     let nsid = Some(nsid? as u32).filter(|nsid| *nsid != 0);
-    let (mode, depth) = (mode?, depth? as u16);
-    Some(Wanted { disk: disk?, nsid, mode, depth, timeout: timeout?, size: size?, block_size: block_size? })
+    Some(Wanted { disk: disk?, nsid, mode: mode?, tuning: tuning?, size: size?, block_size: block_size? })
+}
+
+/// `None` after a message.
+fn read_tuning(table: &Table<'_>) -> Option<Tuning> {
+    let depth = match table.get(DEPTH) {
+        Some(value) => value.integer(2..=u64::from(NVME_DEPTH_MAX)).map(|depth| depth.value as u16),
+        None => Some(NVME_DEPTH),
+    };
+    let timeout = read_timeout(table);
+    let cmb = table.get(CMB).map_or(Some(false), |value| Some(value.boolean()?.value));
+    let coalescing = read_coalescing(table);
+    Some(Tuning { depth: depth?, timeout: timeout?, cmb: cmb?, coalescing: coalescing? })
+}
+
+/// `None` after a message.
+fn read_coalescing(table: &Table<'_>) -> Option<Option<InterruptCoalescing>> {
+    let (completions, micros) = match (table.get(COALESCE), table.get(COALESCE_US)) {
+        (None, None) => return Some(None),
+        (Some(completions), Some(micros)) => (completions, micros),
+        (Some(_), None) | (None, Some(_)) => {
+            let (has, lacks) =
+                if table.get(COALESCE).is_some() { (COALESCE, COALESCE_US) } else { (COALESCE_US, COALESCE) };
+            let message = format!("{} is nothing without {}", has.name, lacks.name);
+            table.messages.error(&table.place_of(has), message, lacks.help);
+            return None;
+        }
+    };
+    let completions = completions.integer(1..=COALESCE_MAX);
+    let micros = micros.integer(COALESCE_UNIT_US..=COALESCE_UNIT_US * u64::from(u8::MAX))?;
+    if !micros.value.is_multiple_of(COALESCE_UNIT_US) {
+        let message = format!("{} cannot be {}", COALESCE_US.name, micros.value);
+        table.messages.error(&micros.span, message, format!("write a multiple of {COALESCE_UNIT_US}"));
+        return None;
+    }
+    let time = (micros.value / COALESCE_UNIT_US) as u8;
+    Some(Some(InterruptCoalescing::new(completions?.value as u16, time)))
 }
 
 /// `None` after a message.
@@ -131,8 +171,10 @@ impl Namespaces {
         if let Some((first, other, line)) = others.first() {
             for (differs, key) in [
                 (first.mode != wanted.mode, MODE),
-                (first.depth != wanted.depth, DEPTH),
-                (first.timeout != wanted.timeout, TIMEOUT),
+                (first.tuning.depth != wanted.tuning.depth, DEPTH),
+                (first.tuning.timeout != wanted.tuning.timeout, TIMEOUT),
+                (first.tuning.cmb != wanted.tuning.cmb, CMB),
+                (first.tuning.coalescing != wanted.tuning.coalescing, COALESCE),
             ] {
                 if differs {
                     let message =

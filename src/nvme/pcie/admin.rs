@@ -15,7 +15,7 @@ use super::queue::Rings;
 use crate::limits::NVME_ADMIN_ENTRIES;
 use crate::nvme::spec::{Sqe, Status};
 use crate::reactor::{Activity, Deferred, Poller, PollerId, Reactor, TaskId};
-use crate::sys::mmio::Bell;
+use crate::sys::mmio::Registers;
 
 /// Bits of a command identifier that name the slot; the others are its generation.
 const SLOT_BITS: u32 = 8;
@@ -69,10 +69,10 @@ pub(super) enum Limit {
 }
 
 /// See the module's head.
-pub(super) struct AdminQueue<B: Bell + 'static> {
+pub(super) struct AdminQueue<R: Registers> {
     me: Weak<Self>,
     reactor: Rc<Reactor>,
-    rings: Rings<B>,
+    rings: Rings<R>,
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u8>>,
     /// Tasks that wait for a slot.
@@ -86,9 +86,9 @@ pub(super) struct AdminQueue<B: Bell + 'static> {
     poller: Cell<Option<PollerId>>,
 }
 
-impl<B: Bell + 'static> AdminQueue<B> {
+impl<R: Registers> AdminQueue<R> {
     /// Of a controller that is enabled with these rings as its admin queues.
-    pub(super) fn new(reactor: &Rc<Reactor>, rings: Rings<B>) -> Rc<AdminQueue<B>> {
+    pub(super) fn new(reactor: &Rc<Reactor>, rings: Rings<R>) -> Rc<AdminQueue<R>> {
         // A full ring would look empty.
         let slots = rings.memory().entries - 1;
         let slot = || Slot { generation: 0, state: State::Free, data: None };
@@ -221,12 +221,12 @@ impl<B: Bell + 'static> AdminQueue<B> {
 }
 
 /// The end of waiting for an answer, by whatever way.
-struct GivenUp<'a, B: Bell + 'static> {
-    queue: &'a AdminQueue<B>,
+struct GivenUp<'a, R: Registers> {
+    queue: &'a AdminQueue<R>,
     index: u8,
 }
 
-impl<B: Bell + 'static> Drop for GivenUp<'_, B> {
+impl<R: Registers> Drop for GivenUp<'_, R> {
     fn drop(&mut self) {
         let queue = self.queue;
         let mut slots = queue.slots.borrow_mut();
@@ -242,7 +242,7 @@ impl<B: Bell + 'static> Drop for GivenUp<'_, B> {
     }
 }
 
-impl<B: Bell + 'static> Poller for AdminQueue<B> {
+impl<R: Registers> Poller for AdminQueue<R> {
     fn poll(&self) -> Activity {
         let mut found = 0;
         while found < NVME_ADMIN_ENTRIES
@@ -286,7 +286,7 @@ impl State {
     }
 }
 
-impl<B: Bell + 'static> Deferred for AdminQueue<B> {
+impl<R: Registers> Deferred for AdminQueue<R> {
     fn name(&self) -> &'static str {
         "nvme admin doorbell"
     }
@@ -299,7 +299,7 @@ impl<B: Bell + 'static> Deferred for AdminQueue<B> {
     }
 }
 
-impl<B: Bell + 'static> Drop for AdminQueue<B> {
+impl<R: Registers> Drop for AdminQueue<R> {
     fn drop(&mut self) {
         if !self.quiet.get() {
             // The controller may still write to it.

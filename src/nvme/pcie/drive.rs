@@ -60,6 +60,7 @@ pub struct Drive<P: Port, T: Tenant> {
     reactors: Vec<u16>,
     /// Every reactor that was to have one has one.
     everywhere: bool,
+    in_buffer: usize,
     life: AtomicU8,
     identity: Box<IdentifyController>,
     namespaces: Vec<NamespaceInfo>,
@@ -156,6 +157,7 @@ impl<P: Port, T: Tenant> Drive<P, T> {
             }
         };
         let everywhere = seeds.len() >= reactors.len();
+        let in_buffer = seeds.iter().filter(|seed| seed.is_in_buffer()).count();
         reactors.truncate(seeds.len());
         let drive = Arc::new(Drive {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -163,6 +165,7 @@ impl<P: Port, T: Tenant> Drive<P, T> {
             options,
             reactors,
             everywhere,
+            in_buffer,
             life: AtomicU8::new(Life::Live as u8),
             identity: controller.identity(),
             namespaces: controller.namespaces(),
@@ -198,6 +201,11 @@ impl<P: Port, T: Tenant> Drive<P, T> {
     /// Whether every reactor that was to have a queue has one.
     pub fn is_everywhere(&self) -> bool {
         self.everywhere
+    }
+
+    /// How many of the queues have their submissions in the controller memory buffer.
+    pub fn in_buffer(&self) -> usize {
+        self.in_buffer
     }
 
     /// Where it is in its life.

@@ -25,6 +25,12 @@ pub trait Port: Clone + Send + Sync + 'static {
     /// The registers.
     fn registers(&self) -> &Self::Registers;
 
+    /// The BAR that has the controller memory buffer (Base §8.5), where submission queues are to lie in that. As it is here, they lie in
+    /// memory.
+    fn buffer(&self) -> Option<&Self::Registers> {
+        None
+    }
+
     /// The controller's address of the first byte of `buf`; those of the others follow. `None` if the controller cannot reach it.
     fn data(&self, buf: &Buf) -> Option<u64>;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hugepages::{Buf, ChunkInfo, DeviceBuf};
 
-use super::controller::ready_ms;
+use super::controller::{find_buffer, ready_ms};
 use super::port::{Force, Port};
 use crate::limits::{NVME_ADMIN_NS, NVME_FORCE_NS, NVME_SHUTDOWN_MS_MAX, REACTORS_MAX};
 use crate::nvme::spec::{Cap, Property};
@@ -23,6 +23,8 @@ use crate::sys::vfio::{Device, DmaSpace, VfioError};
 pub struct VfioPort {
     // Beside the device: one step less on the way to a register.
     registers: Bar,
+    /// The BAR of the controller memory buffer, if submission queues are to lie there.
+    buffer: Option<Bar>,
     device: Arc<Device>,
     /// Vectors that can be masked, and are enabled.
     vectors: u16,
@@ -38,15 +40,16 @@ const FAILED: u8 = 3;
 
 impl VfioPort {
     /// The way to a function that does no DMA yet: not before [`Port::let_in`], since not every function can be reset when it is opened,
-    /// and one that was not may have queues of before.
+    /// and one that was not may have queues of before. With `cmb`, submission queues lie in the controller memory buffer, if there is one.
     ///
     /// # Errors
     /// If it is bus master already and stays so.
-    pub fn new(device: Device) -> Result<VfioPort, VfioError> {
+    pub fn new(device: Device, cmb: bool) -> Result<VfioPort, VfioError> {
         device.set_bus_master(false)?;
         let vectors = enable_vectors(&device);
         let registers = device.registers().clone();
-        Ok(VfioPort { registers, device: Arc::new(device), vectors, forced: Arc::default() })
+        let buffer = if cmb { map_buffer(&device) } else { None };
+        Ok(VfioPort { registers, buffer, device: Arc::new(device), vectors, forced: Arc::default() })
     }
 
     /// The device.
@@ -104,11 +107,31 @@ fn enable_vectors(device: &Device) -> u16 {
     }
 }
 
+/// Maps the controller memory buffer.
+fn map_buffer(device: &Device) -> Option<Bar> {
+    let address = device.address();
+    let Some((location, _)) = find_buffer(device.registers()) else {
+        tracing::warn!("{address}: cmb = true, but it has no controller memory buffer for queues: they are in memory");
+        return None;
+    };
+    match device.map_buffer(u32::from(location.bir())) {
+        Ok(bar) => Some(bar),
+        Err(error) => {
+            tracing::warn!("{error}: submission queues are in memory");
+            None
+        }
+    }
+}
+
 impl Port for VfioPort {
     type Registers = Bar;
 
     fn registers(&self) -> &Bar {
         &self.registers
+    }
+
+    fn buffer(&self) -> Option<&Bar> {
+        self.buffer.as_ref()
     }
 
     fn data(&self, buf: &Buf) -> Option<u64> {

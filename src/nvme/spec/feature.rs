@@ -151,6 +151,21 @@ pub struct InterruptCoalescing {
 }
 
 impl InterruptCoalescing {
+    /// An interrupt for so many completions, 1 to 256, or when the first has waited for so many units of 100 microseconds.
+    pub const fn new(completions: u16, time_100us: u8) -> Self {
+        Self { threshold_z: completions.saturating_sub(1) as u8, time_100us }
+    }
+
+    /// Completions for an interrupt.
+    pub const fn completions(self) -> u16 {
+        self.threshold_z as u16 + 1
+    }
+
+    /// Microseconds that the first one waits at most.
+    pub const fn micros(self) -> u32 {
+        self.time_100us as u32 * 100
+    }
+
     /// Unpacks the dword.
     pub const fn of(dword: u32) -> Self {
         Self { threshold_z: dword as u8, time_100us: (dword >> 8) as u8 }

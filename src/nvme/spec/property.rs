@@ -125,6 +125,86 @@ impl Cap {
     }
 }
 
+/// Controller Memory Buffer Location (Base §3.1.3.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CmbLocation(pub u32);
+
+impl CmbLocation {
+    /// A buffer in BAR `bir`, from `offset` on, in units of [`CmbSize::unit`].
+    pub const fn new(bir: u8, offset: u32) -> Self {
+        Self(bir as u32 & 7 | offset << 12)
+    }
+
+    /// The BAR that has it.
+    pub const fn bir(self) -> u8 {
+        self.0 as u8 & 7
+    }
+
+    /// Where it begins in the BAR, in units of [`CmbSize::unit`].
+    pub const fn offset(self) -> u32 {
+        self.0 >> 12
+    }
+}
+
+/// Controller Memory Buffer Size (Base §3.1.3.12).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CmbSize(pub u32);
+
+impl CmbSize {
+    /// Submission queues may lie in it.
+    pub const SQS: u32 = 1;
+
+    /// `size` pages of 4 KiB, with the flag bits given.
+    pub const fn pages(size: u32, flags: u32) -> Self {
+        Self(size << 12 | flags)
+    }
+
+    /// Whether all of these flag bits are set.
+    pub const fn has(self, flags: u32) -> bool {
+        self.0 & flags == flags
+    }
+
+    /// Bytes of the unit of size and offset. From 7h on it is reserved; that of Fh would be 2^72.
+    pub const fn unit(self) -> u64 {
+        let shift = 12 + 4 * (self.0 >> 8 & 0xf);
+        if shift < u64::BITS { 1 << shift } else { 0 }
+    }
+
+    /// Bytes, as many as 64 bits hold.
+    pub const fn bytes(self) -> u64 {
+        self.unit().saturating_mul((self.0 >> 12) as u64)
+    }
+}
+
+/// Controller Memory Buffer Memory Space Control (Base §3.1.3.14).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CmbSpace(pub u64);
+
+impl CmbSpace {
+    /// Capabilities Registers Enabled: CMBLOC and CMBSZ say what there is.
+    pub const CRE: u64 = 1;
+    /// Controller Memory Space Enable: the controller takes addresses from the base on for its buffer's.
+    pub const CMSE: u64 = 1 << 1;
+
+    /// The buffer has the controller's addresses from `base`, a multiple of 4 KiB, on.
+    pub const fn at(base: u64) -> Self {
+        Self(base & !0xfff | Self::CRE | Self::CMSE)
+    }
+
+    /// Controller Base Address.
+    pub const fn base(self) -> u64 {
+        self.0 & !0xfff
+    }
+
+    /// Whether all of these flag bits are set.
+    pub const fn has(self, flags: u64) -> bool {
+        self.0 & flags == flags
+    }
+}
+
+/// CMBSTS bit: the base address is none that the controller takes (Base §3.1.3.15).
+pub const CMBSTS_BASE_INVALID: u32 = 1;
+
 /// Controller Configuration (Base §3.1.3.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cc(pub u32);

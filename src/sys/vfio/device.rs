@@ -1,7 +1,7 @@
 //! One PCI function in user space: registers, configuration, interrupts, reset.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_PCI_BAR5_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
@@ -45,6 +45,8 @@ pub struct Device {
     registers: Bar,
     /// Where vectors are masked; `None` if the kernel does not let it be mapped.
     table: Option<(Bar, u32)>,
+    /// Another BAR that was mapped: [`Device::map_buffer`].
+    buffer: OnceLock<Bar>,
     vectors: u16,
     can_reset: bool,
     config: u64,
@@ -72,6 +74,7 @@ impl Device {
         let mut device = Device {
             registers,
             table: None,
+            buffer: OnceLock::new(),
             vectors: interrupts.count.min(u32::from(u16::MAX)) as u16,
             can_reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             config: config.offset,
@@ -99,12 +102,13 @@ impl Device {
         &self.registers
     }
 
-    /// Maps another BAR, 1 to 5: a controller memory buffer.
+    /// Maps the BAR of the controller memory buffer, whichever is asked for first.
     ///
     /// # Errors
     /// If there is none, or it cannot be mapped.
-    pub fn bar(&self, index: u32) -> Result<Bar, VfioError> {
-        map(&self.fd, self.address, index)
+    pub fn map_buffer(&self, index: u32) -> Result<Bar, VfioError> {
+        let bar = if index == 0 { self.registers.clone() } else { map(&self.fd, self.address, index)? };
+        Ok(self.buffer.get_or_init(|| bar).clone())
     }
 
     /// Reads `N` bytes of the configuration space.
@@ -233,14 +237,14 @@ impl Device {
         self.fd.set_eventfds(index, 0, &[Some(eventfd)]).map_err(kernel)
     }
 
-    /// Takes the function away from under its registers, for one that goes: see [`Bar::blind`]. A BAR that was mapped with
-    /// [`Device::bar`] is its holder's to blind.
+    /// Takes the function away from under its registers, for one that goes: see [`Bar::blind`].
     ///
     /// # Errors
     /// What the kernel says.
     pub fn blind(&self) -> Result<(), VfioError> {
         let table = self.table.iter().map(|(bar, _)| bar);
         table
+            .chain(self.buffer.get())
             .chain([&self.registers])
             .try_for_each(Bar::blind)
             .map_err(VfioError::kernel(format!("{}: blind", self.address)))
@@ -248,7 +252,7 @@ impl Device {
 
     /// Gives the function up under whoever has it still: its registers read as ones, the kernel has it and resets it, and nothing is
     /// mapped for its group, unless another function of that is open. It does no DMA to this process's memory from then on, on the bus or off
-    /// it. A BAR that was mapped with [`Device::bar`] is its holder's to blind before.
+    /// it.
     ///
     /// # Errors
     /// If that may not be so.
@@ -287,7 +291,7 @@ impl Device {
         if !has(&about, &bytes, VFIO_REGION_INFO_CAP_MSIX_MAPPABLE) {
             return Ok(None);
         }
-        let bar = if bar == 0 { self.registers.clone() } else { self.bar(bar)? };
+        let bar = if bar == 0 { self.registers.clone() } else { map(&self.fd, self.address, bar)? };
         let fits = at as usize + usize::from(self.vectors) * MSIX_ENTRY as usize <= bar.len();
         Ok(fits.then_some((bar, at)))
     }

@@ -9,6 +9,7 @@ mod disk;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use super::{Admin, Became, DiskEvent, Nvme, NvmeDrive, Tell};
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::limits::{NVME_DEPTH, NVME_TIMEOUT_S};
 use crate::nvme::pcie::{ControllerError, ControllerOptions, DriveOptions, NamespaceInfo, VfioPort};
-use crate::nvme::spec::IdentifyController;
+use crate::nvme::spec::{IdentifyController, InterruptCoalescing};
 use crate::reactor::mailbox::Remote;
 use crate::reactor::start::Reactors;
 use crate::sys::pci::{Address, Function, Pci, PciError};
@@ -75,6 +76,35 @@ impl fmt::Display for Which {
     }
 }
 
+/// How a disk is driven: the same for all volumes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Most commands in flight on a queue: 2 to [`NVME_DEPTH_MAX`](crate::limits::NVME_DEPTH_MAX).
+    pub depth: u16,
+    /// How long an I/O may take before it is aborted.
+    pub timeout: Duration,
+    /// Submission queues lie in the controller memory buffer, if there is one. By VFIO alone.
+    pub cmb: bool,
+    /// How many completions an interrupt waits for, and how long. By VFIO alone.
+    pub coalescing: Option<InterruptCoalescing>,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning { depth: NVME_DEPTH, timeout: Duration::from_secs(NVME_TIMEOUT_S), cmb: false, coalescing: None }
+    }
+}
+
+impl fmt::Display for Tuning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "depth {}, timeout {:?}, cmb {}, ", self.depth, self.timeout, self.cmb)?;
+        match self.coalescing {
+            Some(its) => write!(f, "coalesce {} and coalesce_us {}", its.completions(), its.micros()),
+            None => write!(f, "no coalesce"),
+        }
+    }
+}
+
 /// A namespace of a disk, and how the disk is to be driven.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -84,11 +114,8 @@ pub struct Wanted {
     pub nsid: Option<u32>,
     /// By whose driver.
     pub mode: Mode,
-    /// Most commands in flight on a queue: 2 to [`NVME_DEPTH_MAX`](crate::limits::NVME_DEPTH_MAX). The same for all volumes of a
-    /// disk.
-    pub depth: u16,
-    /// How long an I/O may take before it is aborted. The same for all volumes of a disk.
-    pub timeout: Duration,
+    /// How.
+    pub tuning: Tuning,
     /// What the size must be, in bytes, if that is to be checked.
     pub size: Option<u64>,
     /// What the block size must be, in bytes, if that is to be checked.
@@ -96,10 +123,9 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// The only namespace of a disk that can be used, with the usual depth and time limit.
+    /// The only namespace of a disk that can be used, driven as usual.
     pub fn new(disk: Which) -> Wanted {
-        let timeout = Duration::from_secs(NVME_TIMEOUT_S);
-        Wanted { disk, nsid: None, mode: Mode::Auto, depth: NVME_DEPTH, timeout, size: None, block_size: None }
+        Wanted { disk, nsid: None, mode: Mode::Auto, tuning: Tuning::default(), size: None, block_size: None }
     }
 }
 
@@ -121,10 +147,11 @@ struct Disk {
     port: VfioPort,
     home: Remote,
     drive: Arc<NvmeDrive<VfioPort>>,
-    depth: u16,
-    timeout: Duration,
+    tuning: Tuning,
     /// By volume: the namespace that it is.
     volumes: BTreeMap<String, u32>,
+    /// By volume: the block device of its namespace, where the kernel has that as well, by another controller.
+    claims: BTreeMap<String, File>,
     /// It is open for commands alone: see [`Disks::visit`].
     visited: bool,
     /// Hears whether the kernel wants it back.
@@ -174,7 +201,7 @@ impl Disks {
         }
         let place = self.find(reactors, wanted)?;
         let disk = &mut self.open[place];
-        let made = disk.volume(name, wanted);
+        let made = disk.volume(&self.pci, name, wanted);
         if made.is_err() && disk.volumes.is_empty() {
             self.close_at(place).unwrap_or_else(|why| tracing::error!("{why}"));
         }
@@ -190,6 +217,7 @@ impl Disks {
         self.kernel.remove(name);
         let Some(place) = self.open.iter().position(|disk| disk.volumes.contains_key(name)) else { return Ok(()) };
         self.open[place].volumes.remove(name);
+        self.open[place].claims.remove(name);
         if self.open[place].volumes.is_empty() { self.close_at(place) } else { Ok(()) }
     }
 
@@ -442,7 +470,7 @@ impl Disks {
     ) -> Result<Disk, DeviceError> {
         let address = function.address;
         let about = |error: &dyn fmt::Display| DeviceError::Refused(format!("{address}: {error}"));
-        let port = VfioPort::new(self.device(reactors, function)?).map_err(refused)?;
+        let port = VfioPort::new(self.device(reactors, function)?, wanted.tuning.cmb).map_err(refused)?;
         let home = reactors.remotes()[0].clone();
         let with_queues = if visited { &[][..] } else { reactors.remotes() };
         let ids: Vec<u16> = with_queues.iter().map(Remote::id).collect();
@@ -454,8 +482,18 @@ impl Disks {
                 Err(error) => return Err(about(&error)),
             }
         };
-        let (depth, timeout) = (wanted.depth, wanted.timeout);
-        Ok(Disk { address, port, home, drive, depth, timeout, volumes: BTreeMap::new(), visited, watched: None })
+        let tuning = wanted.tuning.clone();
+        Ok(Disk {
+            address,
+            port,
+            home,
+            drive,
+            tuning,
+            volumes: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            visited,
+            watched: None,
+        })
     }
 
     /// A function of the machine, and the memory of the reactors for it.
@@ -551,8 +589,9 @@ fn open_on(
     wanted: &Wanted,
     address: Address,
 ) -> Result<Result<Arc<NvmeDrive<VfioPort>>, ControllerError>, DeviceError> {
-    let controller = ControllerOptions { depth: wanted.depth, prp_only: false };
-    let options = DriveOptions { controller, timeout_ns: wanted.timeout.as_nanos() as u64 };
+    let Tuning { depth, timeout, coalescing, .. } = wanted.tuning;
+    let controller = ControllerOptions { coalescing, ..ControllerOptions::new(depth) };
+    let options = DriveOptions { controller, timeout_ns: timeout.as_nanos() as u64 };
     let (sender, opened) = mpsc::channel();
     let way = port.clone();
     home.send(Box::new(move |reactor| {

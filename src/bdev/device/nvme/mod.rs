@@ -34,12 +34,13 @@ use crate::limits::TRANSFER_MAX;
 use crate::nvme::io::Geometry;
 pub use crate::nvme::pcie::{ControllerEvent, NamespaceInfo};
 use crate::nvme::pcie::{Drive, Port};
+pub use crate::nvme::spec::InterruptCoalescing;
 use crate::reactor::Reactor;
 use crate::reactor::io::IoOp;
 pub use admin::{Admin, AdminError};
 use channel::NvmeChannel;
 pub use channel::{Namespace, Queue, Way};
-pub use disks::{DiskAdmin, Disks, Mode, Open, Wanted, Which};
+pub use disks::{DiskAdmin, Disks, Mode, Open, Tuning, Wanted, Which};
 use retry::Delays;
 pub use told::{Became, DiskEvent, Tell};
 

@@ -15,7 +15,7 @@ use crate::reactor::mailbox::Remote;
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn options() -> DriveOptions {
-    DriveOptions { controller: ControllerOptions { depth: 64, prp_only: false }, timeout_ns: 5_000_000_000 }
+    DriveOptions { controller: ControllerOptions::new(64), timeout_ns: 5_000_000_000 }
 }
 
 /// Opens a drive whose home is the first of these reactors.
@@ -78,6 +78,11 @@ fn conforms_with_512_bytes_a_block() {
 fn conforms_with_4096_bytes_a_block_and_shadow_doorbells() {
     let controller = FakeOptions { shadow_doorbells: true, ..FakeOptions::default() };
     conforms(|_, namespace| *namespace = NamespaceOptions::new(1, 8 << 20, 12), controller, false);
+}
+
+#[test]
+fn conforms_with_submission_queues_in_the_controller() {
+    conforms(|_, _| {}, FakeOptions { cmb_pages: 64, shadow_doorbells: true, ..FakeOptions::default() }, false);
 }
 
 #[test]

@@ -45,10 +45,7 @@ impl Rig {
             port.serve(reactor);
             let here = reactor.clone();
             reactor.spawn("open", async move {
-                let options = DriveOptions {
-                    controller: ControllerOptions { depth: 8, prp_only: false },
-                    timeout_ns: 5_000_000_000,
-                };
+                let options = DriveOptions { controller: ControllerOptions::new(8), timeout_ns: 5_000_000_000 };
                 let ids = if served { vec![here.id()] } else { Vec::new() };
                 sender.send(Drive::open(&here, port, options, ids).await).expect("the test waits");
             });

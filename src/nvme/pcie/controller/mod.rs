@@ -23,21 +23,23 @@ use super::admin::{AdminQueue, Answer, Limit, NoAnswer};
 use super::error::ControllerError;
 use super::port::{Force, Port};
 use super::queue::{
-    CQE_LEN, Doorbell, Memory, Pointers, QueueMemory, QueuePair, Rings, SLOTS_MAX, SQE_LEN, Shadow, Tenant,
+    CQE_LEN, Doorbell, Memory, Pointers, QueueMemory, QueuePair, Rings, SLOTS_MAX, SQE_LEN, Shadow, Submissions, Tenant,
 };
 use crate::limits::{
     NVME_ADMIN_ENTRIES, NVME_ADMIN_NS, NVME_FORCE_NS, NVME_READY_MS_MAX, NVME_SHUTDOWN_MS, NVME_SHUTDOWN_MS_MAX,
 };
 use crate::nvme::io;
 use crate::nvme::spec::{
-    AbortFields, AdminOpcode, Aqa, Cap, Cc, CreateCqFields, CreateSqFields, Crto, Csts, Doorbells, FeatureFields,
-    FeatureId, FeatureSelect, IdentifyController, OACS_DOORBELL_BUFFER_CONFIG, PAGE_SHIFT_BASE, Property, QueueCounts,
+    AbortFields, AdminOpcode, Aqa, CMBSTS_BASE_INVALID, Cap, Cc, CmbLocation, CmbSize, CmbSpace, CreateCqFields,
+    CreateSqFields, Crto, Csts, Doorbells, FeatureFields, FeatureId, FeatureSelect, IdentifyController,
+    InterruptCoalescing, InterruptVector, OACS_DOORBELL_BUFFER_CONFIG, PAGE_SHIFT_BASE, Property, QueueCounts,
     QueuePriority, Sqe, delete_queue, doorbell_buffer_config, ready_timeout_ms,
 };
 use crate::reactor::Reactor;
 use crate::sys::mmio::Registers;
 pub use events::ControllerEvent;
 pub use identify::NamespaceInfo;
+pub(super) use queues::find_buffer;
 
 /// Nanoseconds of a millisecond.
 const MS: u64 = 1_000_000;
@@ -53,6 +55,15 @@ pub struct ControllerOptions {
     pub depth: u16,
     /// Use no SGLs, though the controller may have them.
     pub prp_only: bool,
+    /// When I/O queues interrupt, if not as the controller does by itself.
+    pub coalescing: Option<InterruptCoalescing>,
+}
+
+impl ControllerOptions {
+    /// So many commands in flight on a queue, all else as it is best.
+    pub fn new(depth: u16) -> ControllerOptions {
+        ControllerOptions { depth, prp_only: false, coalescing: None }
+    }
 }
 
 /// A queue pair that the controller has, for the reactor that will use it: made into one by [`QueueSeed::plant`].
@@ -73,6 +84,11 @@ impl<P: Port> QueueSeed<P> {
         self.qid
     }
 
+    /// Whether submissions lie in the controller memory buffer.
+    pub fn is_in_buffer(&self) -> bool {
+        matches!(self.memory.rings.submissions, Submissions::Controller(_))
+    }
+
     /// The queue pair, on the reactor whose it is from now on.
     pub fn plant<T: Tenant>(self, reactor: &Rc<Reactor>) -> Rc<QueuePair<P, T>> {
         let [submission, completion] = self.doorbells.map(|at| self.port.registers().bell(at));
@@ -80,14 +96,14 @@ impl<P: Port> QueueSeed<P> {
             Some(shadows) => shadows.map(Some),
             None => [None, None],
         };
-        let rings =
-            Rings::new(self.memory.rings.clone(), Doorbell::new(submission, tail), Doorbell::new(completion, head));
+        let (submission, completion) = (Doorbell::new(submission, tail), Doorbell::new(completion, head));
+        let rings = Rings::new(self.memory.rings.clone(), self.port.buffer(), submission, completion);
         QueuePair::new(reactor, &self.port, (self.qid, self.depth, self.vector), self.pointers, self.memory, rings)
     }
 }
 
 /// The admin queue of a controller on this way.
-type Admin<P> = Rc<AdminQueue<<<P as Port>::Registers as Registers>::Bell>>;
+type Admin<P> = Rc<AdminQueue<<P as Port>::Registers>>;
 
 /// See the module's head.
 pub struct Controller<P: Port> {
@@ -102,6 +118,8 @@ pub struct Controller<P: Port> {
     namespaces: RefCell<Vec<NamespaceInfo>>,
     /// Shadows and event indices of the doorbells, if the controller looks at them.
     shadows: RefCell<Option<[DeviceBuf; 2]>>,
+    /// The part of its memory buffer that is for submission queues: offset in the BAR, and bytes.
+    buffer: Cell<Option<(u32, u64)>>,
     /// Kept for the controller's life: see [`Controller::admin_memory`].
     admin_memory: RefCell<Option<Memory>>,
     /// A page for Identify data, kept likewise, while no question has it.
@@ -148,6 +166,7 @@ impl<P: Port> Controller<P> {
             identity: RefCell::default(),
             namespaces: RefCell::default(),
             shadows: RefCell::default(),
+            buffer: Cell::new(None),
             admin_memory: RefCell::default(),
             page: RefCell::default(),
             late_page: RefCell::default(),
@@ -281,12 +300,12 @@ impl<P: Port> Controller<P> {
         }
         let memory = self.admin_memory()?;
         let entries = memory.entries;
-        let asq = self.address("the admin queue", &memory.submissions)?;
+        let asq = self.submissions_at("the admin queue", &memory.submissions)?;
         let acq = self.address("the admin queue", &memory.completions)?;
         let doorbells = Doorbells::of(self.cap);
         let bell =
             |at: u64| -> Outcome<Doorbell<_>> { Ok(Doorbell::new(self.port.registers().bell(self.offset(at)?), None)) };
-        let rings = Rings::new(memory, bell(doorbells.sq_tail(0))?, bell(doorbells.cq_head(0))?);
+        let rings = Rings::new(memory, None, bell(doorbells.sq_tail(0))?, bell(doorbells.cq_head(0))?);
         // From here on the memory is the controller's, whether it comes up or not.
         *self.admin.borrow_mut() = Some(AdminQueue::new(&self.reactor, rings));
         self.quiet.set(false);
@@ -294,6 +313,7 @@ impl<P: Port> Controller<P> {
         registers.write32(Property::AQA.0, Aqa::new(entries - 1, entries - 1).0);
         registers.write64(Property::ASQ.0, asq);
         registers.write64(Property::ACQ.0, acq);
+        self.buffer.set(self.open_buffer());
         let css = if self.cap.has(Cap::CSS_IOCS) { Cc::CSS_ALL } else { 0 };
         let cc = Cc::enable(self.page_shift - PAGE_SHIFT_BASE as u8, css);
         registers.write32(Property::CC.0, cc.0);
@@ -313,13 +333,25 @@ impl<P: Port> Controller<P> {
         let entries = NVME_ADMIN_ENTRIES.min(self.cap.mqes_z().saturating_add(1));
         let (submissions, _) = self.memory("the admin queue", usize::from(entries) * SQE_LEN)?;
         let (completions, _) = self.memory("the admin queue", usize::from(entries) * CQE_LEN)?;
-        let memory = Memory { submissions, completions, entries };
+        let memory = Memory { submissions: Submissions::Host(submissions), completions, entries };
         *self.admin_memory.borrow_mut() = Some(memory.clone());
         Ok(memory)
     }
 
     fn address(&self, what: &'static str, memory: &DeviceBuf) -> Outcome<u64> {
         self.port.memory(memory).ok_or(ControllerError::Unreachable { what })
+    }
+
+    /// The controller's address of a submission queue.
+    fn submissions_at(&self, what: &'static str, submissions: &Submissions) -> Outcome<u64> {
+        match submissions {
+            Submissions::Host(memory) => self.address(what, memory),
+            Submissions::Controller(at) => {
+                let behind = self.buffer.get().and_then(|(start, _)| at.checked_sub(start));
+                let gone = || ControllerError::Unfit("the controller has its memory buffer elsewhere now".to_owned());
+                Ok(BUFFER_BASE + u64::from(behind.ok_or_else(gone)?))
+            }
+        }
     }
 
     /// An admin command that is to succeed. Its data pointer leads to `data`, if there is any.
@@ -366,6 +398,8 @@ pub(super) fn ready_ms(registers: &impl Registers) -> u64 {
     ready_timeout_ms(cap, crto).clamp(TO_MS, NVME_READY_MS_MAX)
 }
 
+/// Where the controller has its memory buffer, among its own addresses: beyond all that memory of a host has.
+const BUFFER_BASE: u64 = 1 << 60;
 const DISABLING: &str = "disabling";
 const ENABLING: &str = "enabling";
 

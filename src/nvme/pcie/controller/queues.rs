@@ -30,6 +30,46 @@ impl<P: Port> Controller<P> {
         Ok(())
     }
 
+    /// Has the controller take part of its addresses for its memory buffer (Base §8.5), if submission queues are to lie there: offset in
+    /// its BAR, and bytes.
+    pub(super) fn open_buffer(&self) -> Option<(u32, u64)> {
+        let (buffer, registers) = (self.port.buffer()?, self.port.registers());
+        let (location, size) = find_buffer(registers)?;
+        let start = size.unit().checked_mul(u64::from(location.offset())).filter(|start| *start < buffer.size())?;
+        registers.write64(Property::CMBMSC.0, CmbSpace::at(BUFFER_BASE).0);
+        if registers.read32(Property::CMBSTS.0) & CMBSTS_BASE_INVALID != 0 {
+            registers.write64(Property::CMBMSC.0, CmbSpace::CRE);
+            return None;
+        }
+        Some((u32::try_from(start).ok()?, size.bytes().min(buffer.size() - start)))
+    }
+
+    /// The place of a queue's submissions in the controller memory buffer, if there is one left.
+    fn place_in_buffer(&self, qid: u16, entries: u16) -> Option<u32> {
+        let (start, len) = self.buffer.get()?;
+        let each = (u64::from(entries) * SQE_LEN as u64).next_multiple_of(1 << self.page_shift);
+        let at = u64::from(qid - 1) * each;
+        (at + each <= len).then(|| u32::try_from(u64::from(start) + at).ok()).flatten()
+    }
+
+    /// Has I/O queues gather completions for an interrupt, as asked for. One that does not interrupts as it does.
+    async fn coalesce(&self, vectors: impl Iterator<Item = u16>) -> Outcome<()> {
+        let Some(coalescing) = self.options.coalescing else { return Ok(()) };
+        let all = (FeatureId::INTERRUPT_COALESCING, coalescing.to_dword());
+        let each = |vector| InterruptVector { vector, coalescing_disabled: false }.to_dword();
+        for (fid, value) in [all].into_iter().chain(vectors.map(|vector| (FeatureId::INTERRUPT_VECTOR, each(vector)))) {
+            match self.set_feature("Set Features (interrupt coalescing)", fid, value).await {
+                Ok(_) => {}
+                Err(error @ ControllerError::Refused { .. }) => {
+                    tracing::warn!("NVMe controller: {error}: it interrupts as it does by itself");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Creates a queue pair for each of `reactors`, in memory of theirs, or for as many of them as the controller has.
     ///
     /// # Errors
@@ -47,6 +87,7 @@ impl<P: Port> Controller<P> {
             self.created.borrow_mut().push(shape);
             seeds.push(seed);
         }
+        self.coalesce(seeds.iter().filter_map(|seed| seed.vector)).await?;
         Ok(seeds)
     }
 
@@ -64,22 +105,26 @@ impl<P: Port> Controller<P> {
         for shape in &created {
             self.create(shape).await?;
         }
-        Ok(())
+        self.coalesce(created.iter().filter_map(|shape| shape.vector)).await
     }
 
     async fn negotiate(&self, count: u16) -> Outcome<u16> {
+        let wanted = QueueCounts::pairs(count).to_dword();
+        let granted = self.set_feature("Set Features (queues)", FeatureId::NUMBER_OF_QUEUES, wanted).await?;
+        Ok(QueueCounts::of(granted).usable().min(u32::from(count)) as u16)
+    }
+
+    async fn set_feature(&self, command: &'static str, fid: FeatureId, value: u32) -> Outcome<u32> {
         let mut sqe = Sqe::bare(AdminOpcode::SET_FEATURES.0, 0);
-        FeatureFields { fid: FeatureId::NUMBER_OF_QUEUES, select: FeatureSelect::CURRENT, save: false }.put(&mut sqe);
-        sqe.cdw11.set(QueueCounts::pairs(count).to_dword());
-        let answer = self.ask("Set Features (queues)", sqe, None).await?;
-        Ok(QueueCounts::of(answer.result as u32).usable().min(u32::from(count)) as u16)
+        FeatureFields { fid, select: FeatureSelect::CURRENT, save: false }.put(&mut sqe);
+        sqe.cdw11.set(value);
+        Ok(self.ask(command, sqe, None).await?.result as u32)
     }
 
     async fn create(&self, Created { qid, vector, memory }: &Created) -> Outcome<()> {
-        let (qid, size_z, unreachable) =
-            (*qid, memory.entries - 1, ControllerError::Unreachable { what: "I/O queues" });
-        let completions = self.port.memory(&memory.completions).ok_or(unreachable.clone())?;
-        let submissions = self.port.memory(&memory.submissions).ok_or(unreachable)?;
+        let (qid, size_z) = (*qid, memory.entries - 1);
+        let completions = self.address("I/O queues", &memory.completions)?;
+        let submissions = self.submissions_at("I/O queues", &memory.submissions)?;
         let (interrupts, vector) = (vector.is_some(), vector.unwrap_or(0));
         let cq = CreateCqFields { qid, size_z, contiguous: true, interrupts, vector };
         self.ask("Create I/O Completion Queue", cq.to_sqe(completions), None).await?;
@@ -99,11 +144,12 @@ impl<P: Port> Controller<P> {
         let sgls = self.identity().sgls.get();
         let pointers = Pointers::new(self.page_shift, if self.options.prp_only { 0 } else { sgls });
         let (port, page_shift, list_len) = (self.port.clone(), self.page_shift, pointers.list_len(self.transfer_max()));
+        let in_buffer = self.place_in_buffer(qid, entries);
         // Each reactor has its share of the memory: that of all would be much for the home.
         let own = self.reactor.call(reactor, move |there| {
             let vector = (qid < port.vectors() && port.connect(qid, there)).then_some(qid);
             let block = |what, len| block(there.pool(), &port, page_shift, (what, len));
-            QueueMemory::new(block, entries, list_len).map(|memory| (memory, vector))
+            QueueMemory::new(block, (entries, in_buffer), list_len).map(|memory| (memory, vector))
         });
         let (memory, vector) = own.await?;
         let doorbells = Doorbells::of(self.cap);
@@ -244,4 +290,15 @@ impl<P: Port> Controller<P> {
         registers.write32(Property::CC.0, cc & !(Cc::SHN_NORMAL | Cc::SHN_ABRUPT) | Cc::SHN_NORMAL);
         self.until("shutting down", ms, |csts| csts.shst() == 2).await
     }
+}
+
+/// Where the controller memory buffer is, if the controller has one for submission queues.
+pub(in super::super) fn find_buffer(registers: &impl Registers) -> Option<(CmbLocation, CmbSize)> {
+    if !Cap(registers.read64(Property::CAP.0)).has(Cap::CMBS) {
+        return None;
+    }
+    registers.write64(Property::CMBMSC.0, CmbSpace::CRE);
+    let location = CmbLocation(registers.read32(Property::CMBLOC.0));
+    let size = CmbSize(registers.read32(Property::CMBSZ.0));
+    (size.has(CmbSize::SQS) && size.bytes() > 0).then_some((location, size))
 }

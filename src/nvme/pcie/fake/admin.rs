@@ -10,8 +10,9 @@ use super::queue::{Answer, Cq, Flight, Sq};
 use super::{Inner, count};
 use crate::nvme::spec::{
     AbortFields, AdminOpcode, AsyncEventResult, AsyncEventType, Cc, CreateCqFields, CreateSqFields, Doorbells,
-    FeatureFields, FeatureId, FeatureSelect, FormatFields, HealthInfo, LogId, NSID_BROADCAST, NoticeInfo, QueueCounts,
-    Sqe, Status, StatusCode, WriteCache, async_event_config, critical_warning, deleted_queue, feature_capability,
+    FeatureFields, FeatureId, FeatureSelect, FormatFields, HealthInfo, InterruptVector, LogId, NSID_BROADCAST,
+    NoticeInfo, QueueCounts, Sqe, Status, StatusCode, WriteCache, async_event_config, critical_warning, deleted_queue,
+    feature_capability,
 };
 
 /// Events that wait for a request; the oldest are given up beyond.
@@ -177,7 +178,7 @@ impl Inner {
         let entries = self.queue_size(fields.size_z)?;
         let address = self.queue_address(sqe, fields.contiguous)?;
         self.expect_entry_sizes()?;
-        let memory = self.queue_memory(address, usize::from(entries) * Sq::LEN);
+        let memory = self.submissions(address, usize::from(entries) * Sq::LEN);
         let memory = memory.ok_or(StatusCode::DATA_TRANSFER_ERROR.dnr())?;
         self.admin.lock().pairs.insert(fields.qid, fields.cqid);
         self.create_sq(Sq::new(fields.qid, fields.cqid, memory, entries));
@@ -287,9 +288,18 @@ impl Inner {
                 let mut admin = self.admin.lock();
                 let feature = admin.features.get_mut(&fid.0).ok_or(StatusCode::INVALID_FIELD.dnr())?;
                 *feature = value;
+                if fid == FeatureId::INTERRUPT_COALESCING {
+                    self.coalescing.store(value, Ordering::Relaxed);
+                }
                 Ok(0)
             }
         }
+    }
+
+    /// Whether no completion of a vector waits for others. That is so until coalescing is enabled for it.
+    pub(super) fn is_told_at_once(&self, vector: u16) -> bool {
+        let value = self.admin.lock().vectors.get(&vector).copied();
+        value.is_none_or(|value| InterruptVector::of(value).coalescing_disabled)
     }
 
     fn set_queues(&self, asked: QueueCounts) -> Outcome {
@@ -311,7 +321,9 @@ impl Inner {
         let default = match fid {
             FeatureId::VOLATILE_WRITE_CACHE if has_cache => 1,
             FeatureId::NUMBER_OF_QUEUES => QueueCounts::pairs(self.options.queues).to_dword(),
-            FeatureId::INTERRUPT_VECTOR => u32::from(sqe.cdw11.get() as u16),
+            FeatureId::INTERRUPT_VECTOR => {
+                InterruptVector { vector: sqe.cdw11.get() as u16, coalescing_disabled: true }.to_dword()
+            }
             FeatureId::IO_COMMAND_SET_PROFILE if self.options.command_sets => 0,
             _ => {
                 let known = FEATURES.iter().find(|(id, _)| *id == fid);

@@ -1,10 +1,12 @@
 //! Interrupts: vectors that ring reactors, and can be masked.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use super::faults::{Arrival, Fault};
 use super::lock::Lock;
 use super::{Inner, count};
+use crate::nvme::spec::InterruptCoalescing;
 use crate::sys::socket::Doorbell;
 
 #[derive(Debug)]
@@ -36,6 +38,15 @@ impl Inner {
             }
             None => self.breaks(|| format!("vector {vector} was masked, which nobody listens to")),
         }
+    }
+
+    /// Until when `count` completions of a vector, the first of which waits since `since`, are to wait for others (Base §5.27.1.6): not that of
+    /// the admin queue, nor one for which it is disabled.
+    pub(super) fn gathers(&self, vector: u16, count: u32, since: u64, now: u64) -> Option<u64> {
+        let its = InterruptCoalescing::of(self.coalescing.load(Ordering::Relaxed));
+        let until = since + u64::from(its.micros()) * 1000;
+        let waits = vector != 0 && count < u32::from(its.completions()) && now < until;
+        (waits && !self.is_told_at_once(vector)).then_some(until)
     }
 
     /// A completion queue has entries that it has not told of.

@@ -56,7 +56,7 @@ pub use registers::{FakeBell, FakeRegisters};
 pub use worker::Next;
 
 use super::port::{Held, Port};
-use crate::nvme::spec::{Cap, NoticeInfo};
+use crate::nvme::spec::{Cap, InterruptCoalescing, NoticeInfo};
 use crate::reactor::Reactor;
 use crate::sys::tsc::Tsc;
 use admin::Admin;
@@ -71,6 +71,8 @@ use registers::State;
 
 /// Messages of what a driver did wrong that are kept.
 const BROKEN_MAX: usize = 64;
+/// Bytes of a page of the controller memory buffer, which begins one page behind the beginning of its BAR.
+const BUFFER_PAGE: usize = 4096;
 
 /// What a controller is made as.
 #[derive(Clone, Debug)]
@@ -99,6 +101,8 @@ pub struct FakeOptions {
     pub acl_z: u8,
     /// Interrupt vectors.
     pub vectors: u16,
+    /// Pages of 4 KiB of a controller memory buffer for submission queues; 0: there is none.
+    pub cmb_pages: u32,
     /// Nanoseconds from CC.EN = 1 to CSTS.RDY = 1.
     pub enable_ns: u64,
     /// Nanoseconds from CC.EN = 0 to CSTS.RDY = 0.
@@ -135,6 +139,7 @@ impl Default for FakeOptions {
             aerl_z: 3,
             acl_z: 3,
             vectors: 65,
+            cmb_pages: 0,
             enable_ns: 0,
             disable_ns: 0,
             shutdown_ns: 0,
@@ -165,6 +170,8 @@ pub struct Counters {
     pub posted: u64,
     /// Accesses to memory that was not the controller's to touch.
     pub dma_faults: u64,
+    /// Commands fetched from the controller memory buffer.
+    pub fetched_here: u64,
     /// Interrupts sent, or that would have been where nobody listens to their vector: at most one a step for each completion queue. Not those
     /// that a mask holds back.
     pub interrupts: u64,
@@ -185,6 +192,7 @@ struct Counts {
     reads: AtomicU64,
     writes: AtomicU64,
     fetched: AtomicU64,
+    fetched_here: AtomicU64,
     posted: AtomicU64,
     interrupts: AtomicU64,
     aborted: AtomicU64,
@@ -213,6 +221,12 @@ struct Inner {
     removed: AtomicBool,
     /// log2 of the page size.
     page_shift: AtomicU8,
+    /// Feature Interrupt Coalescing.
+    coalescing: AtomicU32,
+    /// The controller memory buffer, BAR 2.
+    buffer: Box<[AtomicU64]>,
+    /// CMBMSC.
+    buffer_space: AtomicU64,
     /// By queue identifier.
     places: Box<[Place]>,
     sqs: Box<[Lock<Option<Sq>>]>,
@@ -237,6 +251,9 @@ impl Inner {
         }
         if options.crwmt_500ms.is_some() {
             cap |= Cap::CRWMS;
+        }
+        if options.cmb_pages > 0 {
+            cap |= Cap::CMBS;
         }
         Cap(cap)
     }
@@ -263,6 +280,8 @@ impl Inner {
 #[derive(Clone)]
 pub struct FakePort {
     registers: FakeRegisters,
+    /// BAR 2.
+    buffer: FakeRegisters,
 }
 
 impl FakeDisk {
@@ -283,6 +302,9 @@ impl FakeDisk {
             live: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             page_shift: AtomicU8::new(12),
+            coalescing: AtomicU32::new(0),
+            buffer: (0..(options.cmb_pages as usize + 1) * (BUFFER_PAGE / 8)).map(|_| AtomicU64::new(0)).collect(),
+            buffer_space: AtomicU64::new(0),
             places: (0..queues).map(|_| Place::default()).collect(),
             sqs: (0..queues).map(|_| Lock::default()).collect(),
             cqs: (0..queues).map(|_| Lock::default()).collect(),
@@ -295,7 +317,8 @@ impl FakeDisk {
             broken: Lock::default(),
             options,
         });
-        FakePort { registers: FakeRegisters::new(inner) }
+        let [registers, buffer] = FakeRegisters::bars(inner);
+        FakePort { registers, buffer }
     }
 }
 
@@ -340,6 +363,7 @@ impl FakePort {
             reads: load(&counts.reads),
             writes: load(&counts.writes),
             fetched: load(&counts.fetched),
+            fetched_here: load(&counts.fetched_here),
             posted: load(&counts.posted),
             dma_faults: self.inner().memory.faults(),
             interrupts: load(&counts.interrupts),
@@ -353,6 +377,13 @@ impl FakePort {
     /// What the driver did that the specification forbids, the first 64 of it, a sentence each.
     pub fn broken(&self) -> Vec<String> {
         self.inner().broken.lock().clone()
+    }
+
+    /// How completions are gathered for interrupts, and for which vectors.
+    pub fn coalescing(&self) -> (InterruptCoalescing, Vec<u16>) {
+        let inner = self.inner();
+        let gathered = (0..inner.options.vectors).filter(|vector| !inner.is_told_at_once(*vector)).collect();
+        (InterruptCoalescing::of(inner.coalescing.load(Ordering::Relaxed)), gathered)
     }
 
     /// Forgets what [`FakePort::broken`] says, and hands it out.
@@ -420,6 +451,10 @@ impl Port for FakePort {
 
     fn registers(&self) -> &FakeRegisters {
         &self.registers
+    }
+
+    fn buffer(&self) -> Option<&FakeRegisters> {
+        (self.inner().options.cmb_pages > 0).then_some(&self.buffer)
     }
 
     #[inline]

@@ -38,11 +38,18 @@ struct Touch {
     writes: bool,
 }
 
+/// Where the entries of a submission queue are.
+pub(super) enum Entries {
+    Host(Spot),
+    /// In the controller memory buffer, from this word of its BAR on.
+    Here(usize),
+}
+
 /// A submission queue.
 pub(super) struct Sq {
     pub(super) qid: u16,
     pub(super) cqid: u16,
-    memory: Spot,
+    memory: Entries,
     entries: u16,
     head: u16,
     /// By the time at which they are due, and by order of arrival.
@@ -58,7 +65,7 @@ impl Sq {
     /// Bytes of an entry.
     pub(super) const LEN: usize = size_of::<Sqe>();
 
-    pub(super) fn new(qid: u16, cqid: u16, memory: Spot, entries: u16) -> Sq {
+    pub(super) fn new(qid: u16, cqid: u16, memory: Entries, entries: u16) -> Sq {
         Sq {
             qid,
             cqid,
@@ -73,9 +80,15 @@ impl Sq {
         }
     }
 
-    fn next(&mut self) -> Sqe {
-        let at = self.memory.at + usize::from(self.head) * Sq::LEN;
-        let words: [u64; Sq::LEN / 8] = self.memory.block.load_words(at);
+    fn next(&mut self, inner: &Inner) -> Sqe {
+        let at = usize::from(self.head) * Sq::LEN;
+        let words: [u64; Sq::LEN / 8] = match &self.memory {
+            Entries::Host(spot) => spot.block.load_words(spot.at + at),
+            Entries::Here(start) => {
+                count(&inner.counts.fetched_here);
+                std::array::from_fn(|word| inner.buffer[start + at / 8 + word].load(Ordering::Acquire))
+            }
+        };
         self.head = if self.head + 1 == self.entries { 0 } else { self.head + 1 };
         zerocopy::transmute!(words.map(u64::to_le))
     }
@@ -121,6 +134,10 @@ pub(super) struct Cq {
     phase: bool,
     /// Interrupts are enabled.
     vector: Option<u16>,
+    /// Completions that no interrupt has told of.
+    untold: u32,
+    /// Since when the first of them waits for others.
+    gathering: Option<u64>,
 }
 
 impl Cq {
@@ -128,7 +145,7 @@ impl Cq {
     pub(super) const LEN: usize = size_of::<Cqe>();
 
     pub(super) fn new(qid: u16, memory: Spot, entries: u16, vector: Option<u16>) -> Cq {
-        Cq { qid, memory, entries, tail: 0, phase: true, vector }
+        Cq { qid, memory, entries, tail: 0, phase: true, vector, untold: 0, gathering: None }
     }
 
     fn is_zeroed(&self) -> bool {
@@ -236,7 +253,6 @@ impl Inner {
     ) -> Next {
         let mut left = budget;
         let shadow = place.shadows.lock()[0].clone();
-        let before = self.counts.posted.load(Ordering::Relaxed);
         while left > 0 && self.live.load(Ordering::Acquire) {
             if let Some(shadow) = &shadow
                 && !self.read_tail(place, sq, shadow)
@@ -263,24 +279,30 @@ impl Inner {
         }
         let room = self.carry_out_due(sq, holder, now);
         self.touch_again(sq, holder, now);
-        if self.counts.posted.load(Ordering::Relaxed) != before
-            && let Some(vector) = self.vector_of(sq.cqid)
-        {
-            self.interrupt(vector);
-        }
+        let telling = self.tell(sq.cqid, now);
         if left == 0 {
             return Next::More;
         }
         let flight = if room { sq.flights.first_key_value().map(|((due, _), _)| *due) } else { None };
         let touch = sq.touches.iter().map(|touch| touch.due).min();
-        match flight.into_iter().chain(touch).min() {
+        match flight.into_iter().chain(touch).chain(telling).min() {
             Some(due) if due < u64::MAX && !self.is_fatal() => Next::At(due),
             _ => Next::Rung,
         }
     }
 
-    fn vector_of(&self, cqid: u16) -> Option<u16> {
-        self.cqs[usize::from(cqid)].lock().as_ref().and_then(|cq| cq.vector)
+    /// Interrupts for completions that were posted, unless they are to wait for others; when they will have waited long enough.
+    fn tell(&self, cqid: u16, now: u64) -> Option<u64> {
+        let mut cq = self.cqs[usize::from(cqid)].lock();
+        let cq = cq.as_mut().filter(|cq| cq.untold > 0)?;
+        let vector = cq.vector?;
+        if let Some(until) = self.gathers(vector, cq.untold, cq.gathering.unwrap_or(now), now) {
+            cq.gathering.get_or_insert(now);
+            return Some(until);
+        }
+        (cq.untold, cq.gathering) = (0, None);
+        self.interrupt(vector);
+        None
     }
 
     fn is_fatal(&self) -> bool {
@@ -308,13 +330,13 @@ impl Inner {
     }
 
     fn fetch(&self, place: &Place, sq: &mut Sq, tail: u16, now: u64, entropy: &Entropy) {
-        let sqe = sq.next();
+        let sqe = sq.next(self);
         let mut flight = Flight { sqe, mate: None, faults: Vec::new(), verdict: None };
         self.arrive(sq, &sqe);
         match sqe.fuse() {
             Fuse::NONE => {}
             Fuse::FIRST if sq.qid != 0 && sq.head != tail => {
-                let mate = sq.next();
+                let mate = sq.next(self);
                 self.arrive(sq, &mate);
                 if mate.fuse() == Fuse::SECOND {
                     flight.mate = Some(mate);
@@ -516,6 +538,7 @@ impl Inner {
         // Last, with Release: the phase tag says that all before it is there, data too.
         block.store32(at + CqeDw3::OFFSET, CqeDw3::new(cqe.cid.get(), status, cq.phase == right_phase).0);
         cq.tail = cq.after();
+        cq.untold += u32::from(cq.vector.is_some());
         if cq.tail == 0 {
             cq.phase = !cq.phase;
         }

@@ -9,15 +9,17 @@
 //! Times begin when the reactor of the admin queue next looks, which a write has it do; without them a change is there within the write.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::faults::{Arrival, Fault};
 use super::memory::Spot;
-use super::queue::{Cq, Sq};
-use super::{Inner, count};
-use crate::nvme::spec::{Aqa, Cc, Csts, DOORBELLS, Property, VERSION_2_0};
+use super::queue::{Cq, Entries, Sq};
+use super::{BUFFER_PAGE, Inner, count};
+use crate::nvme::spec::{Aqa, Cc, CmbLocation, CmbSize, CmbSpace, Csts, DOORBELLS, Property, VERSION_2_0};
 use crate::sys::mmio::{Bell, Registers};
 
+/// The BAR of the controller memory buffer.
+const BUFFER_BAR: u8 = 2;
 /// Bytes of pages of BAR 0.
 const PAGE: u32 = 4096;
 
@@ -76,10 +78,17 @@ impl Inner {
             Property::AQA => u64::from(state.aqa.0),
             Property::ASQ => state.asq,
             Property::ACQ => state.acq,
+            Property::CMBMSC => self.buffer_space.load(Ordering::Acquire),
+            Property::CMBLOC if self.shows_buffer() => u64::from(CmbLocation::new(BUFFER_BAR, 1).0),
+            Property::CMBSZ if self.shows_buffer() => u64::from(CmbSize::pages(self.options.cmb_pages, CmbSize::SQS).0),
             Property::CRTO => u64::from(self.options.crwmt_500ms.unwrap_or(0)),
             // Reserved, or there is nothing of it.
             _ => 0,
         }
+    }
+
+    fn shows_buffer(&self) -> bool {
+        CmbSpace(self.buffer_space.load(Ordering::Acquire)).has(CmbSpace::CRE)
     }
 
     /// What a fault does wherever it comes.
@@ -109,6 +118,8 @@ impl Inner {
         self.turn_off(state);
         *state = State::default();
         self.cc.store(0, Ordering::Release);
+        self.buffer_space.store(0, Ordering::Release);
+        self.buffer.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
     }
 
     /// Half of a register of 8 bytes may be written alone.
@@ -137,6 +148,7 @@ impl Inner {
                 self.expect_off(&state, "ACQ");
                 put(&mut state.acq, at & 4 != 0, len, value);
             }
+            (Property::CMBMSC, _, 8) if self.options.cmb_pages > 0 => self.buffer_space.store(value, Ordering::Release),
             _ => self.breaks(|| format!("{len} bytes were written to {:?}, which is not to be written", Property(at))),
         }
         drop(state);
@@ -243,8 +255,9 @@ impl Inner {
             return Err("ASQ or ACQ is not memory that the controller was given");
         };
         self.admin.lock().reset();
+        self.coalescing.store(0, Ordering::Relaxed);
         self.create_cq(Cq::new(0, completions, sizes[1] + 1, Some(0)));
-        self.create_sq(Sq::new(0, 0, submissions, sizes[0] + 1));
+        self.create_sq(Sq::new(0, 0, Entries::Host(submissions), sizes[0] + 1));
         Ok(())
     }
 
@@ -255,6 +268,21 @@ impl Inner {
             self.memory.fault(&|| "a queue".to_owned(), address, len);
         }
         found
+    }
+
+    /// Where a submission queue is.
+    pub(super) fn submissions(&self, address: u64, len: usize) -> Option<Entries> {
+        let space = CmbSpace(self.buffer_space.load(Ordering::Acquire));
+        let behind = address.checked_sub(space.base()).filter(|_| space.has(CmbSpace::CMSE));
+        let size = self.options.cmb_pages as usize * BUFFER_PAGE;
+        match behind.and_then(|at| usize::try_from(at).ok()).filter(|at| *at < size) {
+            Some(at) if len <= size - at => Some(Entries::Here((BUFFER_PAGE + at) / 8)),
+            Some(at) => {
+                self.breaks(|| format!("a queue of {len} bytes at {at:#x} of a controller memory buffer of {size:#x}"));
+                None
+            }
+            None => self.queue_memory(address, len).map(Entries::Host),
+        }
     }
 
     fn disable(&self, state: &mut State) {
@@ -282,6 +310,7 @@ impl Inner {
             self.set_shadows(qid, [None, None]);
         }
         self.admin.lock().reset();
+        self.coalescing.store(0, Ordering::Relaxed);
         self.csts.store(0, Ordering::Release);
     }
 
@@ -350,15 +379,22 @@ fn put(register: &mut u64, upper: bool, len: u32, value: u64) {
     };
 }
 
-/// The registers of a [`super::FakePort`].
+/// The registers of a [`super::FakePort`], or its controller memory buffer.
 #[derive(Clone)]
 pub struct FakeRegisters {
     inner: Arc<Inner>,
+    is_buffer: bool,
 }
 
 impl FakeRegisters {
-    pub(super) fn new(inner: Arc<Inner>) -> FakeRegisters {
-        FakeRegisters { inner }
+    /// BAR 0 and [`BUFFER_BAR`].
+    pub(super) fn bars(inner: Arc<Inner>) -> [FakeRegisters; 2] {
+        [false, true].map(|is_buffer| FakeRegisters { inner: inner.clone(), is_buffer })
+    }
+
+    /// 8 bytes of the buffer.
+    fn word(&self, at: u32) -> &AtomicU64 {
+        &self.inner.buffer[at as usize / 8]
     }
 
     pub(super) fn inner(&self) -> &Arc<Inner> {
@@ -370,10 +406,13 @@ impl Registers for FakeRegisters {
     type Bell = FakeBell;
 
     fn size(&self) -> u64 {
-        u64::from(self.inner.bar())
+        if self.is_buffer { self.inner.buffer.len() as u64 * 8 } else { u64::from(self.inner.bar()) }
     }
 
     fn read32(&self, at: u32) -> u32 {
+        if self.is_buffer {
+            return (self.read64(at & !7) >> (8 * (at & 4))) as u32;
+        }
         self.inner.check(at, 4);
         if at & 4 != 0 && matches!(Property(at & !4), Property::CAP | Property::ASQ | Property::ACQ) {
             return (self.inner.read(at & !4) >> 32) as u32;
@@ -382,11 +421,18 @@ impl Registers for FakeRegisters {
     }
 
     fn read64(&self, at: u32) -> u64 {
+        if self.is_buffer {
+            return if self.inner.gone() { u64::MAX } else { self.word(at).load(Ordering::Acquire) };
+        }
         self.inner.check(at, 8);
         self.inner.read(at)
     }
 
     fn write32(&self, at: u32, value: u32) {
+        if self.is_buffer {
+            self.inner.breaks(|| format!("4 bytes were written at {at:#x} of the controller memory buffer"));
+            return;
+        }
         self.inner.check(at, 4);
         if at >= DOORBELLS {
             self.bell(at).ring(value);
@@ -396,6 +442,12 @@ impl Registers for FakeRegisters {
     }
 
     fn write64(&self, at: u32, value: u64) {
+        if self.is_buffer {
+            if !self.inner.gone() {
+                self.word(at).store(value, Ordering::Release);
+            }
+            return;
+        }
         self.inner.check(at, 8);
         self.inner.write(at, 8, value);
     }

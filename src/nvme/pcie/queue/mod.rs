@@ -29,10 +29,9 @@ use crate::nvme::io::{Place, fused_write};
 use crate::nvme::spec::{Fuse, NvmOpcode, Sqe, Status};
 use crate::reactor::io::{Io, IoCell, IoList, IoStatus, Segment, Segments};
 use crate::reactor::{Activity, Deferred, Poller, PollerId, Reactor};
-use crate::sys::mmio::Registers;
 use pointer::List;
 pub(super) use pointer::Pointers;
-pub(super) use rings::{CQE_LEN, Completion, Doorbell, Memory, Rings, SQE_LEN, Shadow};
+pub(super) use rings::{CQE_LEN, Completion, Doorbell, Memory, Rings, SQE_LEN, Shadow, Submissions};
 use slots::{Found, Slots};
 pub(super) use slots::{Late, SLOTS_MAX};
 
@@ -87,13 +86,17 @@ pub(super) struct QueueMemory {
 }
 
 impl QueueMemory {
-    /// For rings of `entries` entries and lists of `list_len` bytes, of blocks that `block` gives.
+    /// For rings of `entries` entries, that of commands at a place `in_buffer` of the controller's if it has one, and lists of `list_len`
+    /// bytes, of blocks that `block` gives.
     pub(super) fn new<E>(
         mut block: impl FnMut(&'static str, usize) -> Result<(DeviceBuf, u64), E>,
-        entries: u16,
+        (entries, in_buffer): (u16, Option<u32>),
         list_len: usize,
     ) -> Result<QueueMemory, E> {
-        let (submissions, _) = block("I/O queues", usize::from(entries) * SQE_LEN)?;
+        let submissions = match in_buffer {
+            Some(at) => Submissions::Controller(at),
+            None => Submissions::Host(block("I/O queues", usize::from(entries) * SQE_LEN)?.0),
+        };
         let (completions, _) = block("I/O queues", usize::from(entries) * CQE_LEN)?;
         let mut lists = Vec::new();
         let mut left = usize::from(entries - 1) * list_len;
@@ -130,7 +133,7 @@ pub struct QueuePair<P: Port, T: Tenant> {
     unmasked: Cell<bool>,
     pointers: Pointers,
     memory: QueueMemory,
-    rings: Rings<<P::Registers as Registers>::Bell>,
+    rings: Rings<P::Registers>,
     slots: RefCell<Slots>,
     tenants: RefCell<Vec<Option<Rc<T>>>>,
     leaving: RefCell<Vec<u8>>,
@@ -155,7 +158,7 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
         (qid, depth, vector): (u16, u16, Option<u16>),
         pointers: Pointers,
         memory: QueueMemory,
-        rings: Rings<<P::Registers as Registers>::Bell>,
+        rings: Rings<P::Registers>,
     ) -> Rc<Self> {
         assert!(depth < memory.rings.entries && depth <= SLOTS_MAX, "a full ring would look empty");
         assert!(

@@ -13,7 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 use hugepages::DeviceBuf;
 
 use crate::nvme::spec::{Cqe, CqeDw3, Sqe, Status};
-use crate::sys::mmio::Bell;
+use crate::sys::mmio::{Bell, Registers};
 
 /// Bytes of a submission queue entry: eight words, so that it is written by eight stores.
 pub(in super::super) const SQE_LEN: usize = size_of::<Sqe>();
@@ -76,33 +76,52 @@ pub(in super::super) struct Completion {
     at: usize,
 }
 
+/// Where a submission queue is.
+#[derive(Clone, Debug)]
+pub(in super::super) enum Submissions {
+    /// In memory, from which the controller reads each entry.
+    Host(DeviceBuf),
+    /// In the controller memory buffer, so many bytes behind the beginning of its BAR.
+    Controller(u32),
+}
+
 /// Memory of a queue pair, and how many entries each of its rings has.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Memory {
-    pub(in super::super) submissions: DeviceBuf,
+    pub(in super::super) submissions: Submissions,
     pub(in super::super) completions: DeviceBuf,
     /// Of both rings, at least 2: one fewer commands are in flight.
     pub(in super::super) entries: u16,
 }
 
 /// See the module's head.
-pub(in super::super) struct Rings<B> {
+pub(in super::super) struct Rings<R: Registers> {
     memory: Memory,
+    /// The BAR of the controller memory buffer, if the submission queue is there.
+    buffer: Option<R>,
     tail: Cell<u16>,
     announced: Cell<u16>,
     head: Cell<u16>,
     acknowledged: Cell<u16>,
     phase: Cell<bool>,
-    submission: Doorbell<B>,
-    completion: Doorbell<B>,
+    submission: Doorbell<R::Bell>,
+    completion: Doorbell<R::Bell>,
 }
 
-impl<B: Bell> Rings<B> {
-    /// Empty rings.
-    pub(in super::super) fn new(memory: Memory, submission: Doorbell<B>, completion: Doorbell<B>) -> Rings<B> {
+impl<R: Registers> Rings<R> {
+    /// Empty rings. `buffer` is the BAR of the controller memory buffer, for submission queues that are there.
+    pub(in super::super) fn new(
+        memory: Memory,
+        buffer: Option<&R>,
+        submission: Doorbell<R::Bell>,
+        completion: Doorbell<R::Bell>,
+    ) -> Rings<R> {
         memory.completions.zero();
+        let inside = matches!(memory.submissions, Submissions::Controller(_));
+        assert!(!inside || buffer.is_some(), "a submission queue in a buffer that is not there");
         Rings {
             memory,
+            buffer: buffer.filter(|_| inside).cloned(),
             tail: Cell::new(0),
             announced: Cell::new(0),
             head: Cell::new(0),
@@ -122,8 +141,17 @@ impl<B: Bell> Rings<B> {
     #[inline]
     pub(in super::super) fn push(&self, sqe: &Sqe) {
         let words: [u64; SQE_LEN / 8] = zerocopy::transmute!(*sqe);
+        let words = words.map(u64::from_le);
         let tail = self.tail.get();
-        self.memory.submissions.store_words(usize::from(tail) * SQE_LEN, &words.map(u64::from_le));
+        match (&self.memory.submissions, &self.buffer) {
+            (Submissions::Host(memory), _) => memory.store_words(usize::from(tail) * SQE_LEN, &words),
+            (Submissions::Controller(start), buffer) => {
+                // Posted writes of one function arrive in order: all are there before the doorbell.
+                for (at, word) in (start + u32::from(tail) * SQE_LEN as u32..).step_by(8).zip(words) {
+                    buffer.iter().for_each(|buffer| buffer.write64(at, word));
+                }
+            }
+        }
         self.tail.set(self.after(tail));
     }
 

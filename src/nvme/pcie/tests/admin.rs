@@ -6,7 +6,7 @@ use crate::nvme::spec::{FeatureFields, FeatureId, FeatureSelect, QueueCounts, Sq
 
 fn up(rig: &mut Rig) -> Rc<Controller<TestPort>> {
     let (home, port) = (rig.reactor(0), rig.port.clone());
-    let options = ControllerOptions { depth: 8, prp_only: false };
+    let options = ControllerOptions::new(8);
     rig.run(async move { Controller::bring_up(&home, port, options).await }).unwrap()
 }
 

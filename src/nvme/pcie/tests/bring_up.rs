@@ -280,7 +280,7 @@ fn the_memory_of_queues_is_that_of_their_reactors() {
     let mut rig = Rig::closed(12, |_| {}, FakeOptions::default());
     let in_use = |rig: &Rig| [0, 1].map(|reactor| rig.reactor(reactor).pool().stats().bytes_in_use);
     let before = in_use(&rig);
-    rig.depth = 256;
+    rig.options.depth = 256;
     rig.drive = Some(rig.attempt().unwrap());
     let [home, other] = std::array::from_fn(|reactor| in_use(&rig)[reactor] - before[reactor]);
     // Rings of 257 entries and 256 lists; the home has the admin queue and a page for answers besides.

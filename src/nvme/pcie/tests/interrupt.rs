@@ -79,3 +79,40 @@ fn after_a_reset_interrupts_come_again() {
     assert!((7..=20).contains(&sent), "{sent} interrupts for 10 reads");
     rig.finish();
 }
+
+/// Four completions or 10 ms.
+const GATHERED: InterruptCoalescing = InterruptCoalescing::new(4, 100);
+
+/// What becomes of the interrupts is the controller's: see its own tests.
+#[test]
+fn completions_are_gathered_for_an_interrupt_as_asked_for() {
+    let mut rig = Rig::closed(1, |_| {}, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
+    rig.options.coalescing = Some(GATHERED);
+    rig.open().unwrap();
+    assert_eq!(rig.port.fake.coalescing(), (GATHERED, vec![1, 2]));
+    rig.inject([Rule::nth(Point::io(NvmOpcode::WRITE), 1, Fault::Fatal)]);
+    let written = rig.write((1, 2), 0, &[5; 4096]);
+    assert_eq!(rig.ends(&written, 10 * S), IoStatus::Success);
+    assert_eq!(rig.drive().counters().resets, 1);
+    assert_eq!(rig.port.fake.coalescing(), (GATHERED, vec![1, 2]), "after a reset");
+    rig.works(1);
+    rig.finish();
+    // Nobody has asked.
+    let rig = Rig::new();
+    assert!(rig.port.fake.coalescing().1.is_empty());
+    rig.finish();
+}
+
+#[test]
+fn a_controller_that_gathers_no_completions_is_used_as_it_is() {
+    let mut rig = Rig::closed(1, |_| {}, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
+    rig.options.coalescing = Some(GATHERED);
+    // After those for the events that are wanted and for the number of queues.
+    let refused = Fault::Status(StatusCode::INVALID_FIELD.dnr());
+    rig.inject([Rule::nth(Point::Admin(AdminOpcode::SET_FEATURES), 3, refused)]);
+    rig.open().unwrap();
+    assert_eq!(rig.port.fake.counters().injected, 1);
+    assert_eq!(rig.port.fake.coalescing(), (InterruptCoalescing::new(1, 0), vec![]));
+    rig.works(2);
+    rig.finish();
+}

@@ -3,6 +3,7 @@
 
 mod admin;
 mod bring_up;
+mod buffer;
 mod end;
 mod events;
 mod interrupt;
@@ -24,7 +25,7 @@ use crate::bdev::device::nvme::{Nvme, NvmeDrive};
 use crate::bdev::device::testing::{Done, end as end_of, io_with, pattern};
 use crate::bdev::{BlockDevice, Handle};
 use crate::limits::{NVME_RESETS_MAX, NVME_RETRIES_MAX};
-use crate::nvme::spec::{AdminOpcode, Cc, Csts, NvmOpcode, Property, StatusCode};
+use crate::nvme::spec::{AdminOpcode, Cc, Csts, InterruptCoalescing, NvmOpcode, Property, StatusCode};
 use crate::reactor::Reactor;
 use crate::reactor::io::{IoOp, IoStatus};
 use crate::reactor::sim::{Machine, Simulation};
@@ -54,6 +55,10 @@ impl Port for TestPort {
 
     fn registers(&self) -> &FakeRegisters {
         self.fake.registers()
+    }
+
+    fn buffer(&self) -> Option<&FakeRegisters> {
+        self.fake.buffer()
     }
 
     fn data(&self, buf: &Buf) -> Option<u64> {
@@ -121,7 +126,7 @@ struct Rig {
     devices: Vec<Arc<dyn BlockDevice>>,
     /// By reactor and namespace less one.
     handles: Vec<Vec<Handle>>,
-    depth: u16,
+    options: ControllerOptions,
     timeout_ns: u64,
 }
 
@@ -147,7 +152,7 @@ impl Rig {
             drive: None,
             devices: Vec::new(),
             handles: Vec::new(),
-            depth: 32,
+            options: ControllerOptions::new(32),
             timeout_ns: TIMEOUT,
         }
     }
@@ -178,8 +183,7 @@ impl Rig {
     }
 
     fn attempt(&mut self) -> Result<Arc<NvmeDrive<TestPort>>, ControllerError> {
-        let controller = ControllerOptions { depth: self.depth, prp_only: false };
-        let options = DriveOptions { controller, timeout_ns: self.timeout_ns };
+        let options = DriveOptions { controller: self.options, timeout_ns: self.timeout_ns };
         let (home, port) = (self.reactor(0), self.port.clone());
         self.run(async move { Drive::open(&home, port, options, vec![0, 1]).await })
     }

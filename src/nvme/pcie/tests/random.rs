@@ -137,7 +137,7 @@ fn opened(seed: u64, write_cache: bool) -> Rig {
         }
     };
     let mut rig = Rig::closed(seed, disk, controller);
-    (rig.timeout_ns, rig.depth) = (100 * MS, 4);
+    (rig.timeout_ns, rig.options.depth) = (100 * MS, 4);
     rig.open().unwrap();
     rig
 }

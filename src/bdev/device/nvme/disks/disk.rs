@@ -21,12 +21,16 @@ impl Disk {
     }
 
     /// A volume on one of its namespaces.
-    pub(super) fn volume(&mut self, name: &str, wanted: &Wanted) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+    pub(super) fn volume(
+        &mut self,
+        pci: &Pci,
+        name: &str,
+        wanted: &Wanted,
+    ) -> Result<Arc<dyn BlockDevice>, DeviceError> {
         let address = self.address;
         let others = || self.volumes.keys().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-        if (self.depth, self.timeout) != (wanted.depth, wanted.timeout) {
-            let keys = format!("depth {} and timeout {:?}", self.depth, self.timeout);
-            return Err(refused(format!("{address} is open with {keys} for {}: write the same", others())));
+        if self.tuning != wanted.tuning {
+            return Err(refused(format!("{address} is open with {} for {}: write the same", self.tuning, others())));
         }
         let all = self.drive.namespaces();
         let nsid = match wanted.nsid {
@@ -42,14 +46,23 @@ impl Disk {
         let device = Nvme::new(name.to_owned(), &self.drive, nsid)?;
         let (size, block_size) = (device.common().size(), device.common().traits().block_size);
         check_size(wanted, (nsid, address), size, block_size)?;
+        if let Some(claim) = kernel::claim_shared(pci, self.drive.identity(), nsid)
+            .map_err(|why| refused(format!("namespace {nsid} of {address}: {why}")))?
+        {
+            self.claims.insert(name.to_owned(), claim);
+        }
         self.volumes.insert(name.to_owned(), nsid);
+        let in_buffer = match self.drive.in_buffer() {
+            0 => String::new(),
+            count => format!(", {count} of them with submissions in the controller memory buffer"),
+        };
         tracing::info!(
-            "volume \"{name}\": namespace {nsid} of {address} (serial {}, {}) by VFIO, {} queue pairs of depth {}; mode = \"kernel\" \
-             would need it back with the kernel's driver",
+            "volume \"{name}\": namespace {nsid} of {address} (serial {}, {}) by VFIO, {} queue pairs of depth {}{in_buffer}; mode = \
+             \"kernel\" would need it back with the kernel's driver",
             self.drive.serial(),
             padded_text(&self.drive.identity().mn),
             self.drive.reactors().len(),
-            self.port.depth(self.depth)
+            self.port.depth(self.tuning.depth)
         );
         Ok(Arc::new(device))
     }

@@ -35,7 +35,7 @@ use crate::nvme::io::Geometry;
 use crate::reactor::Reactor;
 use crate::reactor::io::Io;
 use crate::sys::nvme_ring::{CommandRing, NvmeRing};
-pub(super) use open::{KernelVolume, Opening, open};
+pub(super) use open::{KernelVolume, Opening, claim_shared, open};
 pub use queue::Passthrough;
 
 /// Where the rings of a namespace come from.

@@ -17,7 +17,10 @@ use super::{Generic, Passed};
 use crate::bdev::device::file;
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::nvme::io::{Geometry, Identified, Unusable, identity, transfer_max};
-use crate::nvme::spec::{Cap, Cns, Csi, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, NamespaceIds};
+use crate::nvme::spec::{
+    Cap, Cns, Csi, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, NamespaceIds, nul_text, padded_text,
+};
+use crate::sys::holders::Machine;
 use crate::sys::nvme_nodes::{self, Node};
 use crate::sys::nvme_ring::{IDENTIFY_LEN, identify, try_read};
 use crate::sys::pci::{Address, Pci};
@@ -78,7 +81,7 @@ pub(in super::super) fn open(at: &Opening<'_>, name: &str, wanted: &Wanted) -> R
     if node.is_zoned {
         return Err(refused(format!("namespace {} of {address} has zones, and no volume has such", node.nsid)));
     }
-    let claim = claim(pci, &node, &block)?;
+    let claim = claim(&node, &block)?;
     let claimed = claim.is_some();
     let about = format!("volume \"{name}\": namespace {} of {address} ({})", node.nsid, described(pci, at.controller));
     let vfio = "VFIO would need it bound to vfio-pci";
@@ -86,7 +89,7 @@ pub(in super::super) fn open(at: &Opening<'_>, name: &str, wanted: &Wanted) -> R
         Ok(device) => {
             let unclaimed =
                 if claimed { "" } else { "; without the right to claim its block device, others may use it" };
-            let (path, reactors, depth) = (generic.display(), at.reactors, wanted.depth);
+            let (path, reactors, depth) = (generic.display(), at.reactors, wanted.tuning.depth);
             let how = format!("by {path} (the kernel's driver, passthrough), {reactors} rings of depth {depth}");
             return Ok(KernelVolume { device, block: node.block, line: format!("{about} {how}; {vfio}{unclaimed}") });
         }
@@ -140,8 +143,27 @@ fn attribute(pci: &Pci, controller: &str, file: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default().trim_end_matches('\n').to_owned()
 }
 
+/// Claims the block device of a namespace that another controller drives, if the kernel has it as well by a controller of the same NVM
+/// subsystem, so that nobody uses it there.
+///
+/// # Errors
+/// If somebody does.
+pub(in super::super) fn claim_shared(
+    pci: &Pci,
+    controller: &IdentifyController,
+    nsid: u32,
+) -> Result<Option<File>, DeviceError> {
+    let (Some(nqn), serial) = (nul_text(&controller.subnqn), padded_text(&controller.sn)) else { return Ok(None) };
+    let Some((node, other)) = nvme_nodes::shared(pci, (nqn, &serial), nsid) else { return Ok(None) };
+    let path = nvme_nodes::device(pci, &node.block);
+    match claim(&node, &path) {
+        Ok(claim) => Ok(claim),
+        Err(why) => Err(refused(format!("{other} of the kernel leads to the same namespace: {why}"))),
+    }
+}
+
 /// Claims the block device, so that nobody mounts it; `None` without the right to do so, when nobody is seen who uses it.
-fn claim(pci: &Pci, node: &Node, path: &Path) -> Result<Option<File>, DeviceError> {
+fn claim(node: &Node, path: &Path) -> Result<Option<File>, DeviceError> {
     let in_use = |mut by: Vec<String>| {
         if by.is_empty() {
             by.push("mounted elsewhere, or claimed by another program".to_owned());
@@ -151,13 +173,18 @@ fn claim(pci: &Pci, node: &Node, path: &Path) -> Result<Option<File>, DeviceErro
     let attempt = || OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
     match outlast(libc::EBUSY, attempt) {
         Ok(file) => Ok(Some(file)),
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(in_use(nvme_nodes::holders(pci, &node.block))),
-        Err(error) if is_right(&error) => match nvme_nodes::holders(pci, &node.block) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(in_use(users(node))),
+        Err(error) if is_right(&error) => match users(node) {
             by if by.is_empty() => Ok(None),
             by => Err(in_use(by)),
         },
         Err(error) => Err(DeviceError::Io { what: format!("cannot open {}", path.display()), error }),
     }
+}
+
+/// Who uses a namespace's block device.
+fn users(node: &Node) -> Vec<String> {
+    Machine::here().look(&[format!("sys/block/{}", node.block)], &[]).users
 }
 
 fn is_right(error: &io::Error) -> bool {
@@ -219,7 +246,7 @@ fn passed(
     };
     let most = transfer_max(&controller, cap).min(node.transfer_max);
     let geometry = Geometry::new(&identified, most, UNFUSED)?;
-    match try_read(&device, node.nsid, node.block_size, wanted.timeout) {
+    match try_read(&device, node.nsid, node.block_size, wanted.tuning.timeout) {
         // Whatever the controller says of that block, it was asked.
         Ok(_) => {}
         Err(error) if is_right(&error) => {
@@ -230,9 +257,9 @@ fn passed(
         }
     }
     let uuid = identity(&ids(node), &controller, node.nsid);
-    let rings = Generic { device, depth: wanted.depth, timeout: wanted.timeout, _claim: claim };
+    let rings = Generic { device, depth: wanted.tuning.depth, timeout: wanted.tuning.timeout, _claim: claim };
     let how = (geometry, Delays::of(&controller));
-    Ok(Arc::new(Passed::new((name.to_owned(), uuid, at.home), rings, how, wanted.timeout)))
+    Ok(Arc::new(Passed::new((name.to_owned(), uuid, at.home), rings, how, wanted.tuning.timeout)))
 }
 
 fn ids(node: &Node) -> NamespaceIds {

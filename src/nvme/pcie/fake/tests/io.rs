@@ -477,3 +477,36 @@ fn whatever_is_sent_gets_one_answer() {
     }
     assert_eq!(host.csts(), 1);
 }
+
+#[test]
+fn completions_wait_for_others_before_they_interrupt() {
+    let mut host = Host::default();
+    let set = |fid: u32, value: u32| command(9, 0, &[(10, fid), (11, value)]);
+    let flush = command(0, 1, &[]);
+    // Three or 200 us: not of a vector for which it is not enabled.
+    assert_eq!(host.admin(set(8, 2 << 8 | 2)).code, OK);
+    let sent = |host: &Host| host.port.counters().interrupts;
+    let before = sent(&host);
+    assert_eq!((host.run(1, flush).code, sent(&host)), (OK, before + 1));
+    assert_eq!(host.admin(set(9, 1)).code, OK);
+    let before = sent(&host);
+    let send = |host: &mut Host| {
+        host.push(1, flush);
+        host.ring(1);
+        host.step(1)
+    };
+    let now = host.reactor.clock().now();
+    assert_eq!([send(&mut host), send(&mut host)], [Next::At(now + 200_000); 2]);
+    assert_eq!(sent(&host), before, "two wait");
+    assert_eq!((send(&mut host), sent(&host)), (Next::Rung, before + 1), "a third does not");
+    // One has waited long enough, counted from when it came.
+    let due = host.reactor.clock().now() + 200_000;
+    assert_eq!(send(&mut host), Next::At(due));
+    host.advance(150_000);
+    assert_eq!((send(&mut host), sent(&host)), (Next::At(due), before + 1));
+    host.advance(60_000);
+    assert_eq!((host.step(1), sent(&host)), (Next::Rung, before + 2));
+    // The admin queue never waits, and after a reset nobody does.
+    assert_eq!((host.admin(set(8, 2 << 8 | 2)).code, sent(&host)), (OK, before + 3));
+    host.finish();
+}

@@ -80,10 +80,10 @@ fn ranged(opcode: u32, slba: u64, blocks: u32) -> Dwords {
     command(opcode, 1, &[(10, slba as u32), (11, (slba >> 32) as u32), (12, blocks - 1)])
 }
 
-/// The commands that create a queue pair.
+/// The commands that create a queue pair with the interrupt vector of its number.
 fn create(qid: u16, ring: &Ring) -> [Dwords; 2] {
     let size = u32::from(ring.entries - 1) << 16 | u32::from(qid);
-    let cq = with_prps(command(5, 0, &[(10, size), (11, 3)]), ring.cq.address() as u64, 0);
+    let cq = with_prps(command(5, 0, &[(10, size), (11, u32::from(qid) << 16 | 3)]), ring.cq.address() as u64, 0);
     let sq = command(1, 0, &[(10, size), (11, u32::from(qid) << 16 | 1)]);
     [cq, with_prps(sq, ring.sq.address() as u64, 0)]
 }
