@@ -125,6 +125,12 @@ impl<D: AtOnce> Channel for AtOnceChannel<D> {
                 inner.abort_held();
                 return inner.outstanding.reset(io);
             }
+            IoOp::ZoneAppend
+            | IoOp::ZoneOpen
+            | IoOp::ZoneClose
+            | IoOp::ZoneFinish
+            | IoOp::ZoneReset
+            | IoOp::ZoneReport => io.status = IoStatus::Unsupported,
         }
         Poll::Ready(io)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Poll;
 
+use super::zoned::Zones;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp};
@@ -14,8 +15,14 @@ use crate::reactor::io::{Io, IoOp};
 pub struct OpSet(u16);
 
 impl OpSet {
-    /// All of them.
-    pub const ALL: OpSet = OpSet((1 << IoOp::ALL.len()) - 1);
+    /// All that a device without zones can do.
+    pub const ALL: OpSet = OpSet((1 << IoOp::ZoneAppend as u16) - 1);
+
+    /// The set and all operations of zones.
+    pub const fn with_zones(self) -> OpSet {
+        let all = (1 << IoOp::ALL.len()) - 1;
+        OpSet(self.0 | (all & !OpSet::ALL.0))
+    }
 
     /// The set without `op`.
     pub const fn without(self, op: IoOp) -> OpSet {
@@ -102,6 +109,8 @@ pub struct Traits {
     pub concurrent: bool,
     /// Its limits.
     pub limits: DeviceLimits,
+    /// It is made of zones, and all that is written goes to the write pointer of one; `None`: it is not.
+    pub zones: Option<Zones>,
 }
 
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);

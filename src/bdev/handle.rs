@@ -84,6 +84,8 @@ impl Handle {
         let plain_max = IoOp::ALL.map(|op| {
             let plain =
                 matches!(op, IoOp::Read | IoOp::Write) && traits.ops.has(op) && !(traits.read_only && op.writes());
+            // Zones ask more than that.
+            let plain = plain && traits.zones.is_none();
             if plain { (TRANSFER_MAX as u64).min(uncut.from[op as usize].saturating_sub(1)) } else { 0 }
         });
         let unaligned = u64::from(traits.block_size - 1);
@@ -197,6 +199,9 @@ impl Handle {
             if io.offset.checked_add(io.len).is_none_or(|end| end > common.size()) {
                 return Err(IoStatus::OutOfRange);
             }
+        }
+        if let Some(zones) = &traits.zones {
+            zones.check(io, common.size())?;
         }
         let data = io.data.bytes();
         let wrong = data != io.op.data_len(io.len) || data > TRANSFER_MAX as u64;

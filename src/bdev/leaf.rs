@@ -13,7 +13,16 @@ pub(crate) struct Leaf(Common);
 
 impl Leaf {
     pub(crate) fn device(size: u64, concurrent: bool, limits: DeviceLimits) -> Arc<dyn BlockDevice> {
-        let traits = Traits {
+        Leaf::altered(size, concurrent, limits, |_| {})
+    }
+
+    pub(crate) fn altered(
+        size: u64,
+        concurrent: bool,
+        limits: DeviceLimits,
+        alter: impl FnOnce(&mut Traits),
+    ) -> Arc<dyn BlockDevice> {
+        let mut traits = Traits {
             name: "leaf".to_owned(),
             driver: "leaf",
             uuid: [0; 16],
@@ -27,7 +36,9 @@ impl Leaf {
             unaddressed: Unaddressed::Refuses,
             concurrent,
             limits,
+            zones: None,
         };
+        alter(&mut traits);
         Arc::new(Leaf(Common::new(traits, size, 0)))
     }
 }

@@ -9,6 +9,8 @@
 //!   task  <- landed <- frames unwind, layer by layer <- Reactor::complete <---+
 //! ```
 //!
+//! A device may be made of zones, which are written from their start to their end and emptied as a whole: [`Zones`] says what that asks.
+//!
 //! Two things stand between a handle and its channel where they are needed: `forward` takes the I/Os of a device that is not
 //! concurrent to its home, and `split` cuts what is larger than the device's limits.
 //!
@@ -33,14 +35,18 @@ mod forward;
 mod handle;
 pub mod layer;
 #[cfg(test)]
-mod leaf;
+pub(crate) mod leaf;
 pub mod load;
 pub mod registry;
 pub mod scatter;
 mod split;
 mod stats;
 pub mod steps;
+mod zoned;
 
 pub use contract::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 pub use handle::Handle;
 pub use stats::{Latency, OpCount, Stats, empty_histogram, percentiles};
+pub use zoned::{
+    ZONE_FINISH_RECOMMENDED, ZONE_FINISHED_BY_DEVICE, ZONE_RESET_RECOMMENDED, ZoneRecord, ZoneState, Zones,
+};

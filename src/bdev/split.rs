@@ -7,7 +7,8 @@
 //! ```
 //! An I/O within the limits does not come here: [`Uncut`] tells it. The others wait for a helper task, of which there are a few;
 //! a helper carves the parent's data, keeps some pieces in flight, and takes them back in order, so that the data is whole again
-//! and the failure reported is the one at the lowest offset. No further piece starts after a failure.
+//! and the failure reported is the one at the lowest offset. No further piece starts after a failure. Pieces of a write to a zone are sent
+//! one after another.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -44,6 +45,7 @@ impl Uncut {
         let from = IoOp::ALL.map(|op| match op {
             IoOp::Flush => u64::MAX,
             IoOp::Reset => 0,
+            op if op.is_of_zones() => u64::MAX,
             IoOp::Unmap | IoOp::WriteZeroes => zeroes_max.saturating_add(1),
             _ => transfer_max.saturating_add(1),
         });
@@ -82,6 +84,8 @@ struct Splitter {
     zeroes_max: u64,
     compare_and_write_max: u64,
     boundary: u64,
+    /// The device has zones: pieces of a write that passed each other would miss the write pointer.
+    zoned: bool,
     /// What is to be cut.
     parents: WorkQueue,
     resets: WorkQueue,
@@ -125,6 +129,7 @@ impl Split {
             zeroes_max,
             compare_and_write_max: traits.limits.compare_and_write_max,
             boundary: traits.limits.boundary,
+            zoned: traits.zones.is_some(),
             parents: WorkQueue::new(reactor),
             resets: WorkQueue::new(reactor),
             outstanding: Outstanding::new(reactor),
@@ -219,7 +224,8 @@ impl Splitter {
             return Poll::Pending;
         }
         let whole = io.op == IoOp::CompareAndWrite && io.len <= self.compare_and_write_max;
-        if whole || self.piece(io.op, io.offset, io.len) == io.len {
+        // Those of zones have no range that could be cut, or limits of their own.
+        if whole || io.op.is_of_zones() || self.piece(io.op, io.offset, io.len) == io.len {
             return self.below.submit(io);
         }
         if io.op == IoOp::CompareAndWrite {
@@ -264,8 +270,10 @@ impl Splitter {
         let mut carver = Carver::new(parent.data.take_all());
         let mut places = [const { Place::Empty }; SPLIT_CHILDREN];
         let (mut sent, mut oldest, mut newest) = (0, 0, 0);
+        let one_by_one = self.zoned && op.moves_write_pointer();
         loop {
             while sent < len
+                && !(one_by_one && oldest < newest)
                 && parent.status == IoStatus::Success
                 && !self.is_stopped(number, resets)
                 && let Some(mut child) = children.pop()
@@ -305,7 +313,11 @@ impl Splitter {
                 child.status = IoStatus::DeviceError;
             }
             if parent.status == IoStatus::Success && child.status != IoStatus::Success {
-                parent.status = child.status;
+                parent.status = match child.status {
+                    // By the pieces before: all of it would not have fitted.
+                    IoStatus::ZoneFull if child.offset > offset => IoStatus::ZoneBoundary,
+                    status => status,
+                };
                 if child.status == IoStatus::Miscompare {
                     parent.info = child.offset - offset + child.info;
                 }

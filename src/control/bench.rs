@@ -93,7 +93,17 @@ fn local(path: &Path, name: &str, cores: &[usize], job: Job) -> Result<Part, Fai
     let mut volumes = Volumes::new(reactors.remotes());
     let measured = volumes.open_stack(&config, name, &mut reactors).map_err(Failed::from).and_then(|()| {
         let device = volumes.get(name).ok_or_else(|| format!("bdev \"{name}\" is not open"))?;
-        fits(job, name, device.common().traits().block_size, device.common().size())?;
+        let traits = device.common().traits();
+        if traits.zones.is_some() {
+            // Writes anywhere would all fail, and reads would be of what nobody wrote.
+            return Err(Failed {
+                code: BAD_CONFIG,
+                message: format!(
+                    "\"{name}\" has zones, and bench writes and reads anywhere: use fio --zonemode=zbd on its export"
+                ),
+            });
+        }
+        fits(job, name, traits.block_size, device.common().size())?;
         measure(&reactors, device, job)
     });
     volumes.close_disks();

@@ -231,6 +231,12 @@ fn rule(rule: &InjectRule) -> inject::Rule {
         InjectOp::Compare => IoOp::Compare,
         InjectOp::CompareAndWrite => IoOp::CompareAndWrite,
         InjectOp::Reset => IoOp::Reset,
+        InjectOp::ZoneAppend => IoOp::ZoneAppend,
+        InjectOp::ZoneOpen => IoOp::ZoneOpen,
+        InjectOp::ZoneClose => IoOp::ZoneClose,
+        InjectOp::ZoneFinish => IoOp::ZoneFinish,
+        InjectOp::ZoneReset => IoOp::ZoneReset,
+        InjectOp::ZoneReport => IoOp::ZoneReport,
     });
     let action = match rule.action {
         InjectAction::Fail(status) => inject::Action::Fail(match status {

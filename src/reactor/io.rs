@@ -45,11 +45,26 @@ pub enum IoOp {
     CompareAndWrite,
     /// Ends what is in flight, best effort; completes when nothing submitted before is left. No range.
     Reset,
+    /// Stores the data at the write pointer of the zone that begins at `offset`; durable before completion if `fua`. On success
+    /// [`IoCell::info`] is the byte of the device where the data begins. Appends to a zone may be in flight together.
+    ZoneAppend,
+    /// Opens the zone that is the range, so that it stays open until it is closed, finished or reset. As the other operations that
+    /// manage zones, on the whole device: all zones whose state it is for, which are those that are closed.
+    ZoneOpen,
+    /// Closes the zone: it takes none of the open resources any more. On the whole device: all that are open.
+    ZoneClose,
+    /// Makes the zone full. On the whole device: all that are open or closed.
+    ZoneFinish,
+    /// Makes the zone empty: nothing of its contents is left. On the whole device: all that are open, closed or full.
+    ZoneReset,
+    /// Fills the data, `len` bytes, with records (`ZoneRecord` of the block layer) of the zones from the one that begins at `offset` on,
+    /// as many as there are and fit; the rest is zeroed.
+    ZoneReport,
 }
 
 impl IoOp {
     /// All operations, in the order of their numbers.
-    pub const ALL: [IoOp; 8] = [
+    pub const ALL: [IoOp; 14] = [
         IoOp::Read,
         IoOp::Write,
         IoOp::Flush,
@@ -58,27 +73,56 @@ impl IoOp {
         IoOp::Compare,
         IoOp::CompareAndWrite,
         IoOp::Reset,
+        IoOp::ZoneAppend,
+        IoOp::ZoneOpen,
+        IoOp::ZoneClose,
+        IoOp::ZoneFinish,
+        IoOp::ZoneReset,
+        IoOp::ZoneReport,
     ];
 
-    /// Whether the operation addresses blocks.
+    /// Whether offset and length are those of a range of blocks.
     #[inline]
     pub fn has_range(self) -> bool {
-        !matches!(self, IoOp::Flush | IoOp::Reset)
+        !matches!(self, IoOp::Flush | IoOp::Reset | IoOp::ZoneReport)
     }
 
-    /// Whether the operation changes what is stored.
+    /// Whether only devices with zones can have it.
+    #[inline]
+    pub const fn is_of_zones(self) -> bool {
+        self as u8 >= IoOp::ZoneAppend as u8
+    }
+
+    /// Whether it changes the state of a zone, or of all, and moves no data.
+    #[inline]
+    pub fn manages_zones(self) -> bool {
+        matches!(self, IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset)
+    }
+
+    /// Whether it stores at the write pointer of a zone, if the device has zones, and moves that on: a second time it does something else.
+    #[inline]
+    pub fn moves_write_pointer(self) -> bool {
+        matches!(self, IoOp::Write | IoOp::WriteZeroes | IoOp::ZoneAppend)
+    }
+
+    /// Whether the operation changes what is stored, or the state of zones.
     #[inline]
     pub fn writes(self) -> bool {
-        matches!(self, IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes | IoOp::CompareAndWrite)
+        match self {
+            IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes | IoOp::CompareAndWrite | IoOp::ZoneAppend => true,
+            IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset => true,
+            IoOp::Read | IoOp::Flush | IoOp::Compare | IoOp::Reset | IoOp::ZoneReport => false,
+        }
     }
 
     /// Bytes of data that travel with `len` bytes of range.
     #[inline]
     pub fn data_len(self, len: u64) -> u64 {
         match self {
-            IoOp::Read | IoOp::Write | IoOp::Compare => len,
+            IoOp::Read | IoOp::Write | IoOp::Compare | IoOp::ZoneAppend | IoOp::ZoneReport => len,
             IoOp::CompareAndWrite => 2 * len,
             IoOp::Flush | IoOp::Unmap | IoOp::WriteZeroes | IoOp::Reset => 0,
+            IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset => 0,
         }
     }
 }
@@ -114,7 +158,58 @@ pub enum IoStatus {
     Aborted,
     /// The device was removed or closed.
     Gone,
+    /// A write or append beyond the capacity of its zone, or a range across zones where there may be none.
+    ZoneBoundary,
+    /// A write to a zone that is full.
+    ZoneFull,
+    /// A write to a zone that can only be read.
+    ZoneReadOnly,
+    /// The zone can neither be read nor written.
+    ZoneOffline,
+    /// A write that does not begin at the write pointer of its zone.
+    ZoneInvalidWrite,
+    /// As many zones are active as there may be: open or closed.
+    ZoneTooManyActive,
+    /// As many zones are open as there may be.
+    ZoneTooManyOpen,
+    /// The zone is in a state from which there is no way to the one that was asked for.
+    ZoneInvalidTransition,
 }
+
+impl IoStatus {
+    /// All statuses, in the order of their numbers.
+    pub const ALL: [IoStatus; 21] = [
+        IoStatus::Success,
+        IoStatus::OutOfRange,
+        IoStatus::Misaligned,
+        IoStatus::Empty,
+        IoStatus::DataLength,
+        IoStatus::Unsupported,
+        IoStatus::ReadOnly,
+        IoStatus::Miscompare,
+        IoStatus::NoSpace,
+        IoStatus::MediaError,
+        IoStatus::DeviceError,
+        IoStatus::Aborted,
+        IoStatus::Gone,
+        IoStatus::ZoneBoundary,
+        IoStatus::ZoneFull,
+        IoStatus::ZoneReadOnly,
+        IoStatus::ZoneOffline,
+        IoStatus::ZoneInvalidWrite,
+        IoStatus::ZoneTooManyActive,
+        IoStatus::ZoneTooManyOpen,
+        IoStatus::ZoneInvalidTransition,
+    ];
+}
+
+const _: () = {
+    let mut index = 0;
+    while index < IoStatus::ALL.len() {
+        assert!(IoStatus::ALL[index] as usize == index);
+        index += 1;
+    }
+};
 
 /// Data of an I/O, in place.
 #[derive(Debug)]
@@ -317,7 +412,7 @@ pub struct IoCell {
     task: TaskId,
     /// First byte of the range.
     pub offset: u64,
-    /// Bytes of the range.
+    /// Bytes of the range; of a report the bytes of its data.
     pub len: u64,
     /// When the block layer took it, in nanoseconds of the reactor's clock.
     pub start: u64,
@@ -325,7 +420,8 @@ pub struct IoCell {
     pub trace: u64,
     /// Belongs to the device that holds the I/O while it is pending.
     pub scratch: u64,
-    /// Position inside the transfer that a check failed at: first different byte of a compare.
+    /// What is known beyond the status. Position inside the transfer that a check failed at: first different byte of a compare. Of an append
+    /// that succeeded the first byte of the device that it wrote.
     pub info: u64,
     next: Option<Io>,
     closing: Rc<Cell<bool>>,

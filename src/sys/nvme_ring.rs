@@ -112,6 +112,8 @@ pub struct Ended<T> {
     pub data: Option<Buf>,
     /// How it ended.
     pub answer: Answer,
+    /// Dwords 0 and 1 of the completion, of commands that say something there.
+    pub result: u64,
 }
 
 /// What a ring has done.
@@ -290,14 +292,14 @@ impl<T: 'static> CommandRing<T> for NvmeRing<T> {
         }
         let NvmeRing { ring, slots, free, counters, .. } = self;
         for entry in ring.completion() {
-            let (word, answer) = (entry.user_data(), Answer::of(entry.result()));
+            let (word, answer, result) = (entry.user_data(), Answer::of(entry.result()), entry.big_cqe()[0]);
             let index = word as u16;
             let slot = slots.get_mut(usize::from(index));
             let slot = slot.filter(|slot| u64::from(slot.generation) == word >> SLOT_BITS);
             match slot.and_then(|slot| slot.held.take()) {
                 Some((carried, data)) => {
                     free.push(index);
-                    ended.push(Ended { carried, data, answer });
+                    ended.push(Ended { carried, data, answer, result });
                 }
                 None => counters.stale += 1,
             }

@@ -12,6 +12,7 @@ use super::left::{self, Kept};
 use super::params;
 use super::recovery::{Identity, Kin, Mark, StateDirectory, kin};
 use super::wire::{self, DevInfo, DevState, Features};
+use crate::bdev::BlockDevice;
 
 /// The directory of the files that say whose devices are: the udev rule of scripts/udev has it too.
 pub(super) const STATE: &str = "/run/reactor/ublk";
@@ -35,6 +36,14 @@ pub enum DoorError {
         "volume \"{name}\": zero copy is for volumes that leave the bytes to the kernel (files that are not in memory, block devices, also below layers that do not look at them): leave mode out"
     )]
     Bytes {
+        /// The volume.
+        name: String,
+    },
+    /// A volume with zones, of which the kernel would have to be told.
+    #[error(
+        "volume \"{name}\" has zones, which no local block device of this program has: export it by NVMe/TCP ([nvmf]), where it is a zoned namespace"
+    )]
+    Zones {
         /// The volume.
         name: String,
     },
@@ -98,6 +107,7 @@ impl Door {
     /// try or for the next server.
     pub fn add(&mut self, options: Options) -> Result<u32, DoorError> {
         let name = options.name.clone();
+        can_serve(&name, &*options.device)?;
         let (mut disk, left) = match self.disks.remove(&name) {
             Some(disk) if disk.is_half_started() => match goes_on_with(&disk, &options) {
                 Ok(()) => (disk, true),
@@ -355,4 +365,28 @@ fn another(id: u32, users: &[String], was: &Identity, now: &Identity) -> String 
         users.join(", "),
         now.volume()
     )
+}
+
+/// Whether the kernel can have a volume as it is.
+fn can_serve(name: &str, device: &dyn BlockDevice) -> Result<(), DoorError> {
+    match device.common().traits().zones {
+        Some(_) => Err(DoorError::Zones { name: name.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bdev::leaf::Leaf;
+    use crate::bdev::{DeviceLimits, Zones};
+
+    #[test]
+    fn a_volume_with_zones_is_sent_to_the_other_door() {
+        let zones = Zones { size: 4096, append_max: 512, open_max: None, active_max: None, read_across: true };
+        let zoned = Leaf::altered(8192, true, DeviceLimits::default(), |traits| traits.zones = Some(zones));
+        let refused = can_serve("z", &*zoned).expect_err("zones").to_string();
+        assert!(refused.starts_with("volume \"z\" has zones") && refused.contains("NVMe/TCP"), "{refused}");
+        assert!(can_serve("z", &*Leaf::device(8192, true, DeviceLimits::default())).is_ok());
+    }
 }

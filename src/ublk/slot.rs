@@ -175,6 +175,14 @@ fn result_of(status: IoStatus, len: usize) -> i32 {
         | IoStatus::Miscompare
         | IoStatus::DeviceError
         | IoStatus::Aborted
-        | IoStatus::Gone => -libc::EIO,
+        | IoStatus::Gone
+        | IoStatus::ZoneBoundary
+        | IoStatus::ZoneFull
+        | IoStatus::ZoneReadOnly
+        | IoStatus::ZoneOffline
+        | IoStatus::ZoneInvalidWrite
+        | IoStatus::ZoneTooManyActive
+        | IoStatus::ZoneTooManyOpen
+        | IoStatus::ZoneInvalidTransition => -libc::EIO,
     }
 }

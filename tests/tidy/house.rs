@@ -17,7 +17,7 @@ pub const HOUSE: [(&str, &[&str]); 22] = [
     ("reactor", &["sys", "sys::limits", "limits", "hugepages"]),
     ("net", &["reactor", "sys", "sys::limits", "hugepages"]),
     // The core of the block layer: no leaf, no layer, no door.
-    ("bdev", &["reactor", "sys", "limits", "hugepages"]),
+    ("bdev", &["reactor", "sys", "limits", "util", "hugepages"]),
     ("ublk", &["ublk::wire", "util", "bdev", "reactor", "sys", "limits", "hugepages"]),
     // Wire types, framing and engine: bytes in, plain data out. No buffer, no reactor.
     ("nvme::spec", &["util"]),

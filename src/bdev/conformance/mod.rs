@@ -15,12 +15,15 @@
 //! | [`Way::Two`] | from two reactors at once |
 //! | [`Way::Split`] | limits so small that most I/O is cut to pieces |
 //! | [`Way::Forward`] | not concurrent: from a reactor that is not its home, and from both |
+//!
+//! A device with zones has scenarios of its own: it cannot be written anywhere.
 
 mod altered;
 mod effects;
 mod races;
 mod random;
 mod rig;
+mod zoned;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -294,6 +297,9 @@ impl Suite<'_> {
 
     fn all(&self) -> Outcome {
         let claim = self.make(|_| {})?;
+        if claim.device().common().traits().zones.is_some() {
+            return self.all_of_zones(claim);
+        }
         self.one(&claim, "fresh", effects::fresh)?;
         self.one(&claim, "writes", effects::writes)?;
         self.one(&claim, "zeroes", effects::zeroes)?;
@@ -311,6 +317,27 @@ impl Suite<'_> {
         if let Some(size) = self.options.grow_to {
             self.growth(&claim, size)?;
         }
+        self.closing(claim)?;
+        self.refusals()
+    }
+
+    fn all_of_zones(&self, claim: Claim) -> Outcome {
+        self.one(&claim, "fresh zones", zoned::fresh)?;
+        self.one(&claim, "refusals of zones", zoned::refusals)?;
+        let count = self.options.random_ops;
+        self.one(&claim, "random on zones", move |rig| zoned::random(rig, count))?;
+        self.one(&claim, "zones emptied", |rig| async move {
+            rig.expect(Ask::new(IoOp::ZoneReset, 0, rig.size()), &[], IoStatus::Success).await.map(drop)
+        })?;
+        let reactors = if matches!(self.way, Way::Two | Way::Forward) {
+            self.both(&claim, "appends together", zoned::append)?;
+            2
+        } else {
+            self.one(&claim, "appends together", zoned::append)?;
+            1
+        };
+        self.one(&claim, "appends together", move |rig| zoned::appended(rig, reactors))?;
+        self.one(&claim, "reset among appends", zoned::reset)?;
         self.closing(claim)?;
         self.refusals()
     }

@@ -207,6 +207,7 @@ impl Custom {
             unaddressed: Unaddressed::Refuses,
             concurrent: disk.concurrent(),
             limits: DeviceLimits { zeroes_max: ZEROES_MAX, ..DeviceLimits::default() },
+            zones: None,
         };
         Ok(Custom { common: Common::new(traits, size, options.home), disk: Arc::new(disk) })
     }

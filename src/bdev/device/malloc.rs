@@ -72,6 +72,7 @@ impl Malloc {
             unaddressed: Unaddressed::Copies,
             concurrent: true,
             limits: DeviceLimits { zeroes_max: ZEROES_MAX, unmap_granularity: 4096, ..DeviceLimits::default() },
+            zones: None,
         };
         Ok(Malloc { common: Common::new(traits, options.size, options.home), region })
     }

@@ -58,6 +58,7 @@ impl Null {
             unaddressed: Unaddressed::Copies,
             concurrent: true,
             limits: DeviceLimits::default(),
+            zones: None,
         };
         Null { common: Common::new(traits, options.size, 0), complete: options.complete }
     }

@@ -297,6 +297,12 @@ fn read_rule(table: &Table<'_>) -> Option<InjectRule> {
             ("compare", Some(InjectOp::Compare)),
             ("compare-and-write", Some(InjectOp::CompareAndWrite)),
             ("reset", Some(InjectOp::Reset)),
+            ("zone-append", Some(InjectOp::ZoneAppend)),
+            ("zone-open", Some(InjectOp::ZoneOpen)),
+            ("zone-close", Some(InjectOp::ZoneClose)),
+            ("zone-finish", Some(InjectOp::ZoneFinish)),
+            ("zone-reset", Some(InjectOp::ZoneReset)),
+            ("zone-report", Some(InjectOp::ZoneReport)),
         ])
     });
     let action =

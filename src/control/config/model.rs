@@ -204,6 +204,18 @@ pub enum InjectOp {
     CompareAndWrite,
     /// `reset`.
     Reset,
+    /// `zone-append`.
+    ZoneAppend,
+    /// `zone-open`.
+    ZoneOpen,
+    /// `zone-close`.
+    ZoneClose,
+    /// `zone-finish`.
+    ZoneFinish,
+    /// `zone-reset`.
+    ZoneReset,
+    /// `zone-report`.
+    ZoneReport,
 }
 
 /// Which of the I/Os a rule counts it fires on. Counting starts at 1 when the device is opened.

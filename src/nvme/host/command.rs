@@ -130,8 +130,8 @@ pub(super) fn wire(io: &IoCell) -> (Wire, Option<Wire>) {
             let len = inline.as_bytes().len() as u32;
             (Wire { len, inline: Some(inline), ..with(command(io, place), Transfer::Out) }, None)
         }
-        // Reset is not among the operations of a remote volume.
-        IoOp::Compare | IoOp::WriteZeroes | IoOp::Flush | IoOp::Reset => {
+        // Neither a reset nor what zones have is among the operations of a remote volume.
+        _ => {
             let sqe = command(io, place);
             (with(sqe, Direction::of(sqe.opcode).into()), None)
         }

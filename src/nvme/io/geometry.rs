@@ -4,7 +4,7 @@ use hugepages::MAX_BUF;
 use uuid::Uuid;
 
 use super::{BLOCKS_MAX, RANGE_BLOCKS_MAX};
-use crate::bdev::{DeviceLimits, OpSet, Traits, Unaddressed};
+use crate::bdev::{DeviceLimits, OpSet, Traits, Unaddressed, Zones};
 use crate::limits::TRANSFER_MAX;
 use crate::nvme::spec::{
     Cap, DeallocatedReads, Dps, FUSES_COMPARE_AND_WRITE, IdentifyController, IdentifyControllerNvm,
@@ -110,21 +110,6 @@ pub enum Unmapping {
     None,
 }
 
-/// What the zones of a namespace have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ZoneGeometry {
-    /// Bytes from the start of one to the start of the next.
-    pub size: u64,
-    /// Most open zones; `None` for no limit.
-    pub open_max: Option<u32>,
-    /// Most active zones; `None` for no limit.
-    pub active_max: Option<u32>,
-    /// Most bytes of one append.
-    pub append_max: u64,
-    /// Reads may cross zones.
-    pub reads_across: bool,
-}
-
 /// What a namespace is, as its controller says.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
@@ -154,7 +139,7 @@ pub struct Geometry {
     /// How a range is unmapped.
     pub unmapping: Unmapping,
     /// What its zones have in common, if it has zones.
-    pub zones: Option<ZoneGeometry>,
+    pub zones: Option<Zones>,
 }
 
 /// Largest write zeroes in bytes of a controller that names no limit, as those before NVMe 2.0: it may take as long as a write.
@@ -186,12 +171,15 @@ impl Geometry {
         let ops = set_of(|op| match op {
             IoOp::Read | IoOp::Write | IoOp::Flush => true,
             IoOp::Compare => can & ONCS_COMPARE != 0,
+            // What is in a zone goes with all of it, and is not written again before.
+            IoOp::Unmap | IoOp::CompareAndWrite if zoned.is_some() => false,
             IoOp::Unmap => can & ONCS_DSM != 0,
             IoOp::WriteZeroes => can & ONCS_WRITE_ZEROES != 0,
             // A pair takes two slots.
             IoOp::CompareAndWrite => controller.fuses.get() & FUSES_COMPARE_AND_WRITE != 0 && queue_size > 2,
             // No command.
             IoOp::Reset => false,
+            _ => zoned.is_some(),
         });
         let blocks_z = |z: u16| (u32::from(z) + 1) << shift;
         let performance = namespace.nsfeat & NSFEAT_OPTPERF != 0;
@@ -219,12 +207,12 @@ impl Geometry {
                 if zone_blocks == 0 || !blocks.is_multiple_of(zone_blocks) {
                     return Err(Unusable::Zones { nsid, blocks, zone_blocks });
                 }
-                Some(ZoneGeometry {
+                Some(Zones {
                     size: zone_blocks << shift,
                     open_max: zones.open_max(),
                     active_max: zones.active_max(),
                     append_max: at_least_block(size_limit(all.zasl, cap).unwrap_or(u64::MAX).min(transfer_max)),
-                    reads_across: zones.ozcs.get() & OZCS_READ_ACROSS != 0,
+                    read_across: zones.ozcs.get() & OZCS_READ_ACROSS != 0,
                 })
             }
         };
@@ -256,6 +244,7 @@ impl Geometry {
             },
             deallocate: deallocate(limits, shift),
             unmapping: match (can & ONCS_WRITE_ZEROES != 0, can & ONCS_DSM != 0) {
+                _ if zones.is_some() => Unmapping::None,
                 (true, _) if deallocation.deac() => Unmapping::Deac,
                 (true, true) if deallocation.reads() == DeallocatedReads::ZEROS => Unmapping::ZeroesThenDsm,
                 (true, _) => Unmapping::Zeroes,
@@ -315,12 +304,13 @@ impl Geometry {
             unaddressed: Unaddressed::Refuses,
             concurrent: true,
             limits: self.limits,
+            zones: self.zones,
         }
     }
 }
 
 fn set_of(has: impl Fn(IoOp) -> bool) -> OpSet {
-    IoOp::ALL.into_iter().filter(|op| !has(*op)).fold(OpSet::ALL, OpSet::without)
+    IoOp::ALL.into_iter().filter(|op| !has(*op)).fold(OpSet::ALL.with_zones(), OpSet::without)
 }
 
 /// Limits of Dataset Management; 0 and no such data mean those of its fields.

@@ -9,12 +9,15 @@
 mod geometry;
 mod status;
 
-pub use geometry::{Deallocate, Geometry, Identified, Unmapping, Unusable, ZoneGeometry, identity, transfer_max};
+pub use geometry::{Deallocate, Geometry, Identified, Unmapping, Unusable, identity, transfer_max};
 pub use status::{io_status, pair_status};
 
 use zerocopy::little_endian::{U32, U64};
 
-use crate::nvme::spec::{DsmAttributes, DsmRange, Fuse, NvmOpcode, RwCdw12, Sqe, dataset_management, ranged};
+use crate::nvme::spec::{
+    DsmAttributes, DsmRange, Fuse, NvmOpcode, RwCdw12, Sqe, ZoneReceiveAction, ZoneReceiveFields, ZoneReportFilter,
+    ZoneSendAction, ZoneSendFields, dataset_management, ranged,
+};
 use crate::reactor::io::{IoCell, IoOp};
 
 /// Blocks of one Read, Write, Compare, Verify, Write Zeroes or Zone Append: a 16-bit field, zero's-based (NVM §3.2).
@@ -67,7 +70,7 @@ impl Place {
 
 /// The command that carries out an I/O, without identifier and data pointer; of a compare and write the first of the two, whose
 /// second is [`fused_write`]. The I/O's range has been checked against the fields. The data of an unmap, which becomes Dataset
-/// Management of one range, is [`Place::range`]; that of the others is the I/O's.
+/// Management of one range, is [`Place::range`]; that of the others is the I/O's. What manages zones is of one zone: see [`zone_send`].
 // Always: a caller that knows the operation is left with the stores of its arm.
 #[inline(always)]
 pub fn command(io: &IoCell, place: Place) -> Sqe {
@@ -85,7 +88,37 @@ pub fn command(io: &IoCell, place: Place) -> Sqe {
         IoOp::Unmap => dataset_management(place.nsid, 0, DsmAttributes::DEALLOCATE),
         // A reset is a matter of the transport, and no command: none offers it.
         IoOp::Flush | IoOp::Reset => Sqe::bare(NvmOpcode::FLUSH.0, place.nsid),
+        IoOp::ZoneAppend => ranged(NvmOpcode::ZONE_APPEND, fua(io)),
+        IoOp::ZoneReport => zone_report(io, place),
+        IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset => zone_send(io, place, false),
     }
+}
+
+/// The command that manages the zone that an I/O's range begins with, or all zones.
+#[cold]
+pub fn zone_send(io: &IoCell, place: Place, all: bool) -> Sqe {
+    let action = match io.op {
+        IoOp::ZoneClose => ZoneSendAction::CLOSE,
+        IoOp::ZoneFinish => ZoneSendAction::FINISH,
+        IoOp::ZoneOpen => ZoneSendAction::OPEN,
+        IoOp::ZoneReset => ZoneSendAction::RESET,
+        op => unreachable!("{op:?} manages no zones"),
+    };
+    ZoneSendFields { slba: io.offset >> place.shift, action, all }.to_sqe(place.nsid)
+}
+
+/// The command that reports zones, by their own descriptors, into the data of an I/O: whole dwords.
+#[cold]
+fn zone_report(io: &IoCell, place: Place) -> Sqe {
+    debug_assert!(io.len > 0 && io.len.is_multiple_of(4), "{} bytes", io.len);
+    ZoneReceiveFields {
+        slba: io.offset >> place.shift,
+        numd_z: (io.len / 4 - 1) as u32,
+        action: ZoneReceiveAction::REPORT,
+        filter: ZoneReportFilter::ALL,
+        partial: true,
+    }
+    .to_sqe(place.nsid)
 }
 
 /// The second command of a compare and write: it follows the first without another in between.

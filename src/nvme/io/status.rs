@@ -7,28 +7,29 @@ use crate::reactor::io::IoStatus;
 pub fn io_status(status: Status) -> IoStatus {
     match status.code() {
         StatusCode::SUCCESS => IoStatus::Success,
-        StatusCode::LBA_OUT_OF_RANGE | StatusCode::ZONE_BOUNDARY_ERROR => IoStatus::OutOfRange,
-        // The zone codes: the device is well, and refuses what the order of its zones does not allow.
-        StatusCode::INVALID_OPCODE
-        | StatusCode::INVALID_FIELD
-        | StatusCode::COMMAND_SIZE_LIMIT_EXCEEDED
-        | StatusCode::ZONE_INVALID_WRITE
-        | StatusCode::TOO_MANY_ACTIVE_ZONES
-        | StatusCode::TOO_MANY_OPEN_ZONES
-        | StatusCode::INVALID_ZONE_TRANSITION => IoStatus::Unsupported,
-        StatusCode::NAMESPACE_WRITE_PROTECTED
-        | StatusCode::WRITE_TO_READ_ONLY_RANGE
-        | StatusCode::ZONE_IS_READ_ONLY => IoStatus::ReadOnly,
+        StatusCode::LBA_OUT_OF_RANGE => IoStatus::OutOfRange,
+        StatusCode::INVALID_OPCODE | StatusCode::INVALID_FIELD | StatusCode::COMMAND_SIZE_LIMIT_EXCEEDED => {
+            IoStatus::Unsupported
+        }
+        StatusCode::NAMESPACE_WRITE_PROTECTED | StatusCode::WRITE_TO_READ_ONLY_RANGE => IoStatus::ReadOnly,
         StatusCode::COMPARE_FAILURE => IoStatus::Miscompare,
-        StatusCode::CAPACITY_EXCEEDED | StatusCode::ZONE_IS_FULL => IoStatus::NoSpace,
+        StatusCode::CAPACITY_EXCEEDED => IoStatus::NoSpace,
+        // The device is well, and refuses what the order of its zones does not allow.
+        StatusCode::ZONE_BOUNDARY_ERROR => IoStatus::ZoneBoundary,
+        StatusCode::ZONE_IS_FULL => IoStatus::ZoneFull,
+        StatusCode::ZONE_IS_READ_ONLY => IoStatus::ZoneReadOnly,
+        StatusCode::ZONE_IS_OFFLINE => IoStatus::ZoneOffline,
+        StatusCode::ZONE_INVALID_WRITE => IoStatus::ZoneInvalidWrite,
+        StatusCode::TOO_MANY_ACTIVE_ZONES => IoStatus::ZoneTooManyActive,
+        StatusCode::TOO_MANY_OPEN_ZONES => IoStatus::ZoneTooManyOpen,
+        StatusCode::INVALID_ZONE_TRANSITION => IoStatus::ZoneInvalidTransition,
         StatusCode::WRITE_FAULT
         | StatusCode::UNRECOVERED_READ_ERROR
         | StatusCode::GUARD_CHECK_ERROR
         | StatusCode::APPLICATION_TAG_CHECK_ERROR
         | StatusCode::REFERENCE_TAG_CHECK_ERROR
         | StatusCode::STORAGE_TAG_CHECK_ERROR
-        | StatusCode::DEALLOCATED_BLOCK
-        | StatusCode::ZONE_IS_OFFLINE => IoStatus::MediaError,
+        | StatusCode::DEALLOCATED_BLOCK => IoStatus::MediaError,
         StatusCode::ABORT_REQUESTED
         | StatusCode::ABORTED_SQ_DELETION
         | StatusCode::ABORTED_POWER_LOSS
@@ -73,16 +74,16 @@ mod tests {
     }
 
     #[test]
-    fn zones_refuse_without_being_broken() {
+    fn each_refusal_of_a_zone_is_told_apart() {
         for (code, means) in [
-            (StatusCode::ZONE_BOUNDARY_ERROR, IoStatus::OutOfRange),
-            (StatusCode::ZONE_IS_FULL, IoStatus::NoSpace),
-            (StatusCode::ZONE_IS_READ_ONLY, IoStatus::ReadOnly),
-            (StatusCode::ZONE_IS_OFFLINE, IoStatus::MediaError),
-            (StatusCode::ZONE_INVALID_WRITE, IoStatus::Unsupported),
-            (StatusCode::TOO_MANY_ACTIVE_ZONES, IoStatus::Unsupported),
-            (StatusCode::TOO_MANY_OPEN_ZONES, IoStatus::Unsupported),
-            (StatusCode::INVALID_ZONE_TRANSITION, IoStatus::Unsupported),
+            (StatusCode::ZONE_BOUNDARY_ERROR, IoStatus::ZoneBoundary),
+            (StatusCode::ZONE_IS_FULL, IoStatus::ZoneFull),
+            (StatusCode::ZONE_IS_READ_ONLY, IoStatus::ZoneReadOnly),
+            (StatusCode::ZONE_IS_OFFLINE, IoStatus::ZoneOffline),
+            (StatusCode::ZONE_INVALID_WRITE, IoStatus::ZoneInvalidWrite),
+            (StatusCode::TOO_MANY_ACTIVE_ZONES, IoStatus::ZoneTooManyActive),
+            (StatusCode::TOO_MANY_OPEN_ZONES, IoStatus::ZoneTooManyOpen),
+            (StatusCode::INVALID_ZONE_TRANSITION, IoStatus::ZoneInvalidTransition),
         ] {
             assert_eq!(io_status(code.dnr()), means, "{code:?}");
         }

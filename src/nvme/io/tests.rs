@@ -244,7 +244,12 @@ fn zones_are_boundaries() {
     let mut made = Made::zoned(1024);
     let zones = made.geometry().unwrap().zones.unwrap();
     assert_eq!((zones.size, zones.open_max, zones.active_max), (4 << 20, Some(8), None));
-    assert_eq!((zones.append_max, zones.reads_across), (1 << 20, false));
+    assert_eq!((zones.append_max, zones.read_across), (1 << 20, false));
+    let geometry = made.geometry().unwrap();
+    let traits = geometry.traits("z0".to_owned(), "nvme", [7; 16]);
+    assert_eq!((traits.zones, geometry.unmapping), (Some(zones), Unmapping::None));
+    let not = [IoOp::Unmap, IoOp::CompareAndWrite, IoOp::Reset];
+    assert!(IoOp::ALL.iter().all(|op| traits.ops.has(*op) != not.contains(op)), "{:?}", traits.ops);
     let mut boundary = |noiob| {
         made.namespace.noiob.set(noiob);
         made.geometry().unwrap().limits.boundary
@@ -254,7 +259,7 @@ fn zones_are_boundaries() {
     namespace.ozcs.set(1);
     controller.zasl = 5;
     let zones = made.geometry().unwrap().zones.unwrap();
-    assert_eq!((zones.append_max, zones.reads_across), (128 << 10, true));
+    assert_eq!((zones.append_max, zones.read_across), (128 << 10, true));
 }
 
 #[test]

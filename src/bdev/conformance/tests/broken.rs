@@ -69,6 +69,7 @@ impl Ram {
             unaddressed: Unaddressed::Refuses,
             concurrent: true,
             limits: DeviceLimits::default(),
+            zones: None,
         };
         let fill = if fault == Some(Fault::Garbage) { 0xFF } else { 0 };
         let bytes = vec![fill; SIZE as usize];
@@ -257,7 +258,7 @@ impl RamChannel {
                 }
                 return io.op == IoOp::CompareAndWrite;
             }
-            IoOp::Flush | IoOp::Reset => {}
+            _ => {}
         }
         false
     }

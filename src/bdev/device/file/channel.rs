@@ -222,7 +222,7 @@ impl Inner {
                 let token = self.reactor.park(io);
                 self.submit(Op::Sync { file: self.file }, token, WHOLE);
             }
-            IoOp::Reset => unreachable!("a reset never waits here"),
+            op => unreachable!("{op:?} never waits here, nor is it of a file"),
         }
     }
 

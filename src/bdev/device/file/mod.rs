@@ -157,6 +157,7 @@ impl File {
                 unmap_granularity: physical.max(allocation),
                 ..DeviceLimits::default()
             },
+            zones: None,
         };
         let common = Common::new(traits, options.size, options.home);
         File { common, backing, geometry, health: Arc::default(), note }

@@ -32,7 +32,7 @@ impl Inner {
                 (buf, Err(errno)) => (buf, Err(self.fails(io.op, false, errno))),
                 (buf, Ok(())) => (buf, Ok(())),
             },
-            IoOp::Reset => unreachable!("a reset is not carried out by a helper"),
+            op => unreachable!("{op:?} is not carried out by a helper"),
         };
         bounce.buf = buf;
         self.bounces.give(bounce);

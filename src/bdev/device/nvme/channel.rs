@@ -5,7 +5,7 @@ use std::rc::{Rc, Weak};
 use std::task::Poll;
 
 use super::BOUNCE_LEN;
-use super::retry::{Delays, Retries, is_passing};
+use super::retry::{Delays, Retries, is_passing, is_undone};
 use crate::bdev::bounce::Bounces;
 use crate::bdev::exclusion::{Gate, Range, Resume, Ticket};
 use crate::bdev::scatter;
@@ -29,6 +29,8 @@ mod scratch {
     pub(super) const GENERATION: u32 = 8;
     /// A command of a helper, whose I/O is its own.
     pub(super) const CHILD: u64 = 1 << 16;
+    /// An append: the answer says where the data went.
+    pub(super) const APPEND: u64 = 1 << 21;
     /// It has a ticket, in bits 63:32.
     pub(super) const ADMITTED: u64 = 1 << 17;
     /// Bits 20:18: how often it was given to the controller again.
@@ -92,6 +94,8 @@ pub struct Namespace<W: Way> {
     /// Its number on the queue.
     number: Cell<u8>,
     place: Place,
+    /// For its size, which may have grown since the geometry was read.
+    pub(super) common: Common,
     pub(super) geometry: Geometry,
     pub(super) gate: Rc<Gate>,
     outstanding: Outstanding,
@@ -120,7 +124,9 @@ impl<W: Way> NvmeChannel<W> {
     ) -> Result<NvmeChannel<W>, DeviceError> {
         Gate::check_home(reactor, common)?;
         let refused = |why: &str| DeviceError::Refused(format!("volume \"{}\": {why}", common.traits().name));
-        let bounces = Bounces::new(reactor, BOUNCE_LEN)
+        // An append goes to the controller in one piece.
+        let bounce_len = geometry.zones.map_or(BOUNCE_LEN, |zones| BOUNCE_LEN.max(zones.append_max as usize));
+        let bounces = Bounces::new(reactor, bounce_len)
             .ok_or_else(|| refused("no DMA memory left for its bounce buffer: raise [memory] size"))?;
         let mut children = Vec::new();
         for _ in 0..PLAIN_HELPERS + EXCLUSIVE_HELPERS {
@@ -137,6 +143,7 @@ impl<W: Way> NvmeChannel<W> {
             queue: queue.clone(),
             number: Cell::new(0),
             place: Place { nsid: geometry.nsid, shift: geometry.block_shift },
+            common: common.clone(),
             geometry,
             gate: Gate::open(reactor, common, me.clone()),
             outstanding: Outstanding::new(reactor),
@@ -255,6 +262,8 @@ impl<W: Way> Namespace<W> {
         let op = match io.op {
             IoOp::Unmap => self.geometry.unmapping != Unmapping::ZeroesThenDsm,
             IoOp::CompareAndWrite => self.geometry.ops.has(io.op) && self.geometry.is_atomic(io.offset, io.len),
+            // The controller's own report is another.
+            IoOp::ZoneReport => false,
             op => self.geometry.ops.has(op),
         };
         op && self.queue.reaches(&io.data)
@@ -272,6 +281,9 @@ impl<W: Way> Namespace<W> {
                 return Poll::Pending;
             };
             io.scratch |= scratch::ADMITTED | u64::from(ticket.to_bits()) << scratch::TICKET;
+            if io.op == IoOp::ZoneAppend {
+                io.scratch |= scratch::APPEND;
+            }
         }
         if command {
             return self.send(io);
@@ -282,7 +294,8 @@ impl<W: Way> Namespace<W> {
 
     /// A helper's own I/O, carried out by the controller. Its status says how it ended.
     pub(super) async fn run(&self, mut child: Io) -> Io {
-        child.scratch = u64::from(self.number.get()) | scratch::CHILD;
+        let append = if child.op == IoOp::ZoneAppend { scratch::APPEND } else { 0 };
+        child.scratch = u64::from(self.number.get()) | scratch::CHILD | append;
         self.reactor.run_io(child, |io| self.queue.submit(io)).await
     }
 
@@ -312,8 +325,9 @@ impl<W: Way> Namespace<W> {
     #[cold]
     fn failed(&self, mut io: Io, status: Status) {
         let attempt = (io.scratch >> scratch::RETRIES & scratch::RETRIES_MASK) as u8 + 1;
-        let again = attempt <= NVME_RETRIES_MAX && !self.closing.get() && !self.is_stale(&io) && self.may_repeat(&io);
-        if again && is_passing(status) {
+        let again = attempt <= NVME_RETRIES_MAX && !self.closing.get() && !self.is_stale(&io);
+        let harmless = self.may_repeat(&io) || self.moves_write_pointer(&io) && is_undone(status);
+        if again && harmless && is_passing(status) {
             io.scratch += 1 << scratch::RETRIES;
             self.retries.push(io, status, attempt);
             return;
@@ -326,6 +340,26 @@ impl<W: Way> Namespace<W> {
         } else {
             self.end(io);
         }
+    }
+
+    /// Whether carried out twice it would be written twice, or refused.
+    fn moves_write_pointer(&self, io: &IoCell) -> bool {
+        self.geometry.zones.is_some() && io.op.moves_write_pointer()
+    }
+
+    /// Where the controller has put an append, which says in blocks.
+    #[cold]
+    fn appended(&self, mut io: Io, block: u64) -> Io {
+        let at = block.checked_shl(self.place.shift.into()).filter(|at| at >> self.place.shift == block);
+        let zone = self.geometry.zones.map_or(0, |zones| zones.size);
+        match at.and_then(|at| at.checked_sub(io.offset)) {
+            Some(inside) if inside < zone && io.len <= zone - inside => io.info = io.offset + inside,
+            _ => {
+                tracing::error!("namespace {}: {io:?} went to block {block}, as its controller says", self.place.nsid);
+                io.status = IoStatus::DeviceError;
+            }
+        }
+        io
     }
 
     fn abort_waiting(&self) {
@@ -355,6 +389,9 @@ impl<W: Way> Tenant for Namespace<W> {
             let deac = if self.geometry.unmapping == Unmapping::Deac { RwCdw12::DEAC } else { 0 };
             return self.place.ranged(NvmOpcode::WRITE_ZEROES, io.offset, io.len, deac);
         }
+        if io.op.manages_zones() {
+            return io::zone_send(io, self.place, self.geometry.zones.is_some_and(|zones| !zones.is_one(io.len)));
+        }
         io::command(io, self.place)
     }
 
@@ -373,18 +410,23 @@ impl<W: Way> Tenant for Namespace<W> {
     }
 
     fn may_repeat(&self, io: &IoCell) -> bool {
-        io.op != IoOp::CompareAndWrite
+        io.op != IoOp::CompareAndWrite && !self.moves_write_pointer(io)
     }
 
     #[inline]
-    fn answered(&self, io: Io, status: Status) {
+    fn answered(&self, mut io: Io, status: Status, result: impl FnOnce() -> u64) {
         if !status.is_success() {
-            self.failed(io, status);
-        } else if io.scratch & scratch::CHILD != 0 {
-            self.reactor.complete(io);
-        } else {
-            self.end(io);
+            return self.failed(io, status);
         }
+        if io.scratch & (scratch::CHILD | scratch::APPEND) != 0 {
+            if io.scratch & scratch::APPEND != 0 {
+                io = self.appended(io, result());
+            }
+            if io.scratch & scratch::CHILD != 0 {
+                return self.reactor.complete(io);
+            }
+        }
+        self.end(io);
     }
 
     fn ended(&self, io: Io, status: IoStatus) {

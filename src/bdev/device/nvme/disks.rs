@@ -550,14 +550,9 @@ pub(super) fn check_size(
 
 /// The only namespace that can be a volume.
 fn only(address: Address, all: &[NamespaceInfo]) -> Result<u32, DeviceError> {
-    let usable = |info: &&NamespaceInfo| info.geometry.as_ref().is_ok_and(|geometry| geometry.zones.is_none());
-    let usable: Vec<u32> = all.iter().filter(usable).map(|info| info.nsid).collect();
+    let usable: Vec<u32> = all.iter().filter(|info| info.geometry.is_ok()).map(|info| info.nsid).collect();
     only_one(address, &usable, || {
-        let why = |info: &NamespaceInfo| match &info.geometry {
-            Ok(_) => format!("namespace {} has zones", info.nsid),
-            Err(unusable) => unusable.to_string(),
-        };
-        all.iter().map(why).collect()
+        all.iter().filter_map(|info| Some(info.geometry.as_ref().err()?.to_string())).collect()
     })
 }
 

@@ -15,6 +15,9 @@
 //! - *Time*: what is older than 30 s, or than twice the time-out, is not given to the controller again: whoever asked may have gone another way
 //!   by then, and written something newer.
 //! - *Compare* by the controller tells that there is a difference and not where: the range is read to find it.
+//! - *Zones*: a write, an append or zeroes that a reset or an abort has taken from the controller fails, and is not given to it again: if it
+//!   was carried out, it would be written once more, or refused. Only what the controller has surely not begun is repeated. What manages
+//!   zones may be repeated. Reports come by helpers, which turn the controller's descriptors into records.
 
 mod admin;
 mod channel;
@@ -85,13 +88,15 @@ impl<P: Port> Nvme<P> {
 /// The traits of a volume on a namespace whose commands, and helpers, do its I/O.
 fn traits(geometry: &Geometry, name: String, uuid: [u8; 16], concurrent: bool) -> Traits {
     let own = geometry.traits(name, "nvme", uuid);
-    // By helpers, where not by commands; a reset waits.
-    let ops = IoOp::ALL
-        .into_iter()
-        .filter(|op| !own.ops.has(*op) && !matches!(op, IoOp::Compare | IoOp::CompareAndWrite | IoOp::Reset));
+    // By helpers, where not by commands; a reset waits. No write to a zone is put off until it is known what is there.
+    let ops = IoOp::ALL.into_iter().filter(|op| match op {
+        IoOp::Compare | IoOp::Reset => false,
+        IoOp::CompareAndWrite => own.zones.is_some(),
+        op => !own.ops.has(*op),
+    });
     // Helpers take several commands where one is not enough.
     let limits = DeviceLimits { compare_and_write_max: TRANSFER_MAX as u64, ..own.limits };
-    Traits { ops: ops.fold(OpSet::ALL, OpSet::without), limits, concurrent, ..own }
+    Traits { ops: ops.fold(OpSet::ALL.with_zones(), OpSet::without), limits, concurrent, ..own }
 }
 
 impl<P: Port> BlockDevice for Nvme<P> {

@@ -57,6 +57,11 @@ pub(super) fn is_passing(status: Status) -> bool {
     !status.is_dnr() && (is_of_the_kernel(status) || by_controller())
 }
 
+/// Whether, of what is passing, this says that the command was not even begun.
+pub(super) fn is_undone(status: Status) -> bool {
+    matches!(status.code(), StatusCode::NAMESPACE_NOT_READY | StatusCode::HOST_PATH_ERROR)
+}
+
 /// I/Os that wait for their next attempt, and the task that waits with them.
 pub(super) struct Retries {
     reactor: Rc<Reactor>,

@@ -1,10 +1,14 @@
 //! What takes several commands, or a copy, on helper tasks: each has an I/O of its own, the child, and takes a bounce buffer.
 
 use hugepages::Buf;
+use zerocopy::IntoBytes;
 
 use super::BOUNCE_LEN;
 use super::channel::{Namespace, Way};
-use crate::bdev::scatter;
+use crate::bdev::{ZoneRecord, ZoneState, scatter};
+use crate::nvme::spec::{
+    ZA_FINISH_RECOMMENDED, ZA_FINISHED_BY_CONTROLLER, ZA_RESET_RECOMMENDED, ZoneDescriptor, zone_report,
+};
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
 
 /// What a step has in hand.
@@ -39,7 +43,9 @@ impl<W: Way> Namespace<W> {
                 Ok(()) => self.store(io, io.len, &mut hand).await,
                 different => different,
             },
-            IoOp::Flush | IoOp::WriteZeroes | IoOp::Reset => unreachable!("{:?} is one command, or none", io.op),
+            IoOp::ZoneAppend => self.append(io, &mut hand).await,
+            IoOp::ZoneReport => self.report(io, &mut hand).await,
+            op => unreachable!("{op:?} is one command, or none"),
         };
         bounce.buf = hand.buf.take().expect("every step gives it back");
         self.bounces.give(bounce);
@@ -50,7 +56,8 @@ impl<W: Way> Namespace<W> {
     }
 
     /// One command on a range, with the first bytes of the bounce buffer if it has data.
-    async fn step(&self, hand: &mut Hand, op: IoOp, fua: bool, (offset, len): (u64, u64)) -> Result<(), IoStatus> {
+    /// What it says beyond success is [`info`](crate::reactor::io::IoCell::info).
+    async fn step(&self, hand: &mut Hand, op: IoOp, fua: bool, (offset, len): (u64, u64)) -> Result<u64, IoStatus> {
         let (Some(mut child), Some(mut buf)) = (hand.child.take(), hand.buf.take()) else {
             unreachable!("between steps both are here");
         };
@@ -68,9 +75,9 @@ impl<W: Way> Namespace<W> {
         } else {
             child = self.run(child).await;
         }
-        let status = child.status;
+        let (status, info) = (child.status, child.info);
         (hand.child, hand.buf) = (Some(child), Some(buf));
-        if status == IoStatus::Success { Ok(()) } else { Err(status) }
+        if status == IoStatus::Success { Ok(info) } else { Err(status) }
     }
 
     /// The bytes of the bounce buffer.
@@ -113,7 +120,11 @@ impl<W: Way> Namespace<W> {
             let buf = Self::bytes(hand);
             buf.set_len(piece as usize);
             scatter::gather(&io.data, (first + at) as usize, buf)?;
-            self.step(hand, IoOp::Write, io.fua, (io.offset + at, piece)).await?;
+            self.step(hand, IoOp::Write, io.fua, (io.offset + at, piece)).await.map_err(|status| match status {
+                // By the pieces before: all of it would not have fitted.
+                IoStatus::ZoneFull if at > 0 => IoStatus::ZoneBoundary,
+                status => status,
+            })?;
         }
         Ok(())
     }
@@ -130,4 +141,69 @@ impl<W: Way> Namespace<W> {
         }
         Ok(())
     }
+
+    /// Appends all of the data, for which the bounce buffer has room: in pieces, others' would come in between.
+    async fn append(&self, io: &mut Io, hand: &mut Hand) -> Result<(), IoStatus> {
+        let buf = Self::bytes(hand);
+        buf.set_len(io.len as usize);
+        scatter::gather(&io.data, 0, buf)?;
+        io.info = self.step(hand, IoOp::ZoneAppend, io.fua, (io.offset, io.len)).await?;
+        Ok(())
+    }
+
+    /// Fills the data with records of zones, made of the descriptors that the controller gives, a buffer of them at a time.
+    async fn report(&self, io: &mut Io, hand: &mut Hand) -> Result<(), IoStatus> {
+        let Some(zones) = self.geometry.zones else { return Err(IoStatus::Unsupported) };
+        scatter::clear(&mut io.data);
+        let (mut at, mut left) = (0, io.len as usize / ZoneRecord::LEN);
+        while left > 0 {
+            let start = io.offset + (at / ZoneRecord::LEN) as u64 * zones.size;
+            if start >= self.common.size() {
+                break;
+            }
+            let most = self.geometry.limits.transfer_max.min(BOUNCE_LEN as u64) as usize / DESCRIPTOR;
+            let len = (1 + left.min(most - 1)) * DESCRIPTOR;
+            self.step(hand, IoOp::ZoneReport, false, (start, len as u64)).await?;
+            let (_, there) = zone_report(Self::bytes(hand)).ok_or(IoStatus::DeviceError)?;
+            let mut next = start;
+            for zone in there.take(left) {
+                let record = self.record(zone, next).ok_or(IoStatus::DeviceError)?;
+                scatter::scatter(&mut io.data, at, record.as_bytes())?;
+                (at, left, next) = (at + ZoneRecord::LEN, left - 1, next + zones.size);
+            }
+            if next == start {
+                // A zone that is there and is not told of would be asked for, for ever.
+                return Err(IoStatus::DeviceError);
+            }
+        }
+        Ok(())
+    }
+
+    /// The record of the zone at byte `start`; `None` if the controller speaks of another, or of what cannot be.
+    fn record(&self, zone: &ZoneDescriptor, start: u64) -> Option<ZoneRecord> {
+        let (shift, size) = (self.geometry.block_shift, self.geometry.zones?.size);
+        let bytes = |blocks: u64| blocks.checked_shl(shift.into()).filter(|bytes| bytes >> shift == blocks);
+        let capacity = bytes(zone.zcap.get())?;
+        let state = ZoneState(zone.state().0);
+        let pointer = match state {
+            ZoneState::EMPTY => start,
+            state if state.is_active() => bytes(zone.wp.get())?,
+            _ => ZoneRecord::NO_POINTER,
+        };
+        let inside = pointer == ZoneRecord::NO_POINTER || (start..=start + capacity).contains(&pointer);
+        if bytes(zone.zslba.get())? != start || capacity > size || state.name().is_none() || !inside {
+            return None;
+        }
+        Some(ZoneRecord {
+            start: start.into(),
+            capacity: capacity.into(),
+            write_pointer: pointer.into(),
+            state,
+            attributes: zone.za & (ZA_FINISHED_BY_CONTROLLER | ZA_FINISH_RECOMMENDED | ZA_RESET_RECOMMENDED),
+            reserved: [0; 6],
+        })
+    }
 }
+
+/// Bytes of a descriptor, and of the header of a report.
+const DESCRIPTOR: usize = size_of::<ZoneDescriptor>();

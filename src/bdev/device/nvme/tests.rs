@@ -110,6 +110,38 @@ fn conforms_where_unmap_takes_two_commands() {
 }
 
 #[test]
+fn zones_conform() {
+    conforms(
+        |_, namespace| *namespace = NamespaceOptions::zoned(1, 8 << 20, 9, 512 << 10),
+        FakeOptions::default(),
+        false,
+    );
+}
+
+#[test]
+fn zones_conform_with_small_transfers_and_commands_that_overtake_each_other() {
+    let small = |disk: &mut DiskOptions, namespace: &mut NamespaceOptions| {
+        // Appends are bounded more than writes.
+        (disk.mdts, disk.zasl, disk.sgls) = (3, 2, 0);
+        *namespace = NamespaceOptions::zoned(1, 8 << 20, 12, 512 << 10);
+        namespace.zones.as_mut().expect("zones").read_across = false;
+    };
+    conforms(small, FakeOptions { io_ns: (1_000, 100_000), ..FakeOptions::default() }, true);
+}
+
+#[test]
+fn zones_conform_without_limits_and_without_the_commands_that_may_be_missing() {
+    let poor = |disk: &mut DiskOptions, namespace: &mut NamespaceOptions| {
+        (disk.oncs, disk.fused) = (0, false);
+        *namespace = NamespaceOptions::zoned(1, 8 << 20, 9, 256 << 10);
+        let zones = namespace.zones.as_mut().expect("zones");
+        // All of a zone can be written.
+        (zones.open_max, zones.active_max, zones.capacity) = (None, None, zones.blocks);
+    };
+    conforms(poor, FakeOptions { mqes_z: 7, ..FakeOptions::default() }, false);
+}
+
+#[test]
 fn conforms_without_write_zeroes() {
     conforms(|disk, _| disk.oncs = ONCS_COMPARE, FakeOptions::default(), false);
 }

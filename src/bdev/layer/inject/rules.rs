@@ -192,7 +192,7 @@ impl Place {
             return None;
         }
         let action = match action {
-            FAIL => Action::Fail(STATUSES[usize::from(status)]),
+            FAIL => Action::Fail(IoStatus::ALL[usize::from(status)]),
             DELAY => Action::Delay(self.delay_ns.load(Ordering::Relaxed)),
             _ => Action::Hold,
         };
@@ -206,31 +206,6 @@ impl Place {
         Some((action, left == 1))
     }
 }
-
-/// All statuses, in the order of their numbers.
-const STATUSES: [IoStatus; 13] = [
-    IoStatus::Success,
-    IoStatus::OutOfRange,
-    IoStatus::Misaligned,
-    IoStatus::Empty,
-    IoStatus::DataLength,
-    IoStatus::Unsupported,
-    IoStatus::ReadOnly,
-    IoStatus::Miscompare,
-    IoStatus::NoSpace,
-    IoStatus::MediaError,
-    IoStatus::DeviceError,
-    IoStatus::Aborted,
-    IoStatus::Gone,
-];
-
-const _: () = {
-    let mut index = 0;
-    while index < STATUSES.len() {
-        assert!(STATUSES[index] as usize == index);
-        index += 1;
-    }
-};
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::lock::Lock;
-use crate::nvme::spec::{DeallocatedReads, ErrorLogEntry, LbaFormat, StatusCode};
+use super::zoned::{ZoneOptions, Zones};
+use crate::nvme::spec::{DeallocatedReads, ErrorLogEntry, LbaFormat, StatusCode, ZoneState};
 use crate::reactor::clock::Entropy;
 
 /// Bytes of a piece of contents: what was never written takes no memory, in units of this.
@@ -44,6 +45,8 @@ pub struct NamespaceOptions {
     pub atomic_boundary: Option<(u16, u16)>,
     /// No write is taken.
     pub write_protected: bool,
+    /// It has zones; `None`: it has not.
+    pub zones: Option<ZoneOptions>,
 }
 
 impl NamespaceOptions {
@@ -63,7 +66,24 @@ impl NamespaceOptions {
             nacwu_z: None,
             atomic_boundary: None,
             write_protected: false,
+            zones: None,
         }
+    }
+
+    /// The same with zones of which three quarters can be written, `bytes` of each in all, and which at most 4 of may be open and 6 active.
+    pub fn zoned(nsid: u32, bytes: u64, shift: u8, zone: u64) -> NamespaceOptions {
+        let blocks = zone >> shift;
+        let (open_max, active_max) = (Some(4), Some(6));
+        let zones = ZoneOptions { blocks, capacity: blocks / 4 * 3, open_max, active_max, read_across: true };
+        NamespaceOptions { zones: Some(zones), ..NamespaceOptions::new(nsid, bytes, shift) }
+    }
+
+    /// Its zones in blocks of format `index`.
+    pub(super) fn zones_of(&self, index: usize) -> Option<ZoneOptions> {
+        let (first, shift) = (self.formats[0].0, self.formats[index].0);
+        let convert = |blocks: u64| (blocks << first) >> shift;
+        let zones = self.zones.clone()?;
+        Some(ZoneOptions { blocks: convert(zones.blocks), capacity: convert(zones.capacity), ..zones })
     }
 }
 
@@ -98,6 +118,8 @@ pub struct DiskOptions {
     pub sgls: u32,
     /// CRDT1 to CRDT3, in units of 100 ms.
     pub crdt_100ms: [u16; 3],
+    /// ZASL: 2 to the power of this many pages of 4 KiB in an append; 0: as MDTS says.
+    pub zasl: u8,
 }
 
 impl Default for DiskOptions {
@@ -118,6 +140,7 @@ impl Default for DiskOptions {
             acwu_z: u16::MAX,
             sgls: SGLS_SUPPORTED,
             crdt_100ms: [0; 3],
+            zasl: 0,
         }
     }
 }
@@ -192,6 +215,7 @@ pub(super) struct State {
     journal: BTreeMap<u64, Box<[u8]>>,
     /// Blocks that cannot be read.
     poisoned: BTreeSet<u64>,
+    pub(super) zones: Option<Zones>,
 }
 
 /// One namespace.
@@ -211,6 +235,7 @@ impl Namespace {
             contents: Contents::new(options.blocks << shift),
             journal: BTreeMap::new(),
             poisoned: BTreeSet::new(),
+            zones: options.zones.as_ref().map(|zones| Zones::new(zones, options.blocks)),
         };
         Arc::new(Namespace { options: options.clone(), state: Lock::new(state) })
     }
@@ -240,6 +265,8 @@ impl Namespace {
         state.contents = Contents::new(bytes);
         state.journal.clear();
         state.poisoned.clear();
+        let blocks = state.blocks;
+        state.zones = self.options.zones_of(index).map(|zones| Zones::new(&zones, blocks));
         true
     }
 }
@@ -433,6 +460,9 @@ impl FakeDisk {
             let mut state = namespace.state.lock();
             let shift = namespace.shift(&state);
             state.lose_power(shift, entropy);
+            if let Some(zones) = &mut state.zones {
+                zones.lose_power();
+            }
         }
         self.0.cache.store(self.0.options.write_cache, Ordering::Relaxed);
         let health = self.health();
@@ -497,12 +527,29 @@ impl FakeDisk {
     /// If there is no such namespace.
     pub fn resize(&self, nsid: u32, blocks: u64) {
         let namespace = self.at(nsid);
-        let mut state = namespace.state.lock();
-        let shift = namespace.shift(&state);
+        let state = &mut *namespace.state.lock();
+        if let Some(zones) = &mut state.zones {
+            zones.resize(blocks);
+        }
+        let shift = namespace.shift(state);
         state.blocks = blocks;
         let pieces = (blocks << shift).div_ceil(PIECE as u64) as usize;
         state.contents.pieces.resize_with(pieces, || None);
         state.journal.retain(|block, _| *block < blocks);
+    }
+
+    /// Puts a zone of a namespace, by its number, into a state.
+    ///
+    /// # Panics
+    /// If there is no such namespace or zone.
+    pub fn set_zone(&self, nsid: u32, index: usize, to: ZoneState) {
+        let namespace = self.at(nsid);
+        namespace.state.lock().zones.as_mut().expect("a namespace with zones").set_state(index, to);
+    }
+
+    /// Whether any of its namespaces has zones.
+    pub(super) fn is_zoned(&self) -> bool {
+        self.0.options.namespaces.iter().any(|namespace| namespace.zones.is_some())
     }
 
     /// The composite temperature in kelvin, and the critical warnings of the SMART log, bits of

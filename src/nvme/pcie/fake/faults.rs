@@ -86,6 +86,8 @@ pub enum Fault {
     WrongSqid(u16),
     /// Commands: the answer's submission queue head differs in these bits.
     WrongHead(u16),
+    /// Commands: dwords 0 and 1 of the answer differ in these bits.
+    WrongResult(u64),
     /// Commands: the answer has the phase tag of the round before.
     WrongPhase,
     /// Commands: not carried out, and answered with this status.

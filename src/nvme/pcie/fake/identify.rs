@@ -10,10 +10,11 @@ use super::memory::Dma;
 use super::queue::Sq;
 use crate::nvme::spec::{
     CMIC_CONTROLLERS, Cns, ControllerType, Csi, DescriptorHeader, DescriptorType, FUSES_COMPARE_AND_WRITE,
-    IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyFields, IdentifyNamespace, IdentifyNamespaceNvm,
-    LPA_COMMANDS_EFFECTS, LPA_EXTENDED_DATA, NMIC_SHARED, NSATTR_WRITE_PROTECTED, NSFEAT_NSABP, NSFEAT_OPTPERF,
-    NSID_BROADCAST, OACS_DOORBELL_BUFFER_CONFIG, OACS_FORMAT, OAES_FIRMWARE_ACTIVATION, OAES_NAMESPACE_ATTRIBUTE, Sqe,
-    Status, StatusCode, VERSION_2_0, VWC_PRESENT, put_text,
+    IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyControllerZoned, IdentifyFields,
+    IdentifyNamespace, IdentifyNamespaceNvm, IdentifyNamespaceZoned, LPA_COMMANDS_EFFECTS, LPA_EXTENDED_DATA,
+    NMIC_SHARED, NSATTR_WRITE_PROTECTED, NSFEAT_NSABP, NSFEAT_OPTPERF, NSID_BROADCAST, OACS_DOORBELL_BUFFER_CONFIG,
+    OACS_FORMAT, OAES_FIRMWARE_ACTIVATION, OAES_NAMESPACE_ATTRIBUTE, OZCS_READ_ACROSS, Sqe, Status, StatusCode,
+    VERSION_2_0, VWC_PRESENT, put_text,
 };
 
 /// Firmware revision.
@@ -42,22 +43,31 @@ impl Inner {
         let fields = IdentifyFields::of(sqe);
         let nsid = sqe.nsid.get();
         let zeros = || vec![0; IDENTIFY_LEN];
-        let only_nvm = || if fields.csi == Csi::NVM { Ok(()) } else { Err(StatusCode::INVALID_FIELD.dnr()) };
+        let zoned = match fields.csi {
+            Csi::NVM => false,
+            Csi::ZONED if self.disk.is_zoned() => true,
+            _ if matches!(fields.cns, Cns::NAMESPACE_CSI | Cns::CONTROLLER_CSI | Cns::ACTIVE_NAMESPACES_CSI) => {
+                return Err(StatusCode::INVALID_FIELD.dnr());
+            }
+            _ => false,
+        };
         match fields.cns {
             Cns::NAMESPACE => self.of_namespace(nsid, |namespace| self.namespace_page(namespace)),
             Cns::CONTROLLER => Ok(self.controller_page()),
-            Cns::ACTIVE_NAMESPACES => self.list(nsid),
+            Cns::ACTIVE_NAMESPACES => self.list(nsid, |_| true),
             Cns::NAMESPACE_DESCRIPTORS => {
                 let page = self.of_namespace(nsid, |namespace| self.descriptors(namespace))?;
                 // There is nothing to tell of an inactive namespace (Base §5.17.2.3).
                 if page == zeros() { Err(StatusCode::INVALID_NAMESPACE.dnr()) } else { Ok(page) }
             }
-            Cns::NAMESPACE_CSI => {
-                only_nvm()?;
-                self.of_namespace(nsid, |_| IdentifyNamespaceNvm::new_zeroed().as_bytes().to_vec())
+            Cns::NAMESPACE_CSI if zoned => self.of_zoned_namespace(nsid),
+            Cns::NAMESPACE_CSI => self.of_namespace(nsid, |_| IdentifyNamespaceNvm::new_zeroed().as_bytes().to_vec()),
+            Cns::CONTROLLER_CSI if zoned => {
+                let mut page = IdentifyControllerZoned::new_zeroed();
+                page.zasl = self.disk.options().zasl;
+                Ok(page.as_bytes().to_vec())
             }
             Cns::CONTROLLER_CSI => {
-                only_nvm()?;
                 let options = self.disk.options();
                 let mut page = IdentifyControllerNvm::new_zeroed();
                 (page.vsl, page.wzsl, page.dmrl) =
@@ -66,14 +76,11 @@ impl Inner {
                 page.dmsl.set(options.ranges_blocks_max);
                 Ok(page.as_bytes().to_vec())
             }
-            Cns::ACTIVE_NAMESPACES_CSI => {
-                only_nvm()?;
-                self.list(nsid)
-            }
+            Cns::ACTIVE_NAMESPACES_CSI => self.list(nsid, |namespace| namespace.options.zones.is_some() == zoned),
             Cns::COMMAND_SETS if self.options.command_sets => {
                 let mut page = zeros();
-                // One combination: the NVM command set.
-                page[0] = 1;
+                // One combination: the NVM command set, and that of zones where there are any.
+                page[0] = 1 << Csi::NVM.0 | u8::from(self.disk.is_zoned()) << Csi::ZONED.0;
                 Ok(page)
             }
             _ => Err(StatusCode::INVALID_FIELD.dnr()),
@@ -89,13 +96,31 @@ impl Inner {
         Ok(namespace.map_or_else(|| vec![0; IDENTIFY_LEN], |namespace| page(&namespace)))
     }
 
-    fn list(&self, after: u32) -> Result<Vec<u8>, Status> {
+    fn of_zoned_namespace(&self, nsid: u32) -> Result<Vec<u8>, Status> {
+        let page = self.of_namespace(nsid, |namespace| {
+            let Some(zones) = &namespace.options.zones else { return Vec::new() };
+            let mut page = IdentifyNamespaceZoned::new_zeroed();
+            page.ozcs.set(if zones.read_across { OZCS_READ_ACROSS } else { 0 });
+            let zeros_based = |most: Option<u32>| most.map_or(u32::MAX, |most| most - 1);
+            page.mar_z.set(zeros_based(zones.active_max));
+            page.mor_z.set(zeros_based(zones.open_max));
+            for (index, place) in page.lbafe.iter_mut().enumerate().take(namespace.options.formats.len()) {
+                place.zsze.set(namespace.options.zones_of(index).map_or(0, |zones| zones.blocks));
+            }
+            page.as_bytes().to_vec()
+        })?;
+        // Of another command set (Base §5.17.2.5).
+        if page.is_empty() { Err(StatusCode::INVALID_FIELD.dnr()) } else { Ok(page) }
+    }
+
+    fn list(&self, after: u32, is_listed: impl Fn(&Namespace) -> bool) -> Result<Vec<u8>, Status> {
         if after >= NSID_BROADCAST - 1 {
             return Err(StatusCode::INVALID_NAMESPACE.dnr());
         }
         let mut page = vec![0; IDENTIFY_LEN];
         let namespaces = self.namespaces.lock();
-        for (place, nsid) in page.chunks_exact_mut(4).zip(namespaces.range(after + 1..).map(|(nsid, _)| nsid)) {
+        let listed = namespaces.range(after + 1..).filter(|(_, namespace)| is_listed(namespace));
+        for (place, (nsid, _)) in page.chunks_exact_mut(4).zip(listed) {
             place.copy_from_slice(&nsid.to_le_bytes());
         }
         Ok(page)
@@ -194,7 +219,7 @@ impl Inner {
             page.extend_from_slice(value);
         };
         put(DescriptorType::NGUID, &self.nguid(namespace));
-        put(DescriptorType::CSI, &[Csi::NVM.0]);
+        put(DescriptorType::CSI, &[if namespace.options.zones.is_some() { Csi::ZONED.0 } else { Csi::NVM.0 }]);
         page.resize(IDENTIFY_LEN, 0);
         page
     }

@@ -8,17 +8,19 @@ use zerocopy::FromBytes;
 use super::disk::{Namespace, Range, State};
 use super::memory::Dma;
 use super::pointer::{Pieces, Rules};
+use super::zoned::{if_zoned, outcome};
 use super::{Inner, count};
 use crate::nvme::spec::{
     DeallocatedReads, DsmAttributes, DsmRange, ErrorLogEntry, NSID_BROADCAST, NvmOpcode, ONCS_COMPARE, ONCS_DSM,
     ONCS_VERIFY, ONCS_WRITE_ZEROES, RwCdw12, SGLS_DWORD, SGLS_MASK, SGLS_SUPPORTED, Sqe, Status, StatusCode,
-    dsm_ranges_z, size_limit,
+    ZoneReceiveFields, ZoneSendFields, dsm_ranges_z, size_limit,
 };
 
 /// What a deallocated block reads as whose namespace does not say what: nobody may rely on it.
 const UNSAID: u8 = 0x5a;
 
-type Outcome = Result<(), Status>;
+/// A status, or success.
+pub(super) type Outcome = Result<(), Status>;
 
 /// Moves the first `end` bytes of a command's data, piece by piece: `f` gets the address, how many bytes came before, and how many
 /// these are, and says whether the host's memory was there.
@@ -54,13 +56,16 @@ impl Inner {
         Err(code.dnr())
     }
 
-    /// Carries out a command of an I/O queue. `half`: only the first half of its data, and says nothing of that.
-    pub(super) fn io_command(&self, dma: &Dma<'_>, sqe: &Sqe, half: bool, pieces: &mut Pieces) -> Status {
+    /// Carries out a command of an I/O queue: its status, and dwords 0 and 1. `half`: only the first half of its data, and says nothing
+    /// of that.
+    pub(super) fn io_command(&self, dma: &Dma<'_>, sqe: &Sqe, half: bool, pieces: &mut Pieces) -> (Status, u64) {
         pieces.clear();
-        self.try_command(dma, sqe, half, pieces).err().unwrap_or(Status::SUCCESS)
+        let mut result = 0;
+        let status = self.try_command(dma, sqe, (half, &mut result), pieces).err().unwrap_or(Status::SUCCESS);
+        (status, result)
     }
 
-    fn try_command(&self, dma: &Dma<'_>, sqe: &Sqe, half: bool, pieces: &mut Pieces) -> Outcome {
+    fn try_command(&self, dma: &Dma<'_>, sqe: &Sqe, (half, result): (bool, &mut u64), pieces: &mut Pieces) -> Outcome {
         let opcode = self.supported(sqe)?;
         if opcode == NvmOpcode::FLUSH && sqe.nsid.get() == NSID_BROADCAST {
             self.disk.flush();
@@ -68,7 +73,71 @@ impl Inner {
         }
         let namespace = self.named(sqe.nsid.get())?;
         let state = &mut *namespace.state.lock();
+        if matches!(
+            opcode,
+            NvmOpcode::ZONE_APPEND | NvmOpcode::ZONE_MANAGEMENT_SEND | NvmOpcode::ZONE_MANAGEMENT_RECEIVE
+        ) {
+            return self.zone_command(dma, sqe, (&namespace, state), (half, result), pieces);
+        }
         self.command_on(dma, sqe, (&namespace, state), half, pieces)
+    }
+
+    /// The commands that only namespaces with zones have.
+    fn zone_command(
+        &self,
+        dma: &Dma<'_>,
+        sqe: &Sqe,
+        (namespace, state): (&Namespace, &mut State),
+        (half, result): (bool, &mut u64),
+        pieces: &mut Pieces,
+    ) -> Outcome {
+        let Some(zones) = &mut state.zones else {
+            return Err(StatusCode::INVALID_OPCODE.dnr());
+        };
+        match sqe.nvm_opcode() {
+            NvmOpcode::ZONE_MANAGEMENT_RECEIVE => {
+                let data = outcome(zones.report(&ZoneReceiveFields::of(sqe)))?;
+                self.data(dma, sqe, data.len() as u64, pieces)?;
+                let end = if half { data.len() / 2 } else { data.len() };
+                transfer(pieces, end, |to, skip, len| dma.write(to, &data[skip..skip + len]))
+            }
+            _ if state.write_protected => Err(StatusCode::NAMESPACE_WRITE_PROTECTED.dnr()),
+            NvmOpcode::ZONE_MANAGEMENT_SEND => {
+                let shift = namespace.options.formats[state.format].0;
+                let emptied = outcome(zones.manage(&ZoneSendFields::of(sqe)))?.into_iter();
+                let ranges: Vec<Range> = emptied
+                    .map(|index| zones.blocks(index))
+                    .map(|(slba, blocks)| Range { slba, blocks, shift })
+                    .collect();
+                self.deallocate(namespace, state, &ranges);
+                Ok(())
+            }
+            _ => {
+                let range = self.range(sqe, namespace, state)?;
+                self.limit(self.disk.options().zasl, range)?;
+                self.data(dma, sqe, range.bytes(), pieces)?;
+                let slba = match &mut state.zones {
+                    Some(zones) => outcome(zones.append(range.slba, range.blocks))?,
+                    None => unreachable!("it has zones"),
+                };
+                *result = slba;
+                self.store(dma, sqe, (state, Range { slba, ..range }), half, pieces)
+            }
+        }
+    }
+
+    fn deallocate(&self, namespace: &Namespace, state: &mut State, ranges: &[Range]) {
+        for range in ranges {
+            state.begin_write(*range, self.disk.caches());
+            state.fill(
+                *range,
+                match namespace.options.deallocated {
+                    DeallocatedReads::ZEROS => 0,
+                    DeallocatedReads::ONES => u8::MAX,
+                    _ => UNSAID,
+                },
+            );
+        }
     }
 
     fn supported(&self, sqe: &Sqe) -> Result<NvmOpcode, Status> {
@@ -84,6 +153,9 @@ impl Inner {
             NvmOpcode::WRITE_ZEROES => ONCS_WRITE_ZEROES,
             NvmOpcode::DATASET_MANAGEMENT => ONCS_DSM,
             NvmOpcode::VERIFY => ONCS_VERIFY,
+            NvmOpcode::ZONE_APPEND | NvmOpcode::ZONE_MANAGEMENT_SEND | NvmOpcode::ZONE_MANAGEMENT_RECEIVE => {
+                return self.disk.is_zoned();
+            }
             _ => return false,
         };
         self.disk.options().oncs & needed == needed
@@ -172,6 +244,9 @@ impl Inner {
     }
 
     fn readable(&self, dma: &Dma<'_>, sqe: &Sqe, state: &State, range: Range) -> Outcome {
+        if let Some(zones) = &state.zones {
+            outcome(zones.read(range.slba, range.blocks))?;
+        }
         match state.unreadable(range) {
             Some(lba) => Err(self.media_error(dma, sqe, lba, StatusCode::UNRECOVERED_READ_ERROR)),
             None => Ok(()),
@@ -214,6 +289,18 @@ impl Inner {
             return Err(StatusCode::NAMESPACE_WRITE_PROTECTED.dnr());
         }
         self.data(dma, sqe, range.bytes(), pieces)?;
+        if_zoned(state.zones.as_mut(), |zones| zones.write(range.slba, range.blocks))?;
+        self.store(dma, sqe, (state, range), half, pieces)
+    }
+
+    fn store(
+        &self,
+        dma: &Dma<'_>,
+        sqe: &Sqe,
+        (state, range): (&mut State, Range),
+        half: bool,
+        pieces: &mut Pieces,
+    ) -> Outcome {
         let fua = sqe.cdw12.get() & RwCdw12::FUA != 0;
         state.begin_write(range, self.disk.caches() && !fua);
         let end = if half { range.bytes() as usize / 2 } else { range.bytes() as usize };
@@ -261,6 +348,7 @@ impl Inner {
         if flags & RwCdw12::DEAC != 0 && !namespace.options.deac {
             self.breaks(|| "Write Zeroes with DEAC, which DLFEAT does not offer".to_owned());
         }
+        if_zoned(state.zones.as_mut(), |zones| zones.write(range.slba, range.blocks))?;
         state.begin_write(range, self.disk.caches() && flags & RwCdw12::FUA == 0);
         // Deallocated or not, the blocks read as zeros afterwards (NVM §3.2.8).
         state.fill(range, 0);
@@ -314,16 +402,9 @@ impl Inner {
         if state.write_protected {
             return Err(StatusCode::NAMESPACE_WRITE_PROTECTED.dnr());
         }
-        for range in ranges {
-            state.begin_write(range, self.disk.caches());
-            state.fill(
-                range,
-                match namespace.options.deallocated {
-                    DeallocatedReads::ZEROS => 0,
-                    DeallocatedReads::ONES => u8::MAX,
-                    _ => UNSAID,
-                },
-            );
+        // Of what is in zones it is advice that is not followed.
+        if state.zones.is_none() {
+            self.deallocate(namespace, state, &ranges);
         }
         Ok(())
     }

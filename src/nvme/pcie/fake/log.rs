@@ -9,7 +9,7 @@ use super::admin::Outcome;
 use super::memory::Dma;
 use super::queue::Sq;
 use crate::nvme::spec::{
-    AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, ErrorLogEntry, FirmwareSlotLog,
+    AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, Csi, ErrorLogEntry, FirmwareSlotLog,
     GetLogFields, LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Sqe, Status, StatusCode, put_text, size_limit,
 };
 
@@ -33,7 +33,7 @@ impl Inner {
             // LPA offers no SMART log of a namespace.
             return Err(StatusCode::INVALID_FIELD.dnr());
         }
-        let page = self.log_page(fields.lid)?;
+        let page = self.log_page(fields.lid, Csi(fields.csi))?;
         let (from, len) = (fields.offset, fields.len());
         if from > page.len() as u64 || from & 3 != 0 || fields.offset_is_index {
             return Err(StatusCode::INVALID_FIELD.dnr());
@@ -71,7 +71,7 @@ impl Inner {
         Ok(())
     }
 
-    fn log_page(&self, lid: LogId) -> Result<Vec<u8>, Status> {
+    fn log_page(&self, lid: LogId, csi: Csi) -> Result<Vec<u8>, Status> {
         match lid {
             LogId::ERROR => {
                 let mut page = vec![0; ERRORS_MAX * size_of::<ErrorLogEntry>()];
@@ -100,7 +100,7 @@ impl Inner {
                 }
                 Ok(page)
             }
-            LogId::COMMANDS_EFFECTS => Ok(self.effects().as_bytes().to_vec()),
+            LogId::COMMANDS_EFFECTS => Ok(self.effects(csi).as_bytes().to_vec()),
             _ => Err(StatusCode::INVALID_LOG_PAGE.dnr()),
         }
     }
@@ -123,7 +123,7 @@ impl Inner {
         log
     }
 
-    fn effects(&self) -> CommandsEffectsLog {
+    fn effects(&self, csi: Csi) -> CommandsEffectsLog {
         let mut log = CommandsEffectsLog::new_zeroed();
         let supported = CommandEffects::CSUPP;
         let admin = [
@@ -155,9 +155,14 @@ impl Inner {
             (NvmOpcode::VERIFY, supported),
             (NvmOpcode::WRITE_ZEROES, changes),
             (NvmOpcode::DATASET_MANAGEMENT, changes),
+            (NvmOpcode::ZONE_MANAGEMENT_SEND, changes),
+            (NvmOpcode::ZONE_MANAGEMENT_RECEIVE, supported),
+            (NvmOpcode::ZONE_APPEND, changes),
         ];
-        for (opcode, effects) in commands {
-            if self.has_command(opcode) {
+        let is_there = csi == Csi::NVM || csi == Csi::ZONED && self.disk.is_zoned();
+        for (opcode, effects) in commands.into_iter().filter(|_| is_there) {
+            let of_zones = opcode.0 >= NvmOpcode::ZONE_MANAGEMENT_SEND.0;
+            if self.has_command(opcode) && (csi == Csi::ZONED || !of_zones) {
                 log.io[usize::from(opcode.0)].set(effects);
             }
         }

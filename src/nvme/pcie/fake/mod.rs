@@ -23,7 +23,7 @@
 //!
 //! **Honest by default**: [`FakePort::inject`] makes it lie, by [`Rule`]s.
 //!
-//! Not there: zoned namespaces, a controller memory buffer, end-to-end protection and metadata (namespaces may have such formats, and
+//! Not there: a controller memory buffer, end-to-end protection and metadata (namespaces may have such formats, and
 //! refuse data commands then), firmware, reservations, namespace management by command.
 
 mod admin;
@@ -42,6 +42,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 mod worker;
+mod zoned;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -54,6 +55,7 @@ pub use disk::{DiskOptions, FakeDisk, NamespaceOptions};
 pub use faults::{Fault, Point, Rule, When};
 pub use registers::{FakeBell, FakeRegisters};
 pub use worker::Next;
+pub use zoned::{ZoneOptions, Zones};
 
 use super::port::{Held, Port};
 use crate::nvme::spec::{Cap, InterruptCoalescing, NoticeInfo};
@@ -288,10 +290,12 @@ impl FakeDisk {
     /// A new controller of this disk, disabled, with all namespaces that are attached by default. Several are of one subsystem.
     ///
     /// # Panics
-    /// If the options are beyond what they say, or so many doorbells so far from each other do not fit a BAR of 4 GiB.
+    /// If the options are beyond what they say, so many doorbells so far from each other do not fit a BAR of 4 GiB, or there are zones and
+    /// no other command set than NVM.
     pub fn controller(&self, options: FakeOptions) -> FakePort {
         let queues = usize::from(options.queues) + 1;
         assert!(options.mqes_z < u16::MAX && options.dstrd < 16 && (queues as u64) << (3 + options.dstrd) < 1 << 31);
+        assert!(options.command_sets || !self.is_zoned(), "zones are of another command set");
         let namespaces = self.namespaces().into_iter().filter(|namespace| namespace.options.attached);
         let inner = Arc::new(Inner {
             disk: self.clone(),

@@ -434,8 +434,11 @@ impl Inner {
             self.answer(sq, Answer { cid: mate.cid.get(), status: second, result: 0 }, &[]);
         } else {
             let half = flight.faults.contains(&Fault::Half);
-            let status = flight.verdict.unwrap_or_else(|| self.io_command(&dma, &flight.sqe, half, &mut pieces));
-            self.answer(sq, Answer { cid, status, result: 0 }, &flight.faults);
+            let (status, result) = match flight.verdict {
+                Some(status) => (status, 0),
+                None => self.io_command(&dma, &flight.sqe, half, &mut pieces),
+            };
+            self.answer(sq, Answer { cid, status, result }, &flight.faults);
             for fault in &flight.faults {
                 if let (Fault::TouchAfter(ns), Some(&(address, len))) = (*fault, pieces.first()) {
                     let writes = flight.sqe.nvm_opcode() == NvmOpcode::READ;
@@ -511,6 +514,7 @@ impl Inner {
                 Fault::WrongCid(bits) => right.cid.set(answer.cid ^ bits),
                 Fault::WrongSqid(bits) => right.sqid.set(sq.qid ^ bits),
                 Fault::WrongHead(bits) => right.sqhd.set(sq.head ^ bits),
+                Fault::WrongResult(bits) => right.result.set(answer.result ^ bits),
                 Fault::WrongPhase => phase = false,
                 Fault::Twice => twice = true,
                 Fault::Extra(bits) => {
@@ -562,6 +566,9 @@ fn event_of(qid: u16, sqe: &Sqe) -> Arrival {
     let (opcode, nsid) = (sqe.nvm_opcode(), sqe.nsid.get());
     match opcode {
         NvmOpcode::FLUSH | NvmOpcode::DATASET_MANAGEMENT => Arrival::Io { qid, opcode, nsid, slba: 0, blocks: 0 },
+        NvmOpcode::ZONE_MANAGEMENT_SEND | NvmOpcode::ZONE_MANAGEMENT_RECEIVE => {
+            Arrival::Io { qid, opcode, nsid, slba: sqe.slba(), blocks: 1 }
+        }
         _ => {
             let blocks = u64::from(RwCdw12(sqe.cdw12.get()).nlb_z()) + 1;
             Arrival::Io { qid, opcode, nsid, slba: sqe.slba(), blocks }

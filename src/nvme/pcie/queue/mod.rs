@@ -53,8 +53,8 @@ pub trait Tenant: 'static {
     /// Whether the command, which is not [stale](Tenant::is_stale), may be carried out twice, the second time after a reset of the controller.
     fn may_repeat(&self, io: &IoCell) -> bool;
 
-    /// The controller has answered. May submit.
-    fn answered(&self, io: Io, status: Status);
+    /// The controller has answered; `result` gives dwords 0 and 1 of that, of a fused pair those of either command. May submit.
+    fn answered(&self, io: Io, status: Status, result: impl FnOnce() -> u64);
 
     /// The I/O ends without an answer. May not submit.
     fn ended(&self, io: Io, status: IoStatus);
@@ -497,7 +497,10 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
             Found::Nothing
         };
         match found {
-            Found::Ended(io, status) => tenant_of(&self.tenants.borrow(), &io).answered(io, status),
+            Found::Ended(io, status) => {
+                let result = || self.rings.result(completion);
+                tenant_of(&self.tenants.borrow(), &io).answered(io, status, result);
+            }
             Found::Half => {}
             Found::Nothing => self.stale.set(self.stale.get() + 1),
         }

@@ -11,6 +11,7 @@ mod late;
 mod random;
 mod reset;
 mod wrong;
+mod zoned;
 
 use std::cell::RefCell;
 use std::rc::Rc;

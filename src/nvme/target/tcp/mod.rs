@@ -259,6 +259,13 @@ impl<R: Reach> Door<R> {
         exports: Vec<Export>,
         enter: impl FnOnce(&mut Target, &str, Vec<NamespaceInfo>) -> Result<(), ConfigError> + Send + 'static,
     ) -> Result<(), DoorError> {
+        if let Some(zoned) = exports.iter().find(|export| export.device.common().traits().zones.is_some()) {
+            let volume = &zoned.device.common().traits().name;
+            return Err(DoorError::Subsystem {
+                nqn: nqn.to_owned(),
+                why: format!("volume \"{volume}\" has zones, which no namespace here has"),
+            });
+        }
         let infos: Vec<NamespaceInfo> = exports.iter().map(Export::info).collect();
         let name = nqn.to_owned();
         let entered = self.hand_out(nqn, &exports).and_then(|()| {

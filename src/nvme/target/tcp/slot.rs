@@ -238,6 +238,14 @@ pub fn fault_of(status: IoStatus, op: IoOp) -> Option<Fault> {
         IoStatus::DeviceError => Fault::retry(StatusCode::INTERNAL_ERROR),
         IoStatus::Aborted => Fault::new(StatusCode::ABORT_REQUESTED),
         IoStatus::Gone => Fault::new(StatusCode::NAMESPACE_NOT_READY),
+        IoStatus::ZoneBoundary => Fault::new(StatusCode::ZONE_BOUNDARY_ERROR),
+        IoStatus::ZoneFull => Fault::new(StatusCode::ZONE_IS_FULL),
+        IoStatus::ZoneReadOnly => Fault::new(StatusCode::ZONE_IS_READ_ONLY),
+        IoStatus::ZoneOffline => Fault::new(StatusCode::ZONE_IS_OFFLINE),
+        IoStatus::ZoneInvalidWrite => Fault::new(StatusCode::ZONE_INVALID_WRITE),
+        IoStatus::ZoneTooManyActive => Fault::new(StatusCode::TOO_MANY_ACTIVE_ZONES),
+        IoStatus::ZoneTooManyOpen => Fault::new(StatusCode::TOO_MANY_OPEN_ZONES),
+        IoStatus::ZoneInvalidTransition => Fault::new(StatusCode::INVALID_ZONE_TRANSITION),
     })
 }
 

@@ -40,9 +40,6 @@ impl Disk {
         if let Some((other, _)) = self.volumes.iter().find(|(_, its)| **its == nsid) {
             return Err(refused(format!("namespace {nsid} of {address} is volume \"{other}\" already")));
         }
-        if all.iter().any(|found| found.nsid == nsid && found.geometry.as_ref().is_ok_and(|it| it.zones.is_some())) {
-            return Err(refused(format!("namespace {nsid} of {address} has zones, and no volume has such")));
-        }
         let device = Nvme::new(name.to_owned(), &self.drive, nsid)?;
         let (size, block_size) = (device.common().size(), device.common().traits().block_size);
         check_size(wanted, (nsid, address), size, block_size)?;

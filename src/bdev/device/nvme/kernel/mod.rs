@@ -13,6 +13,7 @@
 //! - *Acknowledged* is as the controller says, and a reset by the kernel is not seen: unlike by VFIO, no flush fails because of what a
 //!   controller that has failed may have lost.
 //! - *Copies*: none; the kernel pins the pages of each command's data.
+//! - *Zones* are as by VFIO; the block device alone does not do, since a file would be written anywhere.
 //! - *Use*: the namespace's block device is claimed while it is a volume, so that nobody mounts it, where there is a right to do
 //!   so.
 

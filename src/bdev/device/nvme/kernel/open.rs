@@ -18,7 +18,8 @@ use crate::bdev::device::file;
 use crate::bdev::{BlockDevice, DeviceError};
 use crate::nvme::io::{Geometry, Identified, Unusable, identity, transfer_max};
 use crate::nvme::spec::{
-    Cap, Cns, Csi, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, NamespaceIds, nul_text, padded_text,
+    Cap, Cns, Csi, IdentifyController, IdentifyControllerNvm, IdentifyControllerZoned, IdentifyNamespace,
+    IdentifyNamespaceZoned, NamespaceIds, nul_text, padded_text,
 };
 use crate::sys::holders::Machine;
 use crate::sys::nvme_nodes::{self, Node};
@@ -78,9 +79,6 @@ pub(in super::super) fn open(at: &Opening<'_>, name: &str, wanted: &Wanted) -> R
     let node = find(at, wanted)?;
     let block = nvme_nodes::device(pci, &node.block);
     let generic = nvme_nodes::device(pci, &node.generic);
-    if node.is_zoned {
-        return Err(refused(format!("namespace {} of {address} has zones, and no volume has such", node.nsid)));
-    }
     let claim = claim(&node, &block)?;
     let claimed = claim.is_some();
     let about = format!("volume \"{name}\": namespace {} of {address} ({})", node.nsid, described(pci, at.controller));
@@ -96,6 +94,14 @@ pub(in super::super) fn open(at: &Opening<'_>, name: &str, wanted: &Wanted) -> R
         Err(Without::Refused(error)) => return Err(error),
         Err(Without::Way(why)) => why,
     };
+    if node.is_zoned {
+        return Err(refused(format!(
+            "namespace {} of {address} has zones, which are a volume by passthrough or VFIO, not by {}: passthrough would need \
+             {why}; {vfio}",
+            node.nsid,
+            block.display()
+        )));
+    }
     let device = block_device(at, name, wanted, &node, &block)
         .map_err(|error| refused(format!("passthrough would need {why}; {error}")))?;
     let how = format!("by {} (the kernel's driver, block device)", block.display());
@@ -110,13 +116,10 @@ fn find(at: &Opening<'_>, wanted: &Wanted) -> Result<Node, DeviceError> {
     let nsid = match wanted.nsid {
         Some(nsid) => nsid,
         None => {
-            let usable = |node: &&Node| !node.is_zoned && matches!(node.block_size, 512 | 4096);
+            let usable = |node: &&Node| matches!(node.block_size, 512 | 4096);
             let usable: Vec<u32> = all.iter().filter(usable).map(|node| node.nsid).collect();
             only_one(address, &usable, || {
-                let why = |node: &Node| match node.is_zoned {
-                    true => format!("namespace {} has zones", node.nsid),
-                    false => format!("namespace {} has blocks of {} bytes", node.nsid, node.block_size),
-                };
+                let why = |node: &Node| format!("namespace {} has blocks of {} bytes", node.nsid, node.block_size);
                 all.iter().map(why).collect()
             })?
         }
@@ -217,14 +220,15 @@ fn passed(
         }
         Err(error) => return Err(Without::Way(format!("a lock on {shown} ({error})"))),
     }
-    let ask = |cns: Cns, nsid: u32| {
-        identify(&device, cns.0, nsid, Csi::NVM.0).map_err(|error| {
+    let ask_set = |cns: Cns, nsid: u32, csi: Csi| {
+        identify(&device, cns.0, nsid, csi.0).map_err(|error| {
             Without::Way(match is_right(&error) {
                 true => "CAP_SYS_ADMIN, or Linux 6.2, for Identify".to_owned(),
                 false => format!("Identify by {shown}, which failed ({error})"),
             })
         })
     };
+    let ask = |cns: Cns, nsid: u32| ask_set(cns, nsid, Csi::NVM);
     let page = |page: &[u8; IDENTIFY_LEN]| page.to_vec();
     let controller =
         IdentifyController::read_from_bytes(&page(&*ask(Cns::CONTROLLER, 0)?)).expect("a page of Identify data");
@@ -234,6 +238,17 @@ fn passed(
     let limits = ask(Cns::CONTROLLER_CSI, 0)
         .ok()
         .map(|limits| IdentifyControllerNvm::read_from_bytes(&page(&limits)).expect("a page of Identify data"));
+    let zoned = match node.is_zoned {
+        true => {
+            let its = ask_set(Cns::NAMESPACE_CSI, node.nsid, Csi::ZONED)?;
+            let all = ask_set(Cns::CONTROLLER_CSI, 0, Csi::ZONED)?;
+            Some((
+                IdentifyNamespaceZoned::read_from_bytes(&page(&its)).expect("a page of Identify data"),
+                IdentifyControllerZoned::read_from_bytes(&page(&all)).expect("a page of Identify data"),
+            ))
+        }
+        false => None,
+    };
     // The register is not to be had. The smallest unit of limits is on the safe side.
     let cap = Cap(0);
     let identified = Identified {
@@ -242,7 +257,7 @@ fn passed(
         controller: &controller,
         namespace: &namespace,
         limits: limits.as_ref(),
-        zoned: None,
+        zoned: zoned.as_ref().map(|(its, all)| (its, all)),
     };
     let most = transfer_max(&controller, cap).min(node.transfer_max);
     let geometry = Geometry::new(&identified, most, UNFUSED)?;

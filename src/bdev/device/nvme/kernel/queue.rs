@@ -128,10 +128,10 @@ impl<R: Rings> Passthrough<R> {
 
     #[inline]
     fn take(&self, namespace: &Namespace<ByKernel<R>>, ended: Ended<Io>) {
-        let Ended { carried: mut io, data, answer } = ended;
+        let Ended { carried: mut io, data, answer, result } = ended;
         self.put_back(&mut io, data);
         match meaning(answer) {
-            Ok(status) => namespace.answered(io, status),
+            Ok(status) => namespace.answered(io, status, || result),
             Err(status) => namespace.ended(io, status),
         }
     }

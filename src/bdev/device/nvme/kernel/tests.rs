@@ -11,12 +11,16 @@ use super::*;
 use crate::bdev::conformance::{self, Options};
 use crate::bdev::device::testing::{One, pattern};
 use crate::nvme::io::Identified;
+use crate::nvme::pcie::fake::{ZoneOptions, Zones};
 use crate::nvme::spec::{
-    Cap, DsmRange, IdentifyController, IdentifyNamespace, NvmOpcode, ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES,
-    StatusCode, VWC_PRESENT,
+    Cap, DsmRange, IdentifyController, IdentifyControllerZoned, IdentifyNamespace, IdentifyNamespaceZoned, NvmOpcode,
+    ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES, Sqe, StatusCode, VWC_PRESENT, ZoneReceiveFields, ZoneSendFields,
 };
 use crate::reactor::io::{IoOp, IoStatus};
 use crate::sys::nvme_ring::{Answer, Command, Counters, Ended};
+
+#[expect(clippy::disallowed_types, reason = "a disk of several reactors, in a test")]
+type Mutex<T> = std::sync::Mutex<T>;
 
 /// Bytes of the namespace.
 const SIZE: usize = 8 << 20;
@@ -34,16 +38,70 @@ struct Disk {
     errno: AtomicUsize,
     /// Flushes that it was asked for.
     flushes: AtomicUsize,
+    zones: Option<Mutex<Zones>>,
 }
+
+/// Bytes of a zone.
+const ZONE: u64 = 512 << 10;
 
 impl Disk {
     fn new(shift: u8, depth: usize, undone: u64) -> Arc<Disk> {
-        let memory = Region::new(SIZE, RegionOptions::default()).expect("memory");
-        let (commands, errno, flushes) = Default::default();
-        Arc::new(Disk { memory, shift, depth, commands, undone, errno, flushes })
+        Disk::with(shift, depth, undone, None)
     }
 
-    fn carry_out(&self, command: &Command, data: &mut Option<Buf>) -> Answer {
+    fn zoned(shift: u8, depth: usize, undone: u64) -> Arc<Disk> {
+        let blocks = ZONE >> shift;
+        let (open_max, active_max) = (Some(3), Some(5));
+        let options = ZoneOptions { blocks, capacity: blocks - 7, open_max, active_max, read_across: false };
+        let zones = Zones::new(&options, (SIZE >> shift) as u64);
+        Disk::with(shift, depth, undone, Some(Mutex::new(zones)))
+    }
+
+    fn with(shift: u8, depth: usize, undone: u64, zones: Option<Mutex<Zones>>) -> Arc<Disk> {
+        let memory = Region::new(SIZE, RegionOptions::default()).expect("memory");
+        let (commands, errno, flushes) = Default::default();
+        Arc::new(Disk { memory, shift, depth, commands, undone, errno, flushes, zones })
+    }
+
+    /// What zones say to a command first: where its blocks are, if they are not where it says.
+    fn zones(&self, command: &Command, data: &mut Option<Buf>) -> Result<Option<u64>, StatusCode> {
+        let Some(zones) = &self.zones else { return Ok(None) };
+        let zones = &mut *zones.lock().expect("no test panics with it");
+        let mut sqe = Sqe::bare(command.opcode, NSID);
+        for (dword, value) in
+            [&mut sqe.cdw10, &mut sqe.cdw11, &mut sqe.cdw12, &mut sqe.cdw13].into_iter().zip(command.cdw10)
+        {
+            dword.set(value);
+        }
+        let (block, blocks) = (sqe.slba(), u64::from(command.cdw10[2] as u16) + 1);
+        match (NvmOpcode(command.opcode), data) {
+            (NvmOpcode::READ, _) => zones.read(block, blocks).map(|()| None),
+            (NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES, _) => zones.write(block, blocks).map(|()| None),
+            (NvmOpcode::ZONE_APPEND, _) => zones.append(block, blocks).map(Some),
+            (NvmOpcode::ZONE_MANAGEMENT_SEND, None) => {
+                for index in zones.manage(&ZoneSendFields::of(&sqe))? {
+                    let (block, blocks) = zones.blocks(index);
+                    self.memory.zero((block as usize) << self.shift, (blocks as usize) << self.shift);
+                }
+                Ok(None)
+            }
+            (NvmOpcode::ZONE_MANAGEMENT_RECEIVE, Some(data)) => {
+                data.copy_from_slice(&zones.report(&ZoneReceiveFields::of(&sqe))?);
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The answer, and dwords 0 and 1 of it.
+    fn carry_out(&self, command: &Command, data: &mut Option<Buf>) -> (Answer, u64) {
+        match self.zones(command, data) {
+            Ok(at) => (self.carry_out_at(command, at, data), at.unwrap_or(0)),
+            Err(code) => (Answer::Status(code.dnr().0), 0),
+        }
+    }
+
+    fn carry_out_at(&self, command: &Command, at: Option<u64>, data: &mut Option<Buf>) -> Answer {
         let errno = self.errno.load(Ordering::Relaxed);
         if errno != 0 {
             return Answer::Errno(errno as i32);
@@ -53,7 +111,7 @@ impl Disk {
             return Answer::Errno(libc::EINTR);
         }
         assert_eq!(command.nsid, NSID);
-        let block = u64::from(command.cdw10[0]) | u64::from(command.cdw10[1]) << 32;
+        let block = at.unwrap_or(u64::from(command.cdw10[0]) | u64::from(command.cdw10[1]) << 32);
         let blocks = usize::from(command.cdw10[2] as u16) + 1;
         let (offset, len) = ((block as usize) << self.shift, blocks << self.shift);
         let opcode = NvmOpcode(command.opcode);
@@ -65,7 +123,8 @@ impl Disk {
                 self.flushes.fetch_add(1, Ordering::Relaxed);
             }
             (NvmOpcode::READ, Some(data)) => self.memory.read(offset, data),
-            (NvmOpcode::WRITE, Some(data)) => self.memory.write(offset, data),
+            (NvmOpcode::WRITE | NvmOpcode::ZONE_APPEND, Some(data)) => self.memory.write(offset, data),
+            (NvmOpcode::ZONE_MANAGEMENT_SEND, None) | (NvmOpcode::ZONE_MANAGEMENT_RECEIVE, Some(_)) => {}
             (NvmOpcode::COMPARE, Some(data)) => {
                 if self.memory.compare(offset, data).is_err() {
                     return Answer::Status(StatusCode::COMPARE_FAILURE.dnr().0);
@@ -122,8 +181,8 @@ impl CommandRing<Io> for StandIn {
             let next = if round % 2 == 0 { self.gone.pop_back() } else { self.gone.pop_front() };
             let Some((command, mut data, carried)) = next else { return };
             assert_eq!(carried.data.count(), 0, "the data is with the ring");
-            let answer = self.disk.carry_out(&command, &mut data);
-            ended.push(Ended { carried, data, answer });
+            let (answer, result) = self.disk.carry_out(&command, &mut data);
+            ended.push(Ended { carried, data, answer, result });
         }
     }
 
@@ -152,7 +211,15 @@ fn geometry(disk: &Disk, oncs: u16, deac: bool) -> Geometry {
     // Deallocated blocks read as zeros, and Write Zeroes may deallocate.
     namespace.dlfeat = if deac { 9 } else { 1 };
     let (cap, controller, namespace) = (Cap(0), &controller, &namespace);
-    let identified = Identified { nsid: NSID, cap, controller, namespace, limits: None, zoned: None };
+    let (mut its, all) = (IdentifyNamespaceZoned::new_zeroed(), IdentifyControllerZoned::new_zeroed());
+    if let Some(zones) = &disk.zones {
+        let options = zones.lock().expect("no test panics with it").options().clone();
+        its.lbafe[0].zsze.set(options.blocks);
+        its.mor_z.set(options.open_max.map_or(u32::MAX, |most| most - 1));
+        its.mar_z.set(options.active_max.map_or(u32::MAX, |most| most - 1));
+    }
+    let zoned = disk.zones.as_ref().map(|_| (&its, &all));
+    let identified = Identified { nsid: NSID, cap, controller, namespace, limits: None, zoned };
     Geometry::new(&identified, 128 << 10, 2).expect("a namespace that can be used")
 }
 
@@ -172,6 +239,31 @@ fn conforms() {
 fn conforms_with_little_room_and_commands_that_do_little() {
     // Unmap takes two commands, one of them with a range; compare takes a read.
     conformance::run(|| volume(&Disk::new(12, 3, 0), ONCS_DSM | ONCS_WRITE_ZEROES, false), &Options::default());
+}
+
+#[test]
+fn zones_conform() {
+    conformance::run(|| volume(&Disk::zoned(12, 64, 0), ONCS_WRITE_ZEROES, true), &Options::default());
+}
+
+#[test]
+fn zones_conform_with_little_room() {
+    conformance::run(|| volume(&Disk::zoned(9, 3, 0), 0, true), &Options::default());
+}
+
+#[test]
+fn what_a_reset_of_the_kernel_ended_is_not_written_to_a_zone_again() {
+    let disk = Disk::zoned(9, 64, 0);
+    let one = One::new(&volume(&disk, ALL, true));
+    disk.errno.store(libc::EINTR as usize, Ordering::Relaxed);
+    for (op, len) in [(IoOp::Write, 512), (IoOp::ZoneAppend, 1024)] {
+        assert_eq!(one.run(op, 0, len, &pattern(1, len as usize)).status, IoStatus::Aborted, "{op:?}");
+    }
+    disk.errno.store(0, Ordering::Relaxed);
+    // The stand-in has moved the pointer before it said so: once for each.
+    let done = one.run(IoOp::ZoneAppend, 0, 512, &pattern(2, 512));
+    assert_eq!((done.status, done.info), (IoStatus::Success, 1536));
+    one.close();
 }
 
 #[test]

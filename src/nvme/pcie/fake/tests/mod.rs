@@ -4,6 +4,7 @@ mod admin;
 mod faults;
 mod io;
 mod tasks;
+mod zoned;
 
 use std::cell::RefCell;
 use std::rc::Rc;
