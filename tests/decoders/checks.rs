@@ -19,7 +19,8 @@ use reactor::nvme::spec::{
 use reactor::nvme::spec::{ConnectCmd, ConnectData, put_text};
 use reactor::nvme::target::{
     AdminContext, AllowedHosts, ConnectRequest, ControllerHandle, DataPlace, IoOp, MAX_TRANSFER_LEN, NamespaceInfo,
-    Namespaces, Outcome, SmartCounters, SubsystemConfig, Target, TargetParams, admin_transfer, decode_io, dsm_ranges,
+    Namespaces, Outcome, SmartCounters, SubsystemConfig, Target, TargetParams, ZoneInfo, admin_transfer, decode_io,
+    dsm_ranges,
 };
 use reactor::nvme::tcp::{
     DataPdu, Decoder, Event, Framing, Limits, MAX_PREFIX_LEN, Negotiated, R2tPdu, Role, TERM_DATA_MAX, ic_req, ic_resp,
@@ -249,6 +250,7 @@ fn namespace(nsid: u32, block_size: u32, read_only: bool) -> NamespaceInfo {
         atomic_write_power_fail_blocks: 1,
         compare_and_write_blocks: 8,
         read_only,
+        zones: None,
     }
 }
 
@@ -258,6 +260,9 @@ pub fn namespaces() -> Namespaces {
     for (nsid, block_size, read_only) in [(1, 512, false), (2, 4096, false), (4, 512, true)] {
         assert!(all.insert(namespace(nsid, block_size, read_only)));
     }
+    let (open_max, active_max, read_across, write_zeroes) = (Some(4), None, false, true);
+    let zones = ZoneInfo { blocks: 1000, append_max: 65_536, open_max, active_max, read_across, write_zeroes };
+    assert!(all.insert(NamespaceInfo { zones: Some(zones), ..namespace(6, 512, false) }));
     all
 }
 
@@ -270,7 +275,11 @@ pub fn io(all: &Namespaces, input: &[u8]) -> bool {
     assert_eq!(request.nsid, ns.nsid);
     assert!(request.data_len <= MAX_TRANSFER_LEN);
     assert!(request.place != DataPlace::InCapsule || request.data_len == capsule_len);
-    let writes = matches!(request.op, IoOp::Write | IoOp::WriteZeroes) || request.op == IoOp::Dsm && request.deallocate;
+    let of_zones = is_of_zones(request.op);
+    assert!(!of_zones || ns.zones.is_some(), "{:?} where there are no zones", request.op);
+    let writes = matches!(request.op, IoOp::Write | IoOp::WriteZeroes)
+        || request.op == IoOp::Dsm && request.deallocate
+        || of_zones && request.op != IoOp::ZoneReport;
     assert!(!(writes && ns.read_only), "a write to a read-only namespace");
     match request.op {
         IoOp::Dsm => {
@@ -283,6 +292,12 @@ pub fn io(all: &Namespaces, input: &[u8]) -> bool {
             }
         }
         IoOp::Flush => assert_eq!((request.blocks, request.data_len), (0, 0)),
+        IoOp::ZoneReport => assert!(request.lba < ns.blocks && request.data_len >= 64 && request.data_len % 4 == 0),
+        IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset => {
+            let start = request.lba % 1000 == 0 && request.lba < ns.blocks;
+            assert!(start && (request.blocks, request.data_len, request.place) == (0, 0, DataPlace::None));
+            assert!(!request.zone.all || request.lba == 0);
+        }
         _ => {
             let end = request.lba.checked_add(u64::from(request.blocks));
             assert!(request.blocks > 0 && end.is_some_and(|end| end <= ns.blocks), "outside of the namespace");
@@ -294,7 +309,8 @@ pub fn io(all: &Namespaces, input: &[u8]) -> bool {
         IoOp::Write => NvmOpcode::WRITE,
         IoOp::Compare => NvmOpcode::COMPARE,
         IoOp::WriteZeroes => NvmOpcode::WRITE_ZEROES,
-        IoOp::Flush | IoOp::Dsm => return true,
+        IoOp::ZoneAppend => NvmOpcode::ZONE_APPEND,
+        _ => return true,
     };
     let mut plain = Sqe::nvm(opcode, request.nsid);
     plain.flags |= request.fuse.0;
@@ -309,6 +325,13 @@ pub fn io(all: &Namespaces, input: &[u8]) -> bool {
     assert_eq!(decode_io(&plain, all, capsule_len).map(|(again, _)| again), Ok(request));
     assert!(request.fuse == Fuse::NONE || matches!(request.op, IoOp::Compare | IoOp::Write));
     true
+}
+
+fn is_of_zones(op: IoOp) -> bool {
+    matches!(
+        op,
+        IoOp::ZoneAppend | IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset | IoOp::ZoneReport
+    )
 }
 
 /// A target with one subsystem.

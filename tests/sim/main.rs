@@ -13,3 +13,4 @@ mod plan;
 mod scenario;
 mod suite;
 mod target;
+mod zoned;

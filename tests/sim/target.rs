@@ -30,6 +30,12 @@ pub struct Inside {
     remotes: Vec<Remote>,
 }
 
+impl Inside {
+    pub fn new(sim: &Rc<RefCell<Simulation>>, remotes: Vec<Remote>) -> Inside {
+        Inside { sim: sim.clone(), remotes }
+    }
+}
+
 impl Reach for Inside {
     fn remotes(&self) -> &[Remote] {
         &self.remotes
@@ -112,7 +118,7 @@ impl Target {
             .collect();
         self.last = exports.last().map(|export| (export.clone(), true));
         let remotes = self.reactors().iter().map(|reactor| reactor.remote()).collect();
-        let mut door = Door::open_by(Inside { sim: self.sim.clone(), remotes }).unwrap();
+        let mut door = Door::open_by(Inside::new(&self.sim, remotes)).unwrap();
         door.add_subsystem(NQN, None, exports).unwrap();
         self.sim.borrow_mut().run_for(10 * MS).unwrap();
         self.idle = self.holdings();

@@ -171,7 +171,8 @@ impl Target {
                     let (hostnqn, local) = (controller.hostnqn.clone(), controller.local);
                     self.discovery_log(&hostnqn, local, fields.offset, out)?;
                 } else {
-                    log::get_log(controller, &self.params, context.counters, &fields, out)?;
+                    let namespaces = self.subsystems.get(&controller.subnqn).map(|subsystem| &subsystem.namespaces);
+                    log::get_log(controller, &self.params, namespaces, context.counters, &fields, out)?;
                 }
                 if !fields.rae {
                     self.log_was_read(handle, fields.lid);

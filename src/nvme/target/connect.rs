@@ -52,6 +52,8 @@ pub struct Connected {
     /// Submission queue flow control is off: SQHD is FFFFh in this completion and reserved in later ones, and C2HData
     /// may carry SUCCESS.
     pub sq_flow_control_disabled: bool,
+    /// The controller is enabled with all command sets: commands of an I/O queue may address every namespace.
+    pub all_command_sets: bool,
     /// The completion to send. Its SQHD is set when flow control is off, else it is the transport's.
     pub cqe: Cqe,
 }
@@ -146,7 +148,10 @@ impl Target {
         if sq_flow_control_disabled {
             cqe.sqhd.set(0xffff);
         }
-        Ok(Connected { controller, kind, qid, entries: sqsize_z + 1, sq_flow_control_disabled, cqe })
+        // Fixed while the queue exists: the controller cannot be enabled otherwise without a reset, which deletes it.
+        let all_command_sets = self.controllers.get(&controller).is_some_and(Controller::has_all_command_sets);
+        let entries = sqsize_z + 1;
+        Ok(Connected { controller, kind, qid, entries, sq_flow_control_disabled, all_command_sets, cqe })
     }
 
     fn connect_admin(

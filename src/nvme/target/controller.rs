@@ -132,6 +132,11 @@ impl Controller {
         Cap::fabrics(max_entries - 1, READY_TIMEOUT_500MS, Cap::CQR | Cap::CSS_NVM | Cap::CSS_IOCS | Cap::CRWMS)
     }
 
+    /// Whether the host has enabled it with all command sets; else it has the NVM Command Set alone, and no namespace of another.
+    pub const fn has_all_command_sets(&self) -> bool {
+        self.cc.css() == 6
+    }
+
     /// Sets the keep alive timeout and restarts its timer.
     pub fn set_kato(&mut self, kato_ms: u32, now_ns: u64) {
         self.kato_ms = granted_kato_ms(kato_ms);

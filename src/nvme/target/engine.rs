@@ -92,6 +92,9 @@ pub enum ConfigError {
     /// More namespaces than the limit.
     #[error("{0} namespaces are more than a subsystem may have")]
     TooManyNamespaces(usize),
+    /// The zones of a namespace are none, or do not divide it.
+    #[error("namespace {0} has zones that do not divide it")]
+    BadZones(u32),
     /// A namespace without blocks, or with a block size that is not a power of two from 512 up.
     #[error("namespace {0} has no blocks or a block size that is not a power of two from 512 up")]
     BadGeometry(u32),
@@ -263,6 +266,9 @@ impl Target {
             let nsid = info.nsid;
             if info.blocks == 0 || info.block_size < 512 || !info.block_size.is_power_of_two() {
                 return Err(ConfigError::BadGeometry(nsid));
+            }
+            if info.zones.as_ref().is_some_and(|zones| zones.blocks == 0 || !info.blocks.is_multiple_of(zones.blocks)) {
+                return Err(ConfigError::BadZones(nsid));
             }
             if table.get(nsid).is_some() || !table.insert(info) {
                 return Err(ConfigError::BadNsid(nsid));

@@ -51,6 +51,8 @@ pub(super) mod at {
     pub const CDW11: u16 = 44;
     /// Dword 12.
     pub const CDW12: u16 = 48;
+    /// Dword 13.
+    pub const CDW13: u16 = 52;
     /// Dword 14.
     pub const CDW14: u16 = 56;
 }

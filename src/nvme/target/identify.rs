@@ -5,6 +5,8 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::controller::Controller;
 use super::engine::{Subsystem, TargetParams};
 use super::fault::{Fault, at};
+use super::namespace::NamespaceInfo;
+use super::zoned;
 use super::{ABORTS, ASYNC_EVENT_REQUESTS, ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_MS, MDTS};
 use crate::nvme::spec::{
     CTRATT_HOST_ID_128, Cns, Csi, FUSES_COMPARE_AND_WRITE, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm,
@@ -38,10 +40,13 @@ pub(super) fn identify(
         return Err(Fault::new(StatusCode::INVALID_NAMESPACE));
     };
     let namespaces = &subsystem.namespaces;
+    let sees_zones = controller.has_all_command_sets();
     let check_csi = || match fields.csi {
         Csi::NVM => Ok(()),
+        Csi::ZONED if sees_zones && namespaces.is_zoned() => Ok(()),
         _ => Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW11)),
     };
+    let is_seen = |ns: &&NamespaceInfo| sees_zones || ns.zones.is_none();
     match fields.cns {
         // A valid NSID that is not active returns zeros.
         Cns::NAMESPACE | Cns::NAMESPACE_INDEPENDENT | Cns::NAMESPACE_CSI => {
@@ -51,29 +56,42 @@ pub(super) fn identify(
             if !namespaces.is_valid(nsid) {
                 return Err(Fault::at(StatusCode::INVALID_NAMESPACE, at::NSID));
             }
-            if let Some(ns) = namespaces.get(nsid) {
-                match fields.cns {
-                    Cns::NAMESPACE => put(out, &ns.identify()),
-                    Cns::NAMESPACE_CSI => put(out, &IdentifyNamespaceNvm::new_zeroed()),
+            if let Some(ns) = namespaces.get(nsid).filter(is_seen) {
+                match (fields.cns, &ns.zones) {
+                    (Cns::NAMESPACE, _) => put(out, &ns.identify()),
+                    (Cns::NAMESPACE_CSI, _) if fields.csi != ns.csi() => {
+                        return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW11));
+                    }
+                    (Cns::NAMESPACE_CSI, Some(zones)) => put(out, &zones.identify()),
+                    (Cns::NAMESPACE_CSI, None) => put(out, &IdentifyNamespaceNvm::new_zeroed()),
                     _ => put(out, &ns.identify_independent()),
                 }
             }
         }
         Cns::ACTIVE_NAMESPACES | Cns::ACTIVE_NAMESPACES_CSI => {
-            if fields.cns == Cns::ACTIVE_NAMESPACES_CSI {
+            let of_set = fields.cns == Cns::ACTIVE_NAMESPACES_CSI;
+            if of_set {
                 check_csi()?;
             }
             if nsid >= NSID_BROADCAST - 1 {
                 return Err(Fault::at(StatusCode::INVALID_NAMESPACE, at::NSID));
             }
-            let after = namespaces.iter().map(|ns| ns.nsid).filter(|&id| id > nsid);
+            let listed = namespaces.iter().filter(is_seen).filter(|ns| !of_set || ns.csi() == fields.csi);
+            let after = listed.map(|ns| ns.nsid).filter(|&id| id > nsid);
             for (slot, id) in out.chunks_exact_mut(4).zip(after.take(NAMESPACE_LIST_MAX)) {
                 slot.copy_from_slice(&id.to_le_bytes());
             }
         }
-        Cns::NAMESPACE_DESCRIPTORS => *out = namespaces.resolve(nsid)?.descriptors(),
+        Cns::NAMESPACE_DESCRIPTORS => {
+            let ns = Some(namespaces.resolve(nsid)?).filter(is_seen);
+            *out = ns.ok_or_else(|| namespaces.unresolved(nsid))?.descriptors();
+        }
         Cns::CONTROLLER_CSI => {
             check_csi()?;
+            if fields.csi == Csi::ZONED {
+                put(out, &zoned::identify_controller(namespaces));
+                return Ok(());
+            }
             // All limits 0: a command is bounded by its own fields only.
             put(out, &IdentifyControllerNvm::new_zeroed());
         }
@@ -81,8 +99,8 @@ pub(super) fn identify(
             if fields.cntid != 0xffff && fields.cntid != controller.cntlid {
                 return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW10 + 2));
             }
-            // One combination of command sets: the NVM Command Set alone.
-            out[0] = 1 << Csi::NVM.0;
+            // One combination of command sets: the NVM Command Set, and that of zones where there are any.
+            out[0] = 1 << Csi::NVM.0 | u8::from(namespaces.is_zoned()) << Csi::ZONED.0;
         }
         _ => return Err(BAD_CNS),
     }

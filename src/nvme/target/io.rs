@@ -5,9 +5,10 @@ use zerocopy::FromBytes;
 use super::MAX_TRANSFER_LEN;
 use super::fault::{Fault, at};
 use super::namespace::{NamespaceInfo, Namespaces};
+use super::zoned;
 use crate::nvme::spec::{
     DSM_MAX_RANGES, DsmAttributes, DsmRange, FabricsType, Fuse, NvmOpcode, Psdt, RwCdw12, SglId, Sqe, StatusCode,
-    dsm_ranges_z,
+    ZoneReportFilter, dsm_ranges_z,
 };
 
 /// What a block request does.
@@ -25,6 +26,29 @@ pub enum IoOp {
     Flush,
     /// Dataset Management: ranges are in the data, see [`dsm_ranges`].
     Dsm,
+    /// Zone Append: to the zone that begins at the first block.
+    ZoneAppend,
+    /// Zone Management Send: opens the zone that begins at the first block, or all that are closed.
+    ZoneOpen,
+    /// Zone Management Send: closes it, or all that are open.
+    ZoneClose,
+    /// Zone Management Send: finishes it, or all that are active.
+    ZoneFinish,
+    /// Zone Management Send: resets it, or all that are active or full.
+    ZoneReset,
+    /// Zone Management Receive: reports zones, from the one that the first block is in.
+    ZoneReport,
+}
+
+/// What is asked of zones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZoneAsk {
+    /// Of all zones, and not of the one at the first block.
+    pub all: bool,
+    /// The report counts the zones that it has room for, and not all that match.
+    pub partial: bool,
+    /// Which zones the report is of.
+    pub filter: ZoneReportFilter,
 }
 
 /// Where the data of a command is.
@@ -60,6 +84,8 @@ pub struct IoRequest {
     pub blocks: u32,
     /// Bytes that the transport moves.
     pub data_len: u32,
+    /// What is asked of zones.
+    pub zone: ZoneAsk,
 }
 
 /// Decodes a command of an I/O queue, whose capsule brought `capsule_len` bytes of data.
@@ -82,6 +108,9 @@ pub fn decode_io<'a>(
         NvmOpcode::WRITE_ZEROES => IoOp::WriteZeroes,
         NvmOpcode::FLUSH => IoOp::Flush,
         NvmOpcode::DATASET_MANAGEMENT => IoOp::Dsm,
+        NvmOpcode::ZONE_APPEND | NvmOpcode::ZONE_MANAGEMENT_SEND | NvmOpcode::ZONE_MANAGEMENT_RECEIVE => {
+            return zoned::decode(sqe, namespaces, capsule_len);
+        }
         _ => return Err(refused_opcode(sqe)),
     };
     check_flags(sqe, op)?;
@@ -90,7 +119,7 @@ pub fn decode_io<'a>(
         IoOp::Read | IoOp::Write | IoOp::Compare => decode_rw(sqe, op, ns, capsule_len)?,
         IoOp::WriteZeroes => decode_write_zeroes(sqe, ns, capsule_len)?,
         IoOp::Flush => without_data(IoOp::Flush, ns, capsule_len)?,
-        IoOp::Dsm => decode_dsm(sqe, ns, capsule_len)?,
+        _ => decode_dsm(sqe, ns, capsule_len)?,
     };
     Ok((request, ns))
 }
@@ -143,6 +172,7 @@ fn decode_rw(sqe: &Sqe, op: IoOp, ns: &NamespaceInfo, capsule_len: u32) -> Resul
         lba,
         blocks,
         data_len: len,
+        zone: ZoneAsk::default(),
     })
 }
 
@@ -183,6 +213,7 @@ fn decode_dsm(sqe: &Sqe, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoReque
         lba: 0,
         blocks: ranges,
         data_len: len,
+        zone: ZoneAsk::default(),
     })
 }
 
@@ -200,12 +231,13 @@ fn without_data(op: IoOp, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoRequ
         lba: 0,
         blocks: 0,
         data_len: 0,
+        zone: ZoneAsk::default(),
     })
 }
 
 /// The blocks of dwords 10 to 12, inside the namespace.
 #[inline]
-fn range_of(sqe: &Sqe, ns: &NamespaceInfo) -> Result<(u64, u32), Fault> {
+pub(super) fn range_of(sqe: &Sqe, ns: &NamespaceInfo) -> Result<(u64, u32), Fault> {
     let lba = sqe.slba();
     let blocks = u32::from(RwCdw12(sqe.cdw12.get()).nlb_z()) + 1;
     check_range(lba, u64::from(blocks), ns)?;
@@ -223,7 +255,7 @@ fn check_range(lba: u64, blocks: u64, ns: &NamespaceInfo) -> Result<(), Fault> {
 
 /// No namespace has protection information, so a command that asks for it is refused.
 #[inline]
-fn check_protection(cdw12: u32) -> Result<(), Fault> {
+pub(super) fn check_protection(cdw12: u32) -> Result<(), Fault> {
     if cdw12 & (RwCdw12::PRINFO | RwCdw12::STC) != 0 {
         return Err(Fault::at(StatusCode::INVALID_PROTECTION_INFO, at::CDW12));
     }
@@ -231,7 +263,7 @@ fn check_protection(cdw12: u32) -> Result<(), Fault> {
 }
 
 #[inline]
-fn check_write(cdw12: u32, ns: &NamespaceInfo) -> Result<(), Fault> {
+pub(super) fn check_write(cdw12: u32, ns: &NamespaceInfo) -> Result<(), Fault> {
     if ns.read_only {
         return Err(Fault::at(StatusCode::NAMESPACE_WRITE_PROTECTED, at::NSID));
     }
@@ -287,11 +319,14 @@ pub fn dsm_ranges<'a>(
 /// Checks that a Compare and a Write form a fused operation on `ns`.
 ///
 /// # Errors
-/// Invalid Field when their ranges differ, Atomic Write Unit Exceeded when they are larger than the namespace can do
-/// (NVM §2.1.3). Both commands fail with it.
+/// Invalid Field when their ranges differ, or the namespace has zones, where nothing is written twice; Atomic Write Unit Exceeded when
+/// they are larger than the namespace can do (NVM §2.1.3). Both commands fail with it.
 pub fn check_fused_pair(compare: &IoRequest, write: &IoRequest, ns: &NamespaceInfo) -> Result<(), Fault> {
     if (compare.nsid, compare.lba, compare.blocks) != (write.nsid, write.lba, write.blocks) {
         return Err(Fault::at(StatusCode::INVALID_FIELD, at::CDW10));
+    }
+    if ns.zones.is_some() {
+        return Err(Fault::at(StatusCode::INVALID_FIELD, at::FLAGS));
     }
     if write.blocks > ns.compare_and_write_blocks {
         return Err(Fault::at(StatusCode::ATOMIC_WRITE_UNIT_EXCEEDED, at::CDW12));

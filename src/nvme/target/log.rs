@@ -5,6 +5,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::controller::{Controller, ErrorReport};
 use super::engine::TargetParams;
 use super::fault::{Fault, at};
+use super::namespace::Namespaces;
 use crate::nvme::spec::{
     AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, Csi, FeatureId, FirmwareSlotLog,
     GetLogFields, LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Sqe, StatusCode, put_text,
@@ -96,6 +97,7 @@ fn window(page: &[u8], offset: u64, out: &mut [u8]) -> Result<(), Fault> {
 pub(super) fn get_log(
     controller: &Controller,
     params: &TargetParams,
+    namespaces: Option<&Namespaces>,
     counters: &SmartCounters,
     fields: &GetLogFields,
     out: &mut [u8],
@@ -140,10 +142,13 @@ pub(super) fn get_log(
         }
         LogId::COMMANDS_EFFECTS => {
             let mut log = commands_effects();
-            if fields.csi != Csi::NVM.0 {
+            let zoned = namespaces.filter(|all| controller.has_all_command_sets() && all.is_zoned());
+            match (Csi(fields.csi), zoned) {
+                (Csi::NVM, _) => {}
+                (Csi::ZONED, Some(all)) => add_zone_commands(&mut log, all),
                 // No command of another I/O command set is supported, which is what the log then says; nvme-cli asks for every
                 // set that a controller with CAP.CSS bit 6 might have.
-                log.io = FromZeros::new_zeroed();
+                _ => log.io = FromZeros::new_zeroed(),
             }
             window(log.as_bytes(), fields.offset, out)
         }
@@ -199,6 +204,22 @@ fn commands_effects() -> CommandsEffectsLog {
         log.io[usize::from(opcode.0)].set(CommandEffects::CSUPP | changes);
     }
     log
+}
+
+/// What namespaces with zones have beyond, and what they have not.
+fn add_zone_commands(log: &mut CommandsEffectsLog, namespaces: &Namespaces) {
+    for (opcode, changes) in [
+        (NvmOpcode::ZONE_APPEND, CommandEffects::LBCC),
+        (NvmOpcode::ZONE_MANAGEMENT_SEND, CommandEffects::LBCC),
+        (NvmOpcode::ZONE_MANAGEMENT_RECEIVE, 0),
+    ] {
+        log.io[usize::from(opcode.0)].set(CommandEffects::CSUPP | changes);
+    }
+    // Advice that changes nothing.
+    log.io[usize::from(NvmOpcode::DATASET_MANAGEMENT.0)].set(CommandEffects::CSUPP);
+    if !namespaces.iter().filter_map(|ns| ns.zones.as_ref()).all(|zones| zones.write_zeroes) {
+        log.io[usize::from(NvmOpcode::WRITE_ZEROES.0)].set(0);
+    }
 }
 
 /// The error report of a failed admin command.

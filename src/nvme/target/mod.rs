@@ -13,6 +13,9 @@
 //!        <--------- Target::poll -> Notice (async event completions, controllers to close)
 //! ```
 //!
+//! A namespace whose device has zones is one of the Zoned Namespace Command Set ([`zoned`]). Only hosts that enable a controller with all
+//! command sets (CC.CSS 110b) see it: the others know no commands that it could be written with safely.
+//!
 //! A controller is dynamic: an Admin Queue Connect creates it, the loss of its Admin Queue removes it. Every failed
 //! admin command leaves an entry in the controller's error log; the transport reports failed I/O commands with
 //! [`Target::log_error`].
@@ -29,6 +32,7 @@ mod io;
 mod log;
 mod namespace;
 pub mod tcp;
+mod zoned;
 
 #[cfg(test)]
 mod tests;
@@ -38,9 +42,9 @@ pub use connect::{ConnectRequest, Connected, QueueKind};
 pub use controller::{ControllerHandle, ErrorReport};
 pub use engine::{AllowedHosts, ConfigError, Disconnected, Listener, Notice, SubsystemConfig, Target, TargetParams};
 pub use fault::Fault;
-pub use io::{DataPlace, FuseStep, FuseTracker, IoOp, IoRequest, check_fused_pair, decode_io, dsm_ranges};
+pub use io::{DataPlace, FuseStep, FuseTracker, IoOp, IoRequest, ZoneAsk, check_fused_pair, decode_io, dsm_ranges};
 pub use log::SmartCounters;
-pub use namespace::{NamespaceInfo, Namespaces};
+pub use namespace::{NamespaceInfo, Namespaces, ZoneInfo};
 
 /// Largest data transfer of one command in bytes: what MDTS advertises.
 pub const MAX_TRANSFER_LEN: u32 = 1 << 20;

@@ -33,6 +33,25 @@ pub struct NamespaceInfo {
     pub compare_and_write_blocks: u32,
     /// Writes are refused.
     pub read_only: bool,
+    /// It is a zoned namespace; `None`: one of the NVM Command Set.
+    pub zones: Option<ZoneInfo>,
+}
+
+/// What the zones of a namespace have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneInfo {
+    /// Blocks from the start of one to the start of the next; the namespace is a whole number of zones.
+    pub blocks: u64,
+    /// Most bytes of one append, at least a block.
+    pub append_max: u64,
+    /// Most open zones; `None` for no limit.
+    pub open_max: Option<u32>,
+    /// Most active zones; `None` for no limit.
+    pub active_max: Option<u32>,
+    /// Reads may cross zones.
+    pub read_across: bool,
+    /// Write Zeroes is carried out.
+    pub write_zeroes: bool,
 }
 
 /// A zero's-based 16-bit count, saturated at 65,536.
@@ -41,6 +60,11 @@ fn zeros_based(count: u32) -> u16 {
 }
 
 impl NamespaceInfo {
+    /// The command set that it is of.
+    pub const fn csi(&self) -> Csi {
+        if self.zones.is_some() { Csi::ZONED } else { Csi::NVM }
+    }
+
     /// Block size as a power of two.
     pub const fn block_shift(&self) -> u32 {
         self.block_size.trailing_zeros()
@@ -70,8 +94,8 @@ impl NamespaceInfo {
         id.nsfeat = NSFEAT_OPTPERF | NSFEAT_NSABP;
         id.lbaf[0] = LbaFormat { lbads: self.block_shift() as u8, ..LbaFormat::default() };
         id.nmic = 1;
-        // Deallocated blocks read as zeros; Write Zeroes may deallocate.
-        id.dlfeat = 1 | 1 << 3;
+        // Deallocated blocks read as zeros; Write Zeroes may deallocate. Of zones only their device knows.
+        id.dlfeat = if self.zones.is_none() { 1 | 1 << 3 } else { 0 };
         id.nawun_z.set(zeros_based(self.atomic_write_blocks));
         id.nawupf_z.set(zeros_based(self.atomic_write_power_fail_blocks));
         id.nacwu_z.set(zeros_based(self.compare_and_write_blocks));
@@ -113,7 +137,7 @@ impl NamespaceInfo {
         put(DescriptorType::EUI64, &self.eui64());
         put(DescriptorType::NGUID, &self.uuid);
         put(DescriptorType::UUID, &self.uuid);
-        put(DescriptorType::CSI, &[Csi::NVM.0]);
+        put(DescriptorType::CSI, &[self.csi().0]);
         list
     }
 }
@@ -153,6 +177,11 @@ impl Namespaces {
         self.slots.iter().flatten()
     }
 
+    /// Whether any of them has zones.
+    pub fn is_zoned(&self) -> bool {
+        self.iter().any(|ns| ns.zones.is_some())
+    }
+
     /// Number of active namespaces.
     pub fn active(&self) -> usize {
         self.iter().count()
@@ -177,7 +206,7 @@ impl Namespaces {
     }
 
     #[cold]
-    fn unresolved(&self, nsid: u32) -> Fault {
+    pub(super) fn unresolved(&self, nsid: u32) -> Fault {
         if self.is_valid(nsid) {
             Fault::at(StatusCode::INVALID_FIELD, at::NSID)
         } else {

@@ -60,6 +60,8 @@ pub struct Queue {
     pub entries: u16,
     /// SQHD is kept; else it is FFFFh and C2HData may stand for the response.
     pub flow_control: bool,
+    /// Commands may address namespaces of all command sets.
+    pub all_command_sets: bool,
 }
 
 /// A command that a slot works on.

@@ -15,7 +15,7 @@ use super::stalled;
 use crate::bdev::{BlockDevice, DeviceError, Handle, OpSet};
 use crate::limits::CONNECTIONS_PER_REACTOR;
 use crate::nvme::spec::{Cqe, Sqe, Status, StatusCode};
-use crate::nvme::target::{ErrorReport, Fault, IoOp as NvmeOp, NamespaceInfo, Namespaces, SmartCounters};
+use crate::nvme::target::{ErrorReport, Fault, IoOp as NvmeOp, IoRequest, NamespaceInfo, Namespaces, SmartCounters};
 use crate::reactor::Reactor;
 use crate::reactor::io::IoOp;
 
@@ -47,6 +47,26 @@ impl Namespace {
     #[inline]
     pub fn bytes(&self, lba: u64, blocks: u64) -> (u64, u64) {
         (lba << self.shift, blocks << self.shift)
+    }
+
+    /// The range of a zone, by its number, in bytes.
+    pub fn zone(&self, index: u64) -> (u64, u64) {
+        let blocks = self.info.zones.as_ref().map_or(0, |zones| zones.blocks);
+        self.bytes(index * blocks, blocks)
+    }
+
+    /// The range of a command that manages zones: one, or all.
+    pub fn managed(&self, request: &IoRequest) -> (u64, u64) {
+        match self.info.zones.as_ref() {
+            Some(zones) if !request.zone.all => self.bytes(request.lba, zones.blocks),
+            // As large as the device is now: it may have grown since hosts were told.
+            _ => (0, self.handle.common().size()),
+        }
+    }
+
+    /// A byte of the device as a block.
+    pub fn block_of(&self, byte: u64) -> u64 {
+        byte >> self.shift
     }
 
     /// Reads need no buffer: zeros are sent.
@@ -266,6 +286,7 @@ impl Local {
             qid: connected.qid,
             entries: connected.entries,
             flow_control: !connected.sq_flow_control_disabled,
+            all_command_sets: connected.all_command_sets,
         };
         Ok((queue, connected.cqe))
     }
@@ -305,11 +326,11 @@ impl Local {
                 counts.reads += 1;
                 counts.bytes_read += bytes;
             }
-            NvmeOp::Write => {
+            NvmeOp::Write | NvmeOp::ZoneAppend => {
                 counts.writes += 1;
                 counts.bytes_written += bytes;
             }
-            NvmeOp::WriteZeroes | NvmeOp::Flush | NvmeOp::Dsm => return,
+            _ => return,
         }
         subsystem.counts.set(counts);
     }

@@ -15,6 +15,7 @@ mod local;
 mod receive;
 mod slot;
 mod stalled;
+mod zoned;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,8 +27,10 @@ use crate::limits::{
 };
 use crate::net::Listener;
 use crate::nvme::target::{
-    AllowedHosts, ConfigError, Listener as Port, MAX_TRANSFER_LEN, NamespaceInfo, SubsystemConfig, Target, TargetParams,
+    AllowedHosts, ConfigError, Listener as Port, MAX_TRANSFER_LEN, NamespaceInfo, SubsystemConfig, Target,
+    TargetParams, ZoneInfo,
 };
+use crate::reactor::io::IoOp;
 use crate::reactor::mailbox::{Reach, Remote};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::socket;
@@ -96,6 +99,14 @@ impl Export {
             atomic_write_power_fail_blocks: 1,
             compare_and_write_blocks: (TRANSFER_MAX as u32 / traits.block_size).min(128),
             read_only: self.read_only || traits.read_only,
+            zones: traits.zones.map(|zones| ZoneInfo {
+                blocks: zones.size / u64::from(traits.block_size),
+                append_max: zones.append_max,
+                open_max: zones.open_max,
+                active_max: zones.active_max,
+                read_across: zones.read_across,
+                write_zeroes: traits.ops.has(IoOp::WriteZeroes),
+            }),
         }
     }
 }
@@ -259,13 +270,6 @@ impl<R: Reach> Door<R> {
         exports: Vec<Export>,
         enter: impl FnOnce(&mut Target, &str, Vec<NamespaceInfo>) -> Result<(), ConfigError> + Send + 'static,
     ) -> Result<(), DoorError> {
-        if let Some(zoned) = exports.iter().find(|export| export.device.common().traits().zones.is_some()) {
-            let volume = &zoned.device.common().traits().name;
-            return Err(DoorError::Subsystem {
-                nqn: nqn.to_owned(),
-                why: format!("volume \"{volume}\" has zones, which no namespace here has"),
-            });
-        }
         let infos: Vec<NamespaceInfo> = exports.iter().map(Export::info).collect();
         let name = nqn.to_owned();
         let entered = self.hand_out(nqn, &exports).and_then(|()| {

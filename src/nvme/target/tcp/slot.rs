@@ -5,8 +5,8 @@ use std::rc::Rc;
 use hugepages::Buf;
 
 use super::conn::{Conn, Slot};
-use super::fused;
 use super::local::Namespace;
+use super::{fused, zoned};
 use crate::nvme::spec::{Cqe, Fuse, Sqe, Status, StatusCode};
 use crate::nvme::target::{DataPlace, Fault, IoOp as NvmeOp, IoRequest, decode_io, dsm_ranges};
 use crate::nvme::tcp::{DIGEST_LEN, DataDigest, MAX_PREFIX_LEN};
@@ -63,8 +63,11 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
             return (io, number);
         }
     };
+    if request.op == NvmeOp::ZoneReport {
+        return zoned::execute(conn, slot, &ns, &request, io).await;
+    }
     let cid = slot.command().sqe.cid.get();
-    let (offset, len) = ns.bytes(request.lba, u64::from(request.blocks));
+    let (mut offset, mut len) = ns.bytes(request.lba, u64::from(request.blocks));
 
     // What comes before the device: data from the host, a buffer for the host.
     let reads = request.op == NvmeOp::Read;
@@ -83,7 +86,16 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
         NvmeOp::WriteZeroes if request.deallocate && ns.can_unmap() => IoOp::Unmap,
         NvmeOp::WriteZeroes => IoOp::WriteZeroes,
         NvmeOp::Dsm => IoOp::Unmap,
+        NvmeOp::ZoneAppend => IoOp::ZoneAppend,
+        NvmeOp::ZoneOpen => IoOp::ZoneOpen,
+        NvmeOp::ZoneClose => IoOp::ZoneClose,
+        NvmeOp::ZoneFinish => IoOp::ZoneFinish,
+        NvmeOp::ZoneReset => IoOp::ZoneReset,
+        NvmeOp::ZoneReport => unreachable!("it was carried out apart"),
     };
+    if op.manages_zones() {
+        (offset, len) = ns.managed(&request);
+    }
     io.prepare(op, offset, len);
     if prepared.is_ok() {
         if reads {
@@ -127,6 +139,8 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
             match answer {
                 Some(Segment::Buf(buf)) => send_data(conn, cid, buf).await,
                 None if reads => send_zeroes(conn, cid, request.data_len).await,
+                // Where the data went (ZNS §3.4.1).
+                _ if op == IoOp::ZoneAppend => conn.respond(Cqe::with_result(cid, ns.block_of(io.info))).await,
                 _ => respond(conn, cid).await,
             }
         }
@@ -146,6 +160,10 @@ pub fn lookup(conn: &Conn, slot: &Slot) -> Result<(IoRequest, Rc<Namespace>), Fa
     let queue = conn.queue().expect("slots run after Connect");
     queue.subsystem.with_table(|table| {
         let (request, info) = decode_io(&command.sqe, &table.infos, capsule_len)?;
+        if info.zones.is_some() && !queue.all_command_sets {
+            // It is none of this controller's namespaces.
+            return Err(Fault::new(StatusCode::INVALID_FIELD));
+        }
         table.handle(info.nsid).map(|ns| (request, ns)).ok_or(Fault::retry(StatusCode::NAMESPACE_NOT_READY))
     })
 }
@@ -261,7 +279,7 @@ pub async fn refuse(conn: &Rc<Conn>, sqe: &Sqe, fault: Fault) -> u64 {
 }
 
 /// The data of a read and its response: in one send, or as one PDU where the data may stand for the response.
-async fn send_data(conn: &Conn, cid: u16, buf: Buf) -> u64 {
+pub async fn send_data(conn: &Conn, cid: u16, buf: Buf) -> u64 {
     let digest = conn.framing().data_digest().then(|| {
         let mut digest = DataDigest::new();
         digest.update(&buf);

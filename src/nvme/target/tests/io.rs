@@ -51,6 +51,7 @@ fn reads_and_writes_become_requests() {
             lba: 8,
             blocks: 8,
             data_len: 4096,
+            zone: ZoneAsk::default(),
         }
     );
     let write = with(&rw(NvmOpcode::WRITE, 2, 1 << 35, 2, 4096), |s| {

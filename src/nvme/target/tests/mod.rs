@@ -7,6 +7,7 @@ mod identify;
 mod io;
 mod logs;
 mod reload;
+mod zoned;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -52,6 +53,7 @@ fn namespace(nsid: u32) -> NamespaceInfo {
         atomic_write_power_fail_blocks: 1,
         compare_and_write_blocks: 8,
         read_only: false,
+        zones: None,
     }
 }
 
