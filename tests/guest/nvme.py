@@ -36,7 +36,7 @@ from nvme_world import (
 from target import binary
 
 # Whose cases run after those here.
-PARTS = ["nvme_faults", "nvme_modes", "nvme_commands", "nvme_events"]
+PARTS = ["nvme_faults", "nvme_modes", "nvme_commands", "nvme_events", "nvme_zns"]
 PROBE = "/test/bin/nvme_probe"
 
 
@@ -267,7 +267,6 @@ def refusals_name_the_remedy():
     check('is volume "one" already' in text, text)
     text = refusal({**volume("fast", disk), "pci": "0000:7f:1f.7"})
     check("no NVMe disk at 0000:7f:1f.7: this machine has " in text, text)
-    check("has zones" in refusal(volume("fast", WORLD.take("Z"))), "zones")
     check("bytes of metadata" in refusal(volume("fast", WORLD.take("P"))), "metadata")
     # What was refused has let go of everything.
     fio(attach("fast"), SIZE="4m")

@@ -178,7 +178,6 @@ def modes_refuse():
     check('is volume "fast" already' in refusal(volume("fast", function), one), "one namespace twice")
     check("has the namespaces 1, 2, 3: write nsid = 1" in refusal(volume("fast", functions("B")[0])), "which namespace")
     check("write that size" in refusal(volume("fast", function, size="1MiB")), "another size")
-    check("has zones" in refusal(volume("fast", functions("Z")[0], nsid=1)), "zones")
     check("bytes of metadata" in refusal(volume("fast", functions("P")[0])), "metadata")
     taken = WORLD.take("A1")
     text = refusal(volume("fast", taken, mode="kernel"))
