@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use super::controller::{Controller, ControllerHandle, ErrorReport};
+use super::controller::{Controller, ControllerHandle, ErrorReport, Phase};
 use super::namespace::{NamespaceInfo, Namespaces};
 use crate::nvme::spec::{ASQSZ_MIN, CNTLID_MAX, Cqe, DISCOVERY_NQN, NQN_MAX_LEN, NoticeInfo, async_event_config};
 
@@ -350,8 +350,11 @@ impl Target {
         self.controllers.values().filter_map(|controller| controller.deadline_ns).min()
     }
 
-    /// Ends controllers whose keep alive timer has expired; [`Target::poll`] names them.
+    /// Ends controllers whose keep alive timer has expired; [`Target::poll`] names them. One that is being reset or shut down has no such timer (Base
+    /// §3.9): as long as its commands take to end, its host cannot keep it alive. It begins anew afterwards.
     pub fn expire(&mut self, now_ns: u64) {
+        let busy = |c: &&mut Controller| c.deadline_ns.is_some() && c.phase != Phase::Running;
+        self.controllers.values_mut().filter(busy).for_each(|controller| controller.restart_keep_alive(now_ns));
         self.close_where(|c| c.deadline_ns.is_some_and(|deadline| deadline <= now_ns));
     }
 

@@ -191,6 +191,24 @@ fn keep_alive_expires_unless_it_is_kept() {
 }
 
 #[test]
+fn keep_alive_does_not_expire_while_commands_take_to_end() {
+    let mut rig = Rig::new();
+    let controller = rig.enabled();
+    // EN goes to 0, and the I/O takes a minute.
+    let cc = PropertySetCmd::new(Property::CC.0, 6 << 16 | 4 << 20);
+    assert!(matches!(rig.admin(controller, &cc.to_sqe()).0, Outcome::Quiesce { .. }));
+    for second in [7, 30, 60] {
+        rig.target.expire(second * SECOND);
+        assert_eq!(rig.notices(), [], "after {second} s");
+    }
+    rig.target.quiesced(controller);
+    rig.target.expire(64 * SECOND);
+    assert_eq!(rig.notices(), []);
+    rig.target.expire(65 * SECOND);
+    assert_eq!(rig.notices(), [Notice::Close { controller }]);
+}
+
+#[test]
 fn an_idle_discovery_controller_ends() {
     let mut rig = Rig::new();
     let idle = rig.enabled_discovery(0);
