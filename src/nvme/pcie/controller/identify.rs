@@ -6,7 +6,7 @@ use super::*;
 use crate::nvme::io::{Geometry, Identified, Unusable};
 use crate::nvme::spec::{
     Cns, Csi, IDENTIFY_LEN, IdentifyControllerNvm, IdentifyControllerZoned, IdentifyFields, IdentifyNamespace,
-    IdentifyNamespaceZoned, NamespaceIds, namespace_list,
+    IdentifyNamespaceZoned, NamespaceIds, Status, StatusCode, namespace_list,
 };
 
 /// Most namespaces that are looked at: as many as a queue can tell apart.
@@ -28,6 +28,12 @@ impl NamespaceInfo {
     pub fn size(&self) -> u64 {
         self.geometry.as_ref().map_or(0, |geometry| geometry.size)
     }
+}
+
+/// Whether a refusal tells of the moment, and not that there is nothing of the kind: many leave Do Not Retry out with that.
+fn is_for_now(status: Status) -> bool {
+    let unknown = [StatusCode::INVALID_FIELD, StatusCode::INVALID_OPCODE, StatusCode::INVALID_NAMESPACE];
+    !status.is_dnr() && !unknown.contains(&status.code())
 }
 
 type Page = Box<[u8; IDENTIFY_LEN]>;
@@ -57,7 +63,7 @@ impl<P: Port> Controller<P> {
     async fn identify_if_there(&self, cns: Cns, nsid: u32, csi: Csi) -> Outcome<Option<Page>> {
         match self.identify(cns, nsid, csi).await {
             Ok(page) => Ok(Some(page)),
-            Err(ControllerError::Refused { .. }) => Ok(None),
+            Err(ControllerError::Refused { status, .. }) if !is_for_now(status) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -115,6 +121,10 @@ impl<P: Port> Controller<P> {
             let nsid = was.nsid;
             let differs = match now.iter().find(|is| is.nsid == nsid) {
                 None => Some("that it is there"),
+                // Nothing says that it has changed.
+                Some(NamespaceInfo { geometry: Err(Unusable::Untold { status, .. }), .. }) if is_for_now(*status) => {
+                    return Err(ControllerError::Refused { command: "Identify", status: *status });
+                }
                 Some(is) if is.uuid != was.uuid => Some("its identity"),
                 Some(NamespaceInfo { geometry: Ok(is), .. }) => is.differs(geometry),
                 Some(_) => Some("its format"),

@@ -121,12 +121,15 @@ fn what_was_answered_before_the_reset_is_not_repeated() {
 #[test]
 fn a_reset_that_fails_once_is_made_again() {
     let faults = [
-        Rule::nth(Point::Admin(AdminOpcode::IDENTIFY), 1, Fault::Status(StatusCode::INTERNAL_ERROR.retry())),
         Rule::nth(Point::Admin(AdminOpcode::CREATE_IO_SQ), 2, Fault::Lost),
         Rule::nth(Point::Enable, 1, Fault::Hang),
         Rule::nth(Point::Enable, 1, Fault::Fatal),
     ];
-    for fault in faults {
+    // Itself, the list of namespaces, its limits, and each namespace with its names.
+    let refused = (1..=7).map(|nth| {
+        Rule::nth(Point::Admin(AdminOpcode::IDENTIFY), nth, Fault::Status(StatusCode::INTERNAL_ERROR.retry()))
+    });
+    for fault in refused.chain(faults) {
         let mut rig = Rig::closed(1, |_| {}, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
         // An admin command that is lost takes a minute: the I/O is not too old to be repeated then.
         rig.timeout_ns = 40 * S;
