@@ -2,6 +2,9 @@
 //!
 //! Data of admin commands lies in memory of its own, [`DeviceBuf`]s, never in anybody's I/O: what a command that was given up may still
 //! read or write stays with the queue until the controller has answered it after all, or is [`Quiet`].
+//!
+//! Its interrupt, if the controller has one for it, is never masked: there are few answers, and a reactor that sleeps hears of each, be it that
+//! of a command that takes minutes or an event. Without, the reactor does not sleep while an answer is awaited, and sees events when it next wakes.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -84,11 +87,13 @@ pub(super) struct AdminQueue<R: Registers> {
     awaited: Cell<usize>,
     stale: Cell<u64>,
     poller: Cell<Option<PollerId>>,
+    /// Completions wake the reactor.
+    interrupts: bool,
 }
 
 impl<R: Registers> AdminQueue<R> {
-    /// Of a controller that is enabled with these rings as its admin queues.
-    pub(super) fn new(reactor: &Rc<Reactor>, rings: Rings<R>) -> Rc<AdminQueue<R>> {
+    /// Of a controller that is enabled with these rings as its admin queues. `interrupts`: whatever it posts there wakes the reactor.
+    pub(super) fn new(reactor: &Rc<Reactor>, rings: Rings<R>, interrupts: bool) -> Rc<AdminQueue<R>> {
         // A full ring would look empty.
         let slots = rings.memory().entries - 1;
         let slot = || Slot { generation: 0, state: State::Free, data: None };
@@ -105,6 +110,7 @@ impl<R: Registers> AdminQueue<R> {
             awaited: Cell::new(0),
             stale: Cell::new(0),
             poller: Cell::new(None),
+            interrupts,
         });
         queue.poller.set(Some(reactor.add_poller("nvme admin queue", queue.clone())));
         queue
@@ -272,7 +278,12 @@ impl<R: Registers> Poller for AdminQueue<R> {
             }
             return Activity::Busy;
         }
-        if self.awaited.get() > 0 { Activity::Waiting } else { Activity::Idle }
+        if self.awaited.get() > 0 && !self.interrupts { Activity::Waiting } else { Activity::Idle }
+    }
+
+    fn arm(&self) -> bool {
+        // What came since the last look has rung the reactor while it was awake.
+        !self.rings.has_next()
     }
 }
 

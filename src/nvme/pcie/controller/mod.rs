@@ -47,6 +47,8 @@ const MS: u64 = 1_000_000;
 const LOOK_NS: u64 = MS;
 /// Units of CAP.TO in milliseconds.
 const TO_MS: u64 = 500;
+/// The interrupt of the admin completion queue (Base §3.5.1).
+const ADMIN_VECTOR: u16 = 0;
 
 /// What a user may choose.
 #[derive(Clone, Copy, Debug)]
@@ -136,6 +138,8 @@ pub struct Controller<P: Port> {
     known: RefCell<Vec<NamespaceInfo>>,
     /// It was kept from memory, since it could not be disabled: there is no way back.
     cut_off: Cell<bool>,
+    /// The admin queue's interrupt wakes this reactor.
+    interrupts: Cell<bool>,
 }
 
 /// An I/O queue pair of the controller.
@@ -175,6 +179,7 @@ impl<P: Port> Controller<P> {
             crashed: Cell::new(false),
             known: RefCell::default(),
             cut_off: Cell::new(false),
+            interrupts: Cell::new(false),
         });
         let up = this.start().await;
         match up {
@@ -189,6 +194,7 @@ impl<P: Port> Controller<P> {
     async fn start(&self) -> Outcome<()> {
         let quiet = self.disable().await?;
         self.port.let_in().map_err(ControllerError::Unfit)?;
+        self.interrupts.set(self.port.vectors() > ADMIN_VECTOR && self.port.connect(ADMIN_VECTOR, &self.reactor));
         self.enable(&quiet).await?;
         self.identify_controller().await?;
         self.share_doorbells().await?;
@@ -306,8 +312,13 @@ impl<P: Port> Controller<P> {
         let bell =
             |at: u64| -> Outcome<Doorbell<_>> { Ok(Doorbell::new(self.port.registers().bell(self.offset(at)?), None)) };
         let rings = Rings::new(memory, None, bell(doorbells.sq_tail(0))?, bell(doorbells.cq_head(0))?);
+        let interrupts = self.interrupts.get();
+        if interrupts {
+            // Each time: it is masked at first, and a reset of the function may have left it anyhow.
+            self.port.mask(ADMIN_VECTOR, false);
+        }
         // From here on the memory is the controller's, whether it comes up or not.
-        *self.admin.borrow_mut() = Some(AdminQueue::new(&self.reactor, rings));
+        *self.admin.borrow_mut() = Some(AdminQueue::new(&self.reactor, rings, interrupts));
         self.quiet.set(false);
         let registers = self.port.registers();
         registers.write32(Property::AQA.0, Aqa::new(entries - 1, entries - 1).0);

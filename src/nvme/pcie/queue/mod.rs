@@ -536,7 +536,9 @@ impl<P: Port, T: Tenant> Poller for QueuePair<P, T> {
             }
             return Activity::Busy;
         }
-        if self.vector.is_none() && self.slots.borrow().in_flight() > 0 { Activity::Waiting } else { Activity::Idle }
+        // What comes while the queue is held is looked for when it is rewound.
+        let awaited = self.state.get() == State::Live && self.slots.borrow().in_flight() > 0;
+        if awaited && self.vector.is_none() { Activity::Waiting } else { Activity::Idle }
     }
 
     fn arm(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Reactors that sleep while the controller works.
 
 use super::*;
+use crate::nvme::spec::{GetLogFields, LogId, NSID_BROADCAST, Sqe};
 
 /// How long the controller takes for a command.
 const SLOW: u64 = 50 * MS;
@@ -114,5 +115,52 @@ fn a_controller_that_gathers_no_completions_is_used_as_it_is() {
     assert_eq!(rig.port.fake.counters().injected, 1);
     assert_eq!(rig.port.fake.coalescing(), (InterruptCoalescing::new(1, 0), vec![]));
     rig.works(2);
+    rig.finish();
+}
+
+/// Turns while an admin command takes a second.
+fn turns_of_a_command(vectors: u16) -> u64 {
+    let mut rig = Rig::with(|_| {}, FakeOptions { vectors, ..FakeOptions::default() });
+    rig.inject([Rule::nth(Point::Admin(AdminOpcode::GET_LOG_PAGE), 1, Fault::Late(S))]);
+    let (drive, home) = (rig.drive().clone(), rig.reactor(0));
+    let mut sqe = Sqe::bare(AdminOpcode::GET_LOG_PAGE.0, NSID_BROADCAST);
+    let lid = LogId::SMART;
+    let fields =
+        GetLogFields { lid, lsp: 0, rae: true, numd_z: 127, lsi: 0, offset: 0, offset_is_index: false, csi: 0 };
+    fields.put(&mut sqe);
+    let (begun, turns) = (rig.now(), rig.simulation.turns());
+    let log = rig.run(async move { drive.command(&home, "Get Log Page", sqe, 512, 10 * S).await });
+    assert_eq!(log.map(|log| log.len()), Ok(512));
+    assert!((S..S + 3 * MS).contains(&(rig.now() - begun)), "{} ns", rig.now() - begun);
+    let turns = rig.simulation.turns() - turns;
+    rig.finish();
+    turns
+}
+
+#[test]
+fn a_reactor_sleeps_until_an_admin_command_is_answered() {
+    let (slept, awake) = (turns_of_a_command(65), turns_of_a_command(0));
+    assert!(slept * 100 < awake, "{slept} turns with an interrupt, {awake} without");
+}
+
+#[test]
+fn a_reactor_whose_controller_is_reset_sleeps() {
+    // It has no interrupt for its queue, on which there is nothing to be looked for meanwhile.
+    let options = FakeOptions { vectors: 1, disable_ns: S, io_ns: (SLOW, SLOW), ..FakeOptions::default() };
+    let mut rig = Rig::with(|_| {}, options);
+    rig.inject([Rule::nth(Point::io(NvmOpcode::WRITE), 2, Fault::Fatal)]);
+    let (one, two) = (rig.write((1, 1), 0, &[1; 4096]), rig.write((1, 1), 4096, &[2; 4096]));
+    let limit = rig.now() + 2 * S;
+    while rig.drive().life() != Life::Resetting {
+        assert!(rig.now() < limit, "no reset");
+        rig.wait(MS);
+    }
+    rig.wait(10 * MS);
+    let turns = rig.simulation.turns();
+    rig.wait(S / 2);
+    let turns = rig.simulation.turns() - turns;
+    assert!(turns < 5_000, "{turns} turns");
+    assert_eq!((rig.ends(&one, 3 * S), rig.ends(&two, 3 * S)), (IoStatus::Success, IoStatus::Success));
+    assert!(rig.disk.contents(1, 0, 8192) == [[1; 4096], [2; 4096]].concat());
     rig.finish();
 }
