@@ -100,6 +100,13 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 /// The queues in use on a reactor, by drive.
 struct Planted<P: Port, T: Tenant>(RefCell<BTreeMap<u64, Rc<QueuePair<P, T>>>>);
 
+/// With its reactor, on which nothing is answered any more.
+impl<P: Port, T: Tenant> Drop for Planted<P, T> {
+    fn drop(&mut self) {
+        self.0.take().into_values().for_each(|queue| queue.part());
+    }
+}
+
 fn planted<P: Port, T: Tenant>(reactor: &Reactor) -> Rc<Planted<P, T>> {
     reactor.service().unwrap_or_else(|| {
         let planted = Rc::new(Planted::<P, T>(RefCell::default()));

@@ -233,6 +233,14 @@ impl<P: Port, T: Tenant> QueuePair<P, T> {
         }
     }
 
+    /// The end of the reactor: the namespaces have the queue and the queue has them, until their last I/O has ended, which those do not that somebody
+    /// above has in hand.
+    pub(super) fn part(&self) {
+        let tenants = self.tenants.take();
+        // Dropped while nothing is borrowed.
+        drop(tenants);
+    }
+
     #[cold]
     fn let_leave(&self) {
         for number in self.leaving.take() {
