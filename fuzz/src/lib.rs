@@ -2,3 +2,6 @@
 
 #[path = "../../tests/decoders/checks.rs"]
 pub mod checks;
+
+#[path = "../../tests/decoders/device.rs"]
+pub mod device;

@@ -72,6 +72,12 @@ impl DeviceBuf {
         self.block.chunk().iova_of(self.block.chunk_offset())
     }
 
+    /// Whether all other clones are dropped: nobody but the owner of this one has the block. A clone that is made at the same time on another core
+    /// may be missed.
+    pub fn is_sole(&self) -> bool {
+        Arc::strong_count(&self.block) == 1
+    }
+
     /// Loads 4 bytes at `at`, a multiple of 4. Acquire: what the device stored before the word that is read here, later loads of
     /// this thread see.
     #[inline]

@@ -3,6 +3,7 @@
 //! `DECODER_SEED` and `DECODER_INPUTS` choose another seed and number. A failure prints the input.
 
 mod checks;
+mod device;
 mod mutate;
 
 use reactor::nvme::spec::{
@@ -286,4 +287,27 @@ fn fields_of_entries() {
     let entry = |sqe: &Sqe| [sqe.as_bytes(), Cqe::new(1, StatusCode::INVALID_FIELD.dnr()).as_bytes()].concat();
     let all: Vec<Vec<u8>> = admin_commands().iter().map(entry).collect();
     run("fields_of_entries", &all, 0, checks::fields);
+}
+
+/// Inputs of the other checks that take as long as one of these, which has a world of its own.
+const DEVICE_COST: u64 = 1_000;
+
+#[test]
+fn nvme_devices() {
+    // Honest ones, of all kinds, up to where the change of an input begins.
+    let honest = |kind: u8| [&[kind, kind.wrapping_mul(37), kind.wrapping_mul(11), kind][..], &[0; 400]].concat();
+    let all: Vec<Vec<u8>> = (0..24).map(honest).collect();
+    mutate::run_counted("nvme_devices", &all, device::DEVICE_HEAD, DEVICE_COST, device::device);
+}
+
+#[test]
+fn nvme_devices_that_lie_again_and_again() {
+    let make = |random: &mut mutate::Random| {
+        let often = [200, 50, 10, 2][random.below(4)];
+        let lies = random.below(500);
+        let byte = |random: &mut mutate::Random| if random.below(often) == 0 { random.next() as u8 } else { 0 };
+        let head: Vec<u8> = (0..device::DEVICE_HEAD).map(|_| random.next() as u8).collect();
+        head.into_iter().chain((0..lies).map(|_| byte(random))).collect()
+    };
+    mutate::run_made("nvme_devices_that_lie_again_and_again", DEVICE_COST, make, device::device);
 }

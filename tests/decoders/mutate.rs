@@ -95,6 +95,26 @@ pub fn run_counted(name: &str, right: &[Vec<u8>], head: usize, each: u64, mut ch
     assert!(accepted > inputs / 5 && accepted < inputs, "{accepted} of {inputs} accepted");
 }
 
+/// Runs a check on inputs that `make` makes, each of which takes as long as `each` of others. It says what it likes.
+pub fn run_made(
+    name: &str,
+    each: u64,
+    mut make: impl FnMut(&mut Random) -> Vec<u8>,
+    mut check: impl FnMut(&[u8]) -> bool,
+) {
+    let seed = number("DECODER_SEED", SEED);
+    let mut random = Random(seed);
+    let inputs = number("DECODER_INPUTS", INPUTS) / each;
+    let mut accepted = 0;
+    for count in 1..=inputs {
+        let input = make(&mut random);
+        let _guard = Guard { name, number: count, input: &input };
+        accepted += u64::from(check(&input));
+    }
+    println!("{name}: {accepted} of {inputs} accepted, seed {seed}");
+    assert!(accepted > 0 && accepted < inputs, "{accepted} of {inputs} accepted");
+}
+
 /// Changes one thing.
 fn change(input: &mut Vec<u8>, head: usize, right: &[Vec<u8>], random: &mut Random) {
     if input.len() <= head {

@@ -318,6 +318,18 @@ impl<P: Port, T: Tenant> Drive<P, T> {
         place.map_or(0, |place| self.sizes[place].load(Ordering::Relaxed))
     }
 
+    /// The process has ended, and what it was given was taken from it: lets go of all that this reactor has of the drive. Between two turns, and
+    /// no other turn follows, so that nobody hears how the I/O ended.
+    pub(super) fn orphan(&self, reactor: &Reactor, quiet: &Quiet) {
+        if let Some(queue) = queue_of::<P, T>(reactor, self.id) {
+            queue.end(quiet, IoStatus::Gone);
+        }
+        let keeper = keepers::<P, T>(reactor).0.borrow_mut().remove(&self.id);
+        if let Some(keeper) = keeper {
+            keeper.controller.orphan(quiet);
+        }
+    }
+
     fn tell(&self, event: ControllerEvent) {
         if let ControllerEvent::Namespaces(all) = &event {
             for (info, size) in self.namespaces.iter().zip(&self.sizes) {

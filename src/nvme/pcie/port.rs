@@ -85,6 +85,9 @@ pub trait Port: Clone + Send + Sync + 'static {
 /// The data of the commands in flight on one queue, for a controller in software: it reaches what the driver has given it, and
 /// nothing that it has given back.
 pub trait Held {
+    /// Whether command `cid` is in flight.
+    fn has(&self, cid: u16) -> bool;
+
     /// Calls `f` with the `len` bytes at the controller's address `address`, if they are data of command `cid` and that is in flight.
     fn with(&self, cid: u16, address: u64, len: usize, f: &mut dyn FnMut(&mut [u8])) -> bool;
 }

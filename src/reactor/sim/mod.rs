@@ -176,8 +176,16 @@ impl Simulation {
     /// Ends the process of a machine at once (SIGKILL): its kernel closes the sockets, and what it had written is not lost.
     pub fn kill(&mut self, machine: Machine) {
         let ended: Vec<Member> = self.members.extract_if(.., |member| member.machine == machine).collect();
-        for member in ended {
-            self.leaked += member.reactor.shut_down();
+        self.shut_down(ended);
+    }
+
+    /// Ends reactors, and counts the buffers that did not come home once all have ended: one may have had those of another.
+    fn shut_down(&mut self, ended: Vec<Member>) {
+        for member in &ended {
+            member.reactor.shut_down();
+        }
+        for member in &ended {
+            self.leaked += member.reactor.pool().leaked();
         }
     }
 
@@ -302,9 +310,8 @@ impl Simulation {
     }
 
     fn end(&mut self) -> usize {
-        for member in std::mem::take(&mut self.members) {
-            self.leaked += member.reactor.shut_down();
-        }
+        let ended = std::mem::take(&mut self.members);
+        self.shut_down(ended);
         self.leaked
     }
 

@@ -247,6 +247,14 @@ impl<P: Port> Controller<P> {
         self.admin.borrow().as_ref().map_or(0, |admin| admin.stale())
     }
 
+    /// As after [`Controller::stop`], which somebody else has done: the function was reset.
+    pub(super) fn orphan(&self, quiet: &Quiet) {
+        self.quiet.set(true);
+        if let Some(admin) = self.admin.take() {
+            admin.end(quiet);
+        }
+    }
+
     fn csts(&self) -> Outcome<Csts> {
         let csts = Csts(self.port.registers().read32(Property::CSTS.0));
         if csts.gone() { Err(ControllerError::Gone) } else { Ok(csts) }

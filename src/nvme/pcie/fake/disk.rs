@@ -381,6 +381,7 @@ struct Inner {
     cache: AtomicBool,
     health: Health,
     controllers: AtomicU32,
+    losses: AtomicU64,
 }
 
 /// See the module's head. Clones are the same disk; it outlives controllers, processes and power.
@@ -406,6 +407,7 @@ impl FakeDisk {
             namespaces: Lock::new(namespaces),
             health,
             controllers: AtomicU32::new(0),
+            losses: AtomicU64::new(0),
         }))
     }
 
@@ -456,6 +458,16 @@ impl FakeDisk {
     /// The power of the disk fails: each block that was written and is not durable is by chance as it was, or as it is. Controllers are to
     /// be removed, and made anew.
     pub fn power_cut(&self, entropy: &Entropy) {
+        self.lose_cache(entropy);
+        self.0.cache.store(self.0.options.write_cache, Ordering::Relaxed);
+        let health = self.health();
+        health.power_cycles.fetch_add(1, Ordering::Relaxed);
+        health.unsafe_shutdowns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Each block that was written and is not durable is by chance as it was, or as it is.
+    pub(super) fn lose_cache(&self, entropy: &Entropy) {
+        self.0.losses.fetch_add(1, Ordering::Release);
         for namespace in self.namespaces() {
             let mut state = namespace.state.lock();
             let shift = namespace.shift(&state);
@@ -464,10 +476,11 @@ impl FakeDisk {
                 zones.lose_power();
             }
         }
-        self.0.cache.store(self.0.options.write_cache, Ordering::Relaxed);
-        let health = self.health();
-        health.power_cycles.fetch_add(1, Ordering::Relaxed);
-        health.unsafe_shutdowns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it has lost what it had cached, or would have.
+    pub fn losses(&self) -> u64 {
+        self.0.losses.load(Ordering::Acquire)
     }
 
     /// `len` bytes that a namespace holds, from byte `offset` on.

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::lock::Lock;
+use super::script::Script;
 use crate::nvme::spec::{AdminOpcode, NvmOpcode, Property, Status};
 use crate::reactor::clock::Entropy;
 
@@ -100,8 +101,14 @@ pub enum Fault {
     Fatal,
     /// Anywhere: off the bus.
     Remove,
+    /// Commands: dwords 0 and 1 of the answer are these.
+    Result(u64),
+    /// Identify and Get Log Page: this byte of the data is another.
+    Byte(u16, u8),
     /// Reads of registers: this is read.
     Value(u64),
+    /// Reads of registers: these bits differ.
+    Bits(u64),
     /// Writes to registers and doorbells: without effect. Arrival index: not updated. Interrupts: not sent. Abort: answered, not carried out.
     Ignore,
 }
@@ -207,11 +214,30 @@ impl Armed {
 pub(super) struct Faults {
     any: AtomicBool,
     state: Lock<(Vec<Armed>, Entropy)>,
+    script: Lock<Script>,
+    /// There was a script.
+    plays: AtomicBool,
 }
 
 impl Faults {
     pub(super) fn new(seed: u64) -> Faults {
-        Faults { any: AtomicBool::new(false), state: Lock::new((Vec::new(), Entropy::new(seed))) }
+        Faults {
+            any: AtomicBool::new(false),
+            state: Lock::new((Vec::new(), Entropy::new(seed))),
+            script: Lock::default(),
+            plays: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn play(&self, bytes: Vec<u8>) {
+        *self.script.lock() = Script::new(bytes);
+        self.plays.store(true, Ordering::Release);
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// Whether bytes say, or have said, what it does.
+    pub(super) fn plays(&self) -> bool {
+        self.plays.load(Ordering::Acquire)
     }
 
     pub(super) fn add(&self, rules: impl IntoIterator<Item = Rule>) {
@@ -222,6 +248,7 @@ impl Faults {
     pub(super) fn clear(&self) {
         self.any.store(false, Ordering::Release);
         self.state.lock().0.clear();
+        *self.script.lock() = Script::default();
     }
 
     #[inline]
@@ -239,6 +266,9 @@ impl Faults {
     fn judge_all(&self, event: Arrival) -> Vec<Fault> {
         let (rules, entropy) = &mut *self.state.lock();
         let about = rules.iter_mut().filter(|armed| armed.rule.at.meets(event));
-        about.filter_map(|armed| armed.fires(entropy).then_some(armed.rule.then)).collect()
+        let mut faults: Vec<Fault> =
+            about.filter_map(|armed| armed.fires(entropy).then_some(armed.rule.then)).collect();
+        self.script.lock().say(event, &mut faults);
+        faults
     }
 }

@@ -7,7 +7,7 @@ use super::admin::Outcome;
 use super::disk::Namespace;
 use super::log::ERRORS_MAX;
 use super::memory::Dma;
-use super::queue::Sq;
+use super::queue::{Flight, Sq};
 use crate::nvme::spec::{
     CMIC_CONTROLLERS, Cns, ControllerType, Csi, DescriptorHeader, DescriptorType, FUSES_COMPARE_AND_WRITE,
     IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm, IdentifyControllerZoned, IdentifyFields,
@@ -33,9 +33,9 @@ impl Inner {
         largest.max(NAMESPACES_MIN)
     }
 
-    pub(super) fn identify(&self, sq: &mut Sq, dma: &Dma<'_>, sqe: &Sqe) -> Outcome {
-        let page = self.identify_page(sqe)?;
-        self.send(sq, dma, sqe, &page)?;
+    pub(super) fn identify(&self, sq: &mut Sq, dma: &Dma<'_>, flight: &Flight) -> Outcome {
+        let page = self.identify_page(&flight.sqe)?;
+        self.send(sq, dma, flight, page)?;
         Ok(0)
     }
 

@@ -21,6 +21,13 @@ struct Vector {
 #[derive(Debug, Default)]
 pub(super) struct Interrupts(Lock<BTreeMap<u16, Vector>>);
 
+impl Interrupts {
+    /// Nobody listens to any of them any more.
+    pub(super) fn forget(&self) {
+        self.0.lock().clear();
+    }
+}
+
 impl Inner {
     /// Vector `vector` rings this doorbell from now on, when it is not masked any more.
     pub(super) fn connect(&self, vector: u16, doorbell: Doorbell) {

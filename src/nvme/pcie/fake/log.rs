@@ -6,11 +6,12 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::Inner;
 use super::admin::Outcome;
+use super::faults::Fault;
 use super::memory::Dma;
-use super::queue::Sq;
+use super::queue::{Flight, Sq};
 use crate::nvme::spec::{
     AdminOpcode, CHANGED_NAMESPACES_MAX, CommandEffects, CommandsEffectsLog, Csi, ErrorLogEntry, FirmwareSlotLog,
-    GetLogFields, LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Sqe, Status, StatusCode, put_text, size_limit,
+    GetLogFields, LogId, NSID_BROADCAST, NvmOpcode, SmartLog, Status, StatusCode, put_text, size_limit,
 };
 
 /// Entries of the error log.
@@ -27,7 +28,8 @@ impl Inner {
         errors.truncate(ERRORS_MAX);
     }
 
-    pub(super) fn get_log(&self, sq: &mut Sq, dma: &Dma<'_>, sqe: &Sqe) -> Outcome {
+    pub(super) fn get_log(&self, sq: &mut Sq, dma: &Dma<'_>, flight: &Flight) -> Outcome {
+        let sqe = &flight.sqe;
         let fields = GetLogFields::of(sqe);
         if !matches!(sqe.nsid.get(), 0 | NSID_BROADCAST) {
             // LPA offers no SMART log of a namespace.
@@ -46,7 +48,7 @@ impl Inner {
         let mut data = vec![0; len as usize];
         let there = (page.len() - from as usize).min(data.len());
         data[..there].copy_from_slice(&page[from as usize..from as usize + there]);
-        self.send(sq, dma, sqe, &data)?;
+        self.send(sq, dma, flight, data)?;
         if !fields.rae {
             let mut admin = self.admin.lock();
             admin.unmask(fields.lid);
@@ -58,9 +60,16 @@ impl Inner {
     }
 
     /// Sends data of an admin command to the host.
-    pub(super) fn send(&self, sq: &mut Sq, dma: &Dma<'_>, sqe: &Sqe, data: &[u8]) -> Result<(), Status> {
-        self.point(dma, sqe, data.len(), &mut sq.pieces)?;
-        let mut rest = data;
+    pub(super) fn send(&self, sq: &mut Sq, dma: &Dma<'_>, flight: &Flight, mut data: Vec<u8>) -> Result<(), Status> {
+        for fault in &flight.faults {
+            if let Fault::Byte(at, value) = *fault
+                && let Some(byte) = data.get_mut(usize::from(at))
+            {
+                *byte = value;
+            }
+        }
+        self.point(dma, &flight.sqe, data.len(), &mut sq.pieces)?;
+        let mut rest = &data[..];
         for (address, len) in sq.pieces.iter().copied() {
             let (here, behind) = rest.split_at(len);
             if !dma.write(address, here) {

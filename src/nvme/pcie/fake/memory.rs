@@ -25,22 +25,34 @@ pub(super) struct Memory {
     /// By address of the first byte.
     blocks: Lock<BTreeMap<u64, DeviceBuf>>,
     faults: AtomicU64,
+    /// Of those, of commands that the driver does not hold any more.
+    given_back: AtomicU64,
     messages: Lock<Vec<String>>,
 }
 
 impl Memory {
+    /// Forgets blocks that the driver has given back: nobody has them but this list.
+    pub(super) fn sweep(&self) {
+        self.blocks.lock().retain(|_, block| !block.is_sole());
+    }
+
     pub(super) fn grant(&self, block: &DeviceBuf) -> u64 {
         let address = block.address() as u64;
         self.blocks.lock().insert(address, block.clone());
         address
     }
 
-    /// The place of `len` bytes that lie in one block.
+    /// From now on there is none that the controller may touch.
+    pub(super) fn revoke(&self) {
+        self.blocks.lock().clear();
+    }
+
+    /// The place of `len` bytes that lie in one block, which the driver has still.
     pub(super) fn find(&self, address: u64, len: usize) -> Option<Spot> {
         let blocks = self.blocks.lock();
         let (start, block) = blocks.range(..=address).next_back()?;
         let at = usize::try_from(address - start).ok()?;
-        let inside = at <= block.len() && len <= block.len() - at;
+        let inside = at <= block.len() && len <= block.len() - at && !block.is_sole();
         inside.then(|| Spot { block: block.clone(), at })
     }
 
@@ -52,6 +64,11 @@ impl Memory {
         if messages.len() < MESSAGES_MAX {
             messages.push(format!("{}: {len} bytes at {address:#x} are not the controller's to touch", who()));
         }
+    }
+
+    /// Faults of commands whose memory the driver has given back under the controller.
+    pub(super) fn given_back(&self) -> u64 {
+        self.given_back.load(Ordering::Relaxed)
     }
 
     pub(super) fn faults(&self) -> u64 {
@@ -114,8 +131,12 @@ impl Dma<'_> {
             f(Err(spot));
             return true;
         }
-        if matches!(self.holder, Holder::Forgotten) {
-            return true;
+        match self.holder {
+            Holder::Forgotten => return true,
+            Holder::Here(held) if !held.has(self.cid) => {
+                self.memory.given_back.fetch_add(1, Ordering::Relaxed);
+            }
+            Holder::Here(_) | Holder::Nobody => {}
         }
         self.memory.fault(&|| format!("queue {} command {:#06x}", self.qid, self.cid), address, len);
         false

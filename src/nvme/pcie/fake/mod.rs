@@ -9,7 +9,7 @@
 //!                                          ^          step: fetch, carry out, post
 //!                                          +---- data -----+
 //! ```
-//! **The IOMMU is ownership.** The controller reaches blocks that it was given ([`Port::memory`]) and, through [`Held`], the data
+//! **The IOMMU is ownership.** The controller reaches blocks that it was given ([`Port::memory`]) and that the driver has still, and, through [`Held`], the data
 //! of commands that are in the driver's slots. A piece of memory that is found nowhere is a *fault*: counted, kept as a message
 //! ([`FakePort::dma_faults`]), and the command ends with Data Transfer Error. So a controller that touches a buffer which the driver has
 //! given back is caught here, and so is a driver that gives a buffer back too early.
@@ -21,7 +21,8 @@
 //! registers. Each has a task that a doorbell wakes and that sleeps until the next answer is due, so that simulated time jumps. With
 //! [`FakeOptions::stepped`] there is no task, and [`FakePort::step`] does it: for benches and fuzzers.
 //!
-//! **Honest by default**: [`FakePort::inject`] makes it lie, by [`Rule`]s.
+//! **Honest by default**: [`FakePort::inject`] makes it lie, by [`Rule`]s, and [`FakePort::play`] as bytes say. When it answers what it has in hand still,
+//! it touches that no more: who believes it is not to blame.
 //!
 //! Not there: a controller memory buffer, end-to-end protection and metadata (namespaces may have such formats, and
 //! refuse data commands then), firmware, reservations, namespace management by command.
@@ -39,6 +40,7 @@ mod memory;
 mod pointer;
 mod queue;
 mod registers;
+mod script;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -57,9 +59,13 @@ pub use registers::{FakeBell, FakeRegisters};
 pub use worker::Next;
 pub use zoned::{ZoneOptions, Zones};
 
-use super::port::{Held, Port};
+use super::Quiet;
+use super::drive::Drive;
+use super::port::{Force, Held, Port};
+use super::queue::Tenant;
 use crate::nvme::spec::{Cap, InterruptCoalescing, NoticeInfo};
 use crate::reactor::Reactor;
+use crate::reactor::clock::Entropy;
 use crate::sys::tsc::Tsc;
 use admin::Admin;
 use disk::Namespace;
@@ -118,11 +124,17 @@ pub struct FakeOptions {
     pub io_ns: (u64, u64),
     /// Nanoseconds that Format NVM takes.
     pub format_ns: u64,
+    /// Its function can be reset by force.
+    pub function_reset: bool,
+    /// It can be kept from memory by force, and is off the bus then.
+    pub cut_off: bool,
+    /// With a fatal error the disk loses by chance what it had cached.
+    pub fatal_loses: bool,
     /// No task works: [`FakePort::step`] does.
     pub stepped: bool,
     /// Measures the time within steps by this clock: see [`Counters::spent_ns`].
     pub timed: Option<Tsc>,
-    /// Seeds the chance of [`When::Chance`].
+    /// Seeds the chance of [`When::Chance`], and of what a fatal error loses.
     pub seed: u64,
 }
 
@@ -148,6 +160,9 @@ impl Default for FakeOptions {
             admin_ns: (0, 0),
             io_ns: (0, 0),
             format_ns: 0,
+            function_reset: false,
+            cut_off: false,
+            fatal_loses: false,
             stepped: false,
             timed: None,
             seed: 1,
@@ -174,6 +189,8 @@ pub struct Counters {
     pub dma_faults: u64,
     /// Commands fetched from the controller memory buffer.
     pub fetched_here: u64,
+    /// Of those, for commands that the driver had in flight no more: it has given their memory back too early.
+    pub given_back: u64,
     /// Interrupts sent, or that would have been where nobody listens to their vector: at most one a step for each completion queue. Not those
     /// that a mask holds back.
     pub interrupts: u64,
@@ -238,6 +255,8 @@ struct Inner {
     namespaces: Lock<BTreeMap<u32, Arc<Namespace>>>,
     interrupts: Interrupts,
     faults: Faults,
+    /// Decides what a fatal error loses.
+    chance: Lock<Entropy>,
     counts: Counts,
     broken: Lock<Vec<String>>,
 }
@@ -317,6 +336,7 @@ impl FakeDisk {
             namespaces: Lock::new(namespaces.map(|namespace| (namespace.options.nsid, namespace)).collect()),
             interrupts: Interrupts::default(),
             faults: Faults::new(options.seed),
+            chance: Lock::new(Entropy::new(!options.seed)),
             counts: Counts::default(),
             broken: Lock::default(),
             options,
@@ -352,7 +372,13 @@ impl FakePort {
         self.inner().faults.add(rules);
     }
 
-    /// Forgets all rules.
+    /// From now on the controller does what these bytes say, in addition to rules: wherever one may look, a byte says whether it lies there, and those
+    /// behind it how. Zeros are honest, and so is the time after the last byte.
+    pub fn play(&self, bytes: Vec<u8>) {
+        self.inner().faults.play(bytes);
+    }
+
+    /// Forgets all rules, and the rest of what was to be [played](FakePort::play).
     pub fn forgive(&self) {
         self.inner().faults.clear();
     }
@@ -370,6 +396,7 @@ impl FakePort {
             fetched_here: load(&counts.fetched_here),
             posted: load(&counts.posted),
             dma_faults: self.inner().memory.faults(),
+            given_back: self.inner().memory.given_back(),
             interrupts: load(&counts.interrupts),
             aborted: load(&counts.aborted),
             enabled: load(&counts.enabled),
@@ -416,6 +443,18 @@ impl FakePort {
     /// A reset of its function: its registers are as after power-up, whatever it was at.
     pub fn reset_function(&self) {
         self.inner().reset_function();
+    }
+
+    /// The process that drives it is about to end without a word: what the kernel does then. The function is reset, with what it had in hand, and sees
+    /// no memory any more; the process has no turn after that, and its memory comes back when its reactors are dropped.
+    pub fn orphan<T: Tenant>(&self, drive: &Drive<FakePort, T>, reactors: &[Rc<Reactor>]) {
+        self.reset_function();
+        for reactor in reactors {
+            worker::detach(self.inner(), reactor, 0);
+            drive.orphan(reactor, &Quiet(()));
+        }
+        self.inner().interrupts.forget();
+        self.inner().memory.revoke();
     }
 
     /// Gives the controller a namespace of the disk.
@@ -484,6 +523,17 @@ impl Port for FakePort {
 
     fn mask(&self, vector: u16, masked: bool) {
         self.inner().mask(vector, masked);
+    }
+
+    fn force(&self, how: Force) -> Option<bool> {
+        let inner = self.inner();
+        match how {
+            Force::Reset if inner.options.function_reset && !inner.gone() => self.reset_function(),
+            Force::Reset => return Some(false),
+            Force::CutOff if inner.options.cut_off => self.remove(),
+            Force::CutOff => {}
+        }
+        Some(how == Force::Reset || inner.gone())
     }
 
     fn attach(&self, reactor: &Rc<Reactor>, qid: u16, held: Rc<dyn Held>) {

@@ -110,10 +110,24 @@ impl Sq {
         self.flights.insert((due, self.arrived), flight);
     }
 
+    /// Lets go of a command, because somebody else's answer says that it has ended.
+    fn forget(&mut self, cid: u16) {
+        if let Some(flight) = self.find(cid).and_then(|key| self.flights.remove(&key)) {
+            self.free_cid(flight.sqe.cid.get());
+            if let Some(mate) = flight.mate {
+                self.free_cid(mate.cid.get());
+            }
+        }
+    }
+
+    fn find(&self, cid: u16) -> Option<(u64, u64)> {
+        let is = |flight: &Flight| flight.sqe.cid.get() == cid || flight.mate.is_some_and(|mate| mate.cid.get() == cid);
+        self.flights.iter().find(|(_, flight)| is(flight)).map(|(key, _)| *key)
+    }
+
     /// Has a command be answered now, with this status, if it is not yet carried out.
     pub(super) fn abort(&mut self, cid: u16, status: Status) -> bool {
-        let is = |flight: &Flight| flight.sqe.cid.get() == cid || flight.mate.is_some_and(|mate| mate.cid.get() == cid);
-        let Some(key) = self.flights.iter().find(|(_, flight)| is(flight)).map(|(key, _)| *key) else {
+        let Some(key) = self.find(cid) else {
             return false;
         };
         if let Some(mut flight) = self.flights.remove(&key) {
@@ -231,6 +245,9 @@ impl Inner {
             return Next::Rung;
         }
         let change = if qid == 0 { self.progress(now) } else { None };
+        if qid == 0 {
+            self.memory.sweep();
+        }
         let due = match &mut *self.sqs[usize::from(qid)].lock() {
             Some(sq) => match self.serve(place, sq, holder, now, entropy, budget) {
                 Next::More => return Next::More,
@@ -517,13 +534,18 @@ impl Inner {
                 Fault::WrongResult(bits) => right.result.set(answer.result ^ bits),
                 Fault::WrongPhase => phase = false,
                 Fault::Twice => twice = true,
+                Fault::Result(result) => right.result.set(result),
                 Fault::Extra(bits) => {
                     let mut extra = right;
                     extra.cid.set(answer.cid ^ bits);
+                    sq.forget(extra.cid.get());
                     self.post(sq.cqid, &extra, answer.status, true);
                 }
                 _ => {}
             }
+        }
+        if right.cid.get() != answer.cid {
+            sq.forget(right.cid.get());
         }
         self.post(sq.cqid, &right, answer.status, phase);
         if twice {

@@ -20,6 +20,8 @@ use crate::sys::mmio::{Bell, Registers};
 
 /// The BAR of the controller memory buffer.
 const BUFFER_BAR: u8 = 2;
+/// CAP.DSTRD, bits 35:32.
+const CAP_DSTRD: u64 = 0xf << 32;
 /// Bytes of pages of BAR 0.
 const PAGE: u32 = 4096;
 
@@ -55,17 +57,30 @@ impl Inner {
     fn read(&self, at: u32) -> u64 {
         count(&self.counts.reads);
         let faults = self.faults.judge(Arrival::Read(at));
-        let mut value = None;
+        let (mut value, mut bits) = (None, 0);
         for fault in faults {
             self.strike(fault);
-            if let Fault::Value(lie) = fault {
-                value = Some(lie);
+            match fault {
+                Fault::Value(lie) => value = Some(lie),
+                Fault::Bits(lie) => bits ^= lie,
+                _ => {}
             }
         }
         if self.gone() {
             return u64::MAX;
         }
-        value.unwrap_or_else(|| self.register(Property(at)))
+        let truth = self.register(Property(at));
+        let mut lie = value.unwrap_or(truth) ^ bits;
+        if self.faults.plays() && Property(at) == Property::CAP && lie != u64::MAX {
+            // Told a wrong place, the driver would have old commands carried out by the doorbells of others.
+            lie = lie & !CAP_DSTRD | truth & CAP_DSTRD;
+        }
+        if lie != truth && self.faults.plays() && Property(at) == Property::CSTS && !Csts(lie as u32).ready() {
+            // Who says so touches nothing any more, whatever else it does: the driver has nothing else to go by.
+            self.live.store(false, Ordering::Release);
+            self.turn_off(&mut self.registers.lock());
+        }
+        lie
     }
 
     fn register(&self, property: Property) -> u64 {
@@ -103,8 +118,11 @@ impl Inner {
 
     /// A fatal error: nothing is done any more until the controller is disabled (Base §3.1.3.6).
     pub(super) fn fail(&self) {
-        self.csts.fetch_or(Csts::CFS, Ordering::AcqRel);
+        let before = self.csts.fetch_or(Csts::CFS, Ordering::AcqRel);
         self.live.store(false, Ordering::Release);
+        if self.options.fatal_loses && before & Csts::CFS == 0 {
+            self.disk.lose_cache(&self.chance.lock());
+        }
     }
 
     pub(super) fn remove(&self) {
@@ -292,7 +310,10 @@ impl Inner {
         state.mode = Mode::Disabling;
         self.live.store(false, Ordering::Release);
         state.shutdown = None;
-        state.change = self.delay(Arrival::Disable, self.options.disable_ns);
+        let delay = self.delay(Arrival::Disable, self.options.disable_ns);
+        // One that is not ready already cannot tell when it is disabled: it is at once.
+        let ready = self.csts.load(Ordering::Acquire) & Csts::RDY != 0;
+        state.change = delay.filter(|_| ready);
         if state.change.is_none() {
             self.turn_off(state);
         }

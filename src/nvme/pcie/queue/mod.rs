@@ -587,6 +587,10 @@ impl<P: Port, T: Tenant> Deferred for QueuePair<P, T> {
 }
 
 impl<P: Port, T: Tenant> Held for QueuePair<P, T> {
+    fn has(&self, cid: u16) -> bool {
+        self.slots.borrow().is_in_flight(cid)
+    }
+
     fn with(&self, cid: u16, address: u64, len: usize, f: &mut dyn FnMut(&mut [u8])) -> bool {
         let mut slots = self.slots.borrow_mut();
         let Some(io) = slots.io_of_mut(cid) else {

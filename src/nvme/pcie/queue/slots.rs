@@ -133,6 +133,11 @@ impl Slots {
         (slot.part != Part::Free && slot.generation == (cid >> SLOT_BITS) as u8).then_some(index)
     }
 
+    /// Whether a command of this identifier is in flight.
+    pub(super) fn is_in_flight(&self, cid: u16) -> bool {
+        self.find(cid).is_some()
+    }
+
     /// The I/O that a command in flight is of, for whoever moves its data.
     pub(super) fn io_of_mut(&mut self, cid: u16) -> Option<&mut Io> {
         let index = self.find(cid)?;

@@ -94,6 +94,10 @@ fn create(qid: u16, ring: &Ring) -> [Dwords; 2] {
 struct Hands(RefCell<Vec<(u16, Buf)>>);
 
 impl Held for Hands {
+    fn has(&self, cid: u16) -> bool {
+        self.0.borrow().iter().any(|(of, _)| *of == cid)
+    }
+
     fn with(&self, cid: u16, address: u64, len: usize, f: &mut dyn FnMut(&mut [u8])) -> bool {
         for (_, buf) in self.0.borrow_mut().iter_mut().filter(|(of, _)| *of == cid) {
             if let Some(at) = address.checked_sub(buf.address() as u64).map(|at| at as usize)
