@@ -11,6 +11,7 @@ use reactor::bdev::OpSet;
 use reactor::nvme::host::{
     Command, Controller, Ended as Lost, Geometry, HostError, Identity, Options, Queue, Volume, discover,
 };
+use reactor::nvme::pcie::fake::FakeDisk;
 use reactor::nvme::spec::{AdminOpcode, Cc, Csts, FeatureId, FeatureSelect, LogId, Property, Sqe, StatusCode};
 use reactor::reactor::Reactor;
 use reactor::reactor::io::{IoOp, IoStatus, Segment};
@@ -24,6 +25,9 @@ pub struct Context {
     pub plan: Rc<Plan>,
     pub address: SocketAddr,
     pub models: Vec<Rc<Model>>,
+    /// The NVMe drive's, and how often the models know that it has lost its cache.
+    pub disk: Option<FakeDisk>,
+    pub losses: Cell<u64>,
     /// I/Os that each host has left to do in this round.
     pub left: Vec<Cell<u32>>,
     /// Hosts whose session has ended.
@@ -58,6 +62,29 @@ struct Session {
 }
 
 impl Context {
+    /// The model of a volume, which knows all that has happened so far.
+    fn model(&self, index: usize) -> &Rc<Model> {
+        self.heed_losses();
+        &self.models[index]
+    }
+
+    /// Tells the models that the drive has lost its cache, if it has since. In between, nothing happens for them.
+    pub fn heed_losses(&self) {
+        if let Some(disk) = &self.disk
+            && self.losses.replace(disk.losses()) != disk.losses()
+        {
+            let volumes = self.models.iter().zip(&self.plan.volumes);
+            volumes.filter(|(_, v)| matches!(v.kind, Kind::Nvme { cache: true, .. })).for_each(|(m, _)| m.lose_cache());
+        }
+    }
+
+    /// The models know already.
+    pub fn forget_losses(&self) {
+        if let Some(disk) = &self.disk {
+            self.losses.set(disk.losses());
+        }
+    }
+
     fn may_lose(&self) -> bool {
         self.plan.loses_connections() || self.stopping.get()
     }
@@ -81,6 +108,7 @@ impl Context {
                 assert_eq!(status.code(), StatusCode::COMMAND_SEQUENCE_ERROR, "{error}");
             }
             // The controller may have been given up, with its queues, while another was being connected.
+            HostError::NotInTime { .. } if self.plan.is_drive_troubled() => {}
             HostError::Connect { .. } | HostError::Refused { .. } | HostError::NotInTime { .. } => {
                 assert!(self.may_lose(), "{error}");
             }
@@ -107,6 +135,7 @@ fn options(number: usize, host: &Host) -> Options {
     options.hpda_z = host.hpda_z;
     options.kato_ms = host.kato_ms;
     options.events = host.events;
+    options.command_timeout_ns = host.patience_ns;
     options
 }
 
@@ -182,7 +211,7 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
         reactor.sleep(chance.below(200 * MS)).await;
         session.leaving.set(true);
         if chance.below(2) == 0 {
-            match reset(&controller, chance.below(2) == 0).await {
+            match reset(&controller, chance.below(2) == 0, plan.patience_ns.max(60_000 * MS)).await {
                 Ok(()) => over = true,
                 Err(error) => context.check_error(&error, false),
             }
@@ -201,8 +230,10 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
             }
             drop(queues);
             let controller = Rc::into_inner(controller).expect("nobody else is at work");
+            context.heed_losses();
             let flushes: Vec<Step> = context.models.iter().map(|model| model.begin(0, 0)).collect();
             let ended = controller.shut_down().await;
+            context.heed_losses();
             for (flush, model) in flushes.iter().zip(&context.models) {
                 if ended.is_ok() && context.plan.always_flushes() {
                     model.end_flush(flush);
@@ -218,19 +249,19 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
     }
     if over {
         for (index, step) in session.unanswered.borrow_mut().drain(..) {
-            context.models[index].resolve(&step);
+            context.model(index).resolve(&step);
         }
     }
     Ok(())
 }
 
 /// Resets the controller, and enables it again if asked. All its commands are over then.
-async fn reset(controller: &Controller, enable: bool) -> Result<(), HostError> {
+async fn reset(controller: &Controller, enable: bool, limit_ns: u64) -> Result<(), HostError> {
     let reactor = controller.admin_queue().reactor();
     let enabled = controller.property_get(Property::CC, false).await? as u32;
     for (cc, ready) in [(enabled & !Cc::EN, false), (enabled, true)] {
         controller.property_set(Property::CC, cc).await?;
-        let deadline = reactor.clock().now() + 60_000 * MS;
+        let deadline = reactor.clock().now() + limit_ns;
         while Csts(controller.property_get(Property::CSTS, false).await? as u32).ready() != ready {
             assert!(reactor.clock().now() < deadline, "the controller does not become ready: {ready}");
             reactor.sleep(MS).await;
@@ -317,7 +348,7 @@ impl Session {
             }
         };
         let (index, volume) = (volumes[at].0, &volumes[at].1);
-        let model = &self.context.models[index];
+        let model = self.context.model(index);
         *written = (op.writes() && len <= self.context.plan.len_max).then_some((at, offset, len));
         let fua = matches!(op, IoOp::Write | IoOp::WriteZeroes | IoOp::CompareAndWrite) && chance.below(4) == 0;
         // What a compare expects: what may be there, or sometimes surely not.
@@ -374,7 +405,7 @@ impl Session {
 
     /// Checks an answer and tells the model.
     fn judge(&self, index: usize, volume: &Volume, step: &Step, seen: Seen) -> Result<bool, String> {
-        let (context, model) = (&self.context, &self.context.models[index]);
+        let (context, model) = (&self.context, self.context.model(index));
         let Seen { op, status, fua, expected, sent, back } = seen;
         if !back.is_empty() && op != IoOp::Read && back != sent {
             return Err("the data that was sent is not what it was".to_owned());
@@ -415,17 +446,17 @@ impl Session {
                 Ended::Lost
             }
             None => {
-                let (plan, disk_errors) = (&context.plan.volumes[index], context.plan.disk_errors());
+                let plan = &context.plan.volumes[index];
                 // A namespace identifier that is valid and not active: Invalid Field in Command (Base §3.2.1.3).
                 let removed = status == IoStatus::Unsupported && context.plan.may_be_removed(index);
                 let aborted = status == IoStatus::Aborted && self.aborts.get();
                 let damaged = status == IoStatus::DeviceError && self.context.plan.flips();
-                if !plan.may_fail(op, status, disk_errors) && !removed && !aborted && !damaged {
+                if !plan.may_fail(op, status, &context.plan) && !removed && !aborted && !damaged {
                     return Err(format!("nothing makes it fail so; queue ended: {ended:?}"));
                 }
-                let by_rule = !removed && !aborted && !damaged && (plan.kind == Kind::Malloc || !disk_errors);
+                let by_rule = !removed && !aborted && !damaged && plan.is_flawless(&context.plan);
                 context.failed.set(context.failed.get() + u64::from(by_rule));
-                if plan.refuses_whole(disk_errors) { Ended::Untouched } else { Ended::Perhaps }
+                if plan.is_flawless(&context.plan) { Ended::Untouched } else { Ended::Perhaps }
             }
         };
         if op.writes() {

@@ -6,6 +6,7 @@
 //! step for step; `REACTOR_SIM_SECONDS=N cargo test --release --test sim fresh_seeds` tries new seeds for that long.
 
 mod directed;
+mod drive;
 mod echo;
 mod host;
 mod model;

@@ -33,6 +33,8 @@ struct Version {
     succeeded: bool,
     /// No crash undoes it.
     durable: bool,
+    /// It was in a cache that was lost: no flush that begins later makes it durable.
+    unsure: bool,
     /// No crash brings it back.
     replaced_durably: bool,
     /// A compare and write has replaced exactly this one.
@@ -87,6 +89,8 @@ struct State {
     epoch: u64,
     /// Start times of operations in flight.
     in_flight: Vec<u64>,
+    /// When the volume has last lost what it had cached.
+    lost_at: u64,
 }
 
 /// See the module's head.
@@ -142,12 +146,13 @@ impl Model {
             dead: NEVER,
             succeeded: true,
             durable: true,
+            unsure: false,
             replaced_durably: false,
             consumed: false,
             seen: false,
         };
         let sectors = vec![vec![zeros]; size as usize / SECTOR];
-        let state = State { sectors, now: 1, writes: 0, epoch: 0, in_flight: Vec::new() };
+        let state = State { sectors, now: 1, writes: 0, epoch: 0, in_flight: Vec::new(), lost_at: 0 };
         Model { state: RefCell::new(state), volume: (volume + 1) << 48, volatile }
     }
 
@@ -184,6 +189,7 @@ impl Model {
             dead: NEVER,
             succeeded: false,
             durable: false,
+            unsure: false,
             replaced_durably: false,
             consumed: false,
             seen: false,
@@ -231,7 +237,7 @@ impl Model {
         }
         state.over(step);
         let now = state.now;
-        let volatile = self.volatile;
+        let (volatile, lost_at) = (self.volatile, state.lost_at);
         for (index, sector) in state.sectors[step.first..step.first + step.count].iter_mut().enumerate() {
             let at = sector.iter().position(|v| v.write == step.write).expect("a write in flight is a version");
             match ended {
@@ -247,11 +253,16 @@ impl Model {
                 Ended::Done { durable } => {
                     sector[at].end = now;
                     sector[at].succeeded = true;
-                    for other in sector.iter_mut().filter(|v| v.end < step.start && v.dead == NEVER) {
-                        other.dead = now;
-                    }
                     if durable || !volatile {
-                        harden(sector, at);
+                        harden(sector, at, now);
+                    }
+                    if step.start > lost_at {
+                        for other in sector.iter_mut().filter(|v| v.end < step.start && v.dead == NEVER) {
+                            other.dead = now;
+                        }
+                    } else {
+                        // It may have been done before the cache was lost, and be lost with it.
+                        sector[at].unsure = !sector[at].durable;
                     }
                 }
             }
@@ -267,11 +278,14 @@ impl Model {
             return;
         }
         state.over(step);
+        let (now, lost_at) = (state.now, state.lost_at);
         for sector in &mut state.sectors {
             for at in 0..sector.len() {
                 let version = &sector[at];
-                if version.succeeded && version.end < step.start && !version.durable {
-                    harden(sector, at);
+                // One that was in flight when the cache was lost came before that, if it succeeds.
+                let covered = step.start <= lost_at || !version.unsure;
+                if version.succeeded && version.end < step.start && !version.durable && covered {
+                    harden(sector, at, now);
                 }
             }
         }
@@ -309,6 +323,8 @@ impl Model {
             state.over(step);
         }
         let now = state.now;
+        // What was there before a cache was lost may be there no more, and what was over there again.
+        let is_sure = step.start > state.lost_at;
         for (index, bytes) in bytes.chunks_exact(SECTOR).enumerate() {
             let number = step.first + index;
             let value = value_of(bytes, number as u64)?;
@@ -319,7 +335,7 @@ impl Model {
                 oldest = oldest.min(version.start);
                 // Zeros may be those of any of several writes.
                 version.seen |= value != ZEROES;
-                if consumes && value != ZEROES && std::mem::replace(&mut version.consumed, true) {
+                if consumes && is_sure && value != ZEROES && std::mem::replace(&mut version.consumed, true) {
                     return Err(format!("sector {number}: {value:#x} was replaced by two compare and writes"));
                 }
             }
@@ -327,7 +343,7 @@ impl Model {
                 return Err(format!("sector {number} holds {value:#x}, begun at {}: {sector:#?}", step.start));
             }
             // It was there at some time until now, so what was over before it began is gone.
-            for version in sector.iter_mut().filter(|v| v.end < oldest && v.dead == NEVER) {
+            for version in sector.iter_mut().filter(|v| is_sure && v.end < oldest && v.dead == NEVER) {
                 version.dead = now;
             }
         }
@@ -387,6 +403,20 @@ impl Model {
         }
     }
 
+    /// The volume has lost what it had cached, and goes on: each sector may be as it is, or as it was at any time since it was last durable. No
+    /// flush that succeeds from now on is about what was written before.
+    pub fn lose_cache(&self) {
+        let state = &mut *self.state.borrow_mut();
+        state.now += 1;
+        state.lost_at = state.now;
+        for version in state.sectors.iter_mut().flatten().filter(|v| !v.replaced_durably) {
+            version.dead = NEVER;
+            version.consumed = false;
+            version.unsure = !version.durable;
+        }
+        state.now += 1;
+    }
+
     fn end_all(&self, possible: impl Fn(&Version) -> bool) {
         let state = &mut *self.state.borrow_mut();
         state.now += 1;
@@ -436,10 +466,10 @@ impl Model {
             state.writes += 1;
             let write = self.volume | 1 << 47 | state.writes;
             let version = Version { write, start: now, end: now, dead: NEVER, succeeded: true, seen: true, ..same };
-            sector.push(Version { durable: false, replaced_durably: false, ..version });
+            sector.push(Version { durable: false, unsure: false, replaced_durably: false, ..version });
             if lasting || !self.volatile {
                 let at = sector.len() - 1;
-                harden(sector, at);
+                harden(sector, at, now);
                 sector.retain(|v| !v.replaced_durably);
             }
         }
@@ -449,11 +479,13 @@ impl Model {
 }
 
 /// No crash undoes version `at` any more, or brings back what was over before it began.
-fn harden(sector: &mut [Version], at: usize) {
-    sector[at].durable = true;
+fn harden(sector: &mut [Version], at: usize, now: u64) {
+    (sector[at].durable, sector[at].unsure) = (true, false);
     let start = sector[at].start;
     for other in sector.iter_mut().filter(|v| v.end < start) {
         other.replaced_durably = true;
+        // After the loss of a cache it could have been back.
+        other.dead = other.dead.min(now);
     }
 }
 

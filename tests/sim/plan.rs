@@ -5,10 +5,14 @@ use reactor::reactor::clock::Entropy;
 use reactor::reactor::io::{IoOp, IoStatus};
 use reactor::reactor::sim::Rates;
 
+use super::drive::DrivePlan;
 use super::model::Crash;
 
 /// One millisecond of simulated time.
 pub const MS: u64 = 1_000_000;
+
+/// The first of the seeds whose worlds have an NVMe drive; the others have none.
+pub const DRIVE_SEEDS: u64 = 1 << 48;
 
 /// What a volume is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +21,19 @@ pub enum Kind {
     Malloc,
     /// A simulated disk with this unit of direct I/O; whether it can punch holes.
     File { unit: u32, punch: bool },
+    /// A namespace of the plan's drive, which may have a volatile write cache.
+    Nvme { nsid: u32, cache: bool },
+}
+
+impl Kind {
+    /// Acknowledged writes may be lost until a flush.
+    pub fn is_volatile(self) -> bool {
+        match self {
+            Kind::Malloc => false,
+            Kind::File { .. } => true,
+            Kind::Nvme { cache, .. } => cache,
+        }
+    }
 }
 
 /// A volume.
@@ -32,18 +49,27 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Statuses that hosts may see for `op` while the connection holds; the disk itself fails too if `disk_errors`.
-    pub fn may_fail(&self, op: IoOp, status: IoStatus, disk_errors: bool) -> bool {
+    /// Statuses that hosts may see for `op` while the connection holds.
+    pub fn may_fail(&self, op: IoOp, status: IoStatus, plan: &Plan) -> bool {
         let injected = self.rules.iter().flatten().any(|rule| {
             let about = rule.op.is_none_or(|of| of == op);
             matches!(rule.action, Action::Fail(with) if about && told(with) == status)
         });
-        injected || disk_errors && matches!(self.kind, Kind::File { .. }) && status == IoStatus::MediaError
+        injected
+            || match self.kind {
+                Kind::Malloc => false,
+                Kind::File { .. } => plan.disk_errors() && status == IoStatus::MediaError,
+                Kind::Nvme { .. } => plan.drive.as_ref().is_some_and(|drive| drive.may_fail(op, status)),
+            }
     }
 
-    /// Whether an answer with `status` says that nothing was written: the inject layer does so, a disk does not.
-    pub fn refuses_whole(&self, disk_errors: bool) -> bool {
-        self.kind == Kind::Malloc || !disk_errors
+    /// Whether nothing but the inject layer fails here, which says with an error that nothing was written: a disk does not.
+    pub fn is_flawless(&self, plan: &Plan) -> bool {
+        match self.kind {
+            Kind::Malloc => true,
+            Kind::File { .. } => !plan.disk_errors(),
+            Kind::Nvme { .. } => !plan.is_drive_troubled(),
+        }
     }
 }
 
@@ -72,6 +98,8 @@ pub struct Host {
     pub events: bool,
     /// Asks the controller for this and that meanwhile.
     pub chatter: bool,
+    /// Waits so long for an answer.
+    pub patience_ns: u64,
 }
 
 /// How a round ends.
@@ -108,6 +136,8 @@ pub struct Plan {
     pub vanishes: bool,
     /// The last volume's namespace comes and goes.
     pub changes: bool,
+    /// The NVMe drive whose namespaces some of the volumes are.
+    pub drive: Option<DrivePlan>,
 }
 
 impl Plan {
@@ -130,7 +160,10 @@ impl Plan {
     pub fn always_flushes(&self) -> bool {
         let about = |rule: &Rule| rule.op.is_none_or(|op| op == IoOp::Flush);
         let fails = |rule: &Rule| about(rule) && matches!(rule.action, Action::Fail(_));
-        !self.changes && !self.disk_errors() && !self.volumes.iter().flat_map(|v| v.rules.iter().flatten()).any(fails)
+        !self.changes
+            && !self.disk_errors()
+            && !self.is_drive_troubled()
+            && !self.volumes.iter().flat_map(|v| v.rules.iter().flatten()).any(fails)
     }
 
     /// Whether disks fail.
@@ -138,8 +171,43 @@ impl Plan {
         self.rates.disk_error > 0
     }
 
+    /// Whether anything goes wrong with the NVMe drive.
+    pub fn is_drive_troubled(&self) -> bool {
+        self.drive.as_ref().is_some_and(DrivePlan::is_troubled)
+    }
+
     /// Draws a plan.
     pub fn of(seed: u64) -> Plan {
+        let mut plan = Plan::without_drive(seed);
+        if seed >= DRIVE_SEEDS {
+            plan.add_drive();
+        }
+        plan
+    }
+
+    /// Has most of the volumes be namespaces of a drive.
+    fn add_drive(&mut self) {
+        let chance = Entropy::new(self.seed ^ 0x6e76_6d65_6472_6976);
+        for _ in 0..16 {
+            chance.next();
+        }
+        let mut volumes: Vec<(u32, &Volume)> = (1..).zip(&self.volumes).collect();
+        let sure = chance.below(volumes.len() as u64) as u32 + 1;
+        volumes.retain(|(nsid, _)| *nsid == sure || chance.below(4) > 0);
+        let drive = DrivePlan::of(&chance, self.reactors, &volumes, self.pauses);
+        let chosen: Vec<u32> = volumes.iter().map(|(nsid, _)| *nsid).collect();
+        for nsid in chosen {
+            let volume = &mut self.volumes[nsid as usize - 1];
+            volume.kind = Kind::Nvme { nsid, cache: drive.disk.write_cache };
+            volume.home = drive.home();
+        }
+        // A controller that is silent for a minute is waited for.
+        self.hosts.iter_mut().for_each(|host| host.patience_ns = 300_000 * MS);
+        self.memory = self.memory.max(8 << 20);
+        self.drive = Some(drive);
+    }
+
+    fn without_drive(seed: u64) -> Plan {
         let chance = Entropy::new(seed ^ 0x7361_6d65_2070_6c61);
         for _ in 0..16 {
             chance.next();
@@ -172,6 +240,7 @@ impl Plan {
             pauses,
             vanishes,
             changes: several && one_in(4),
+            drive: None,
         }
     }
 }
@@ -260,5 +329,6 @@ fn host(chance: &Entropy, pauses: bool, vanishes: bool) -> Host {
         kato_ms,
         events: chance.below(3) == 0,
         chatter: chance.below(3) == 0,
+        patience_ns: 30_000 * MS,
     }
 }

@@ -6,13 +6,16 @@ use std::rc::Rc;
 
 use reactor::reactor::sim::{Fault, Machine, Rates, Simulation, World};
 
+use super::drive::Totals;
 use super::host::{self, Context};
 use super::model::{Crash, Model};
 use super::plan::{Finish, Kind, MS, Plan};
 use super::target::Target;
 
-/// Simulated time that a round may take.
-const ROUND_NS: u64 = 600_000 * MS;
+/// Simulated time that a round may take: what several commands may that hosts wait for, one after the other.
+fn round_ns(plan: &Plan) -> u64 {
+    plan.hosts.iter().map(|host| 20 * host.patience_ns).max().unwrap_or(0)
+}
 
 /// How often hosts fall silent in a round at most: each time may take most of a minute.
 const SILENCES: u32 = 6;
@@ -27,6 +30,7 @@ pub struct Outcome {
     pub lost: u64,
     pub injected: u64,
     pub aborted: u64,
+    pub drive: Totals,
 }
 
 /// Prints how to run a seed again, if it fails.
@@ -61,13 +65,14 @@ pub fn run_plan(plan: Plan) -> Outcome {
     let sim = Rc::new(RefCell::new(simulation));
     let target = Target::start(&sim, &plan);
     let hosts: Vec<Machine> = plan.hosts.iter().map(|_| sim.borrow_mut().machine(1)).collect();
-    let volatile = |kind| matches!(kind, Kind::File { .. });
     let models = plan.volumes.iter().enumerate();
-    let models = models.map(|(index, v)| Rc::new(Model::new(index as u64, v.size, volatile(v.kind)))).collect();
+    let models = models.map(|(index, v)| Rc::new(Model::new(index as u64, v.size, v.kind.is_volatile()))).collect();
     let context = Rc::new(Context {
         plan: plan.clone(),
         address: target.address,
         models,
+        disk: target.drive().map(|drive| drive.disk().clone()),
+        losses: Cell::new(0),
         left: hosts.iter().map(|_| Cell::new(0)).collect(),
         finished: hosts.iter().map(|_| Cell::new(true)).collect(),
         stopping: Cell::new(false),
@@ -84,6 +89,7 @@ pub fn run_plan(plan: Plan) -> Outcome {
     }
     let (context, injected) = (scenario.context.clone(), scenario.target.injected());
     assert!(context.failed.get() <= injected, "{} I/Os failed, rules failed {injected}", context.failed.get());
+    let drive = scenario.target.end();
     drop(scenario);
     let sim = Rc::into_inner(sim).expect("nobody else has it").into_inner();
     let (hash, turns) = (sim.trace_hash(), sim.turns());
@@ -95,6 +101,7 @@ pub fn run_plan(plan: Plan) -> Outcome {
         lost: context.lost.get(),
         injected,
         aborted: context.aborted.get(),
+        drive,
     }
 }
 
@@ -134,7 +141,7 @@ impl Scenario {
             self.context.finished[number].set(false);
             self.start_host(number);
         }
-        let end = self.world.now() + ROUND_NS;
+        let end = self.world.now() + round_ns(&self.plan);
         let failing = (finish != Finish::Done).then(|| self.world.now() + self.world.pick(400 * MS));
         while !self.all_finished() && failing.is_none_or(|at| self.world.now() < at) {
             assert!(self.world.now() < end, "hosts are not done: {:?} I/Os left", self.context.left);
@@ -156,8 +163,11 @@ impl Scenario {
         }
     }
 
-    /// Changes a namespace, and makes life harder for a host, now and then.
+    /// Changes a namespace, and makes life harder for a host or the drive, now and then.
     fn disturb(&mut self) {
+        if let Some(drive) = self.target.drive() {
+            drive.disturb(&self.world);
+        }
         if self.plan.changes && self.world.pick(4) == 0 {
             self.target.change();
         }
@@ -194,13 +204,19 @@ impl Scenario {
     fn end_quietly(&mut self) {
         self.target.calm_down();
         self.target.quiet();
+        if self.target.has_dead_drive() {
+            return self.fail(Crash::Process);
+        }
+        self.context.heed_losses();
         self.context.models.iter().for_each(|model| model.settle());
         self.inspect(false);
         self.target.quiet();
     }
 
     fn fail(&mut self, crash: Crash) {
+        self.context.heed_losses();
         self.target.crash(crash);
+        self.context.forget_losses();
         for (model, volume) in self.context.models.iter().zip(&self.plan.volumes) {
             if volume.kind == Kind::Malloc { model.forget() } else { model.crash(crash) }
         }
@@ -209,7 +225,7 @@ impl Scenario {
         if early {
             self.target.restart();
         }
-        let end = self.world.now() + ROUND_NS;
+        let end = self.world.now() + round_ns(&self.plan);
         while !self.all_finished() {
             assert!(self.world.now() < end, "hosts hang on a target that failed");
             self.run_for(100 * MS);

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use reactor::reactor::clock::Entropy;
 use reactor::reactor::io::{IoOp, IoStatus};
 
+use super::drive::Totals;
 use super::model::Crash;
-use super::plan::{Finish, Plan};
+use super::plan::{DRIVE_SEEDS, Finish, Plan};
 use super::scenario::{Outcome, run, run_plan};
 
 /// What seeds came to together.
@@ -21,6 +22,9 @@ struct Total {
     /// Rounds that ended by a loss of power, of the process, and in order with hosts at work.
     ends: [u64; 3],
     answers: BTreeMap<(u8, u8), u64>,
+    /// Of the worlds with an NVMe drive.
+    drives: u64,
+    drive: Totals,
 }
 
 impl Total {
@@ -34,6 +38,7 @@ impl Total {
                 Finish::Drain => self.ends[2] += 1,
             }
         }
+        self.drives += u64::from(plan.drive.is_some());
         self.add(&run_plan(plan));
     }
 
@@ -46,6 +51,7 @@ impl Total {
         for (kind, count) in &outcome.answers {
             *self.answers.entry(*kind).or_default() += count;
         }
+        self.drive += outcome.drive;
     }
 
     fn count(&self, op: IoOp, status: IoStatus) -> u64 {
@@ -56,6 +62,9 @@ impl Total {
         let Total { worlds, turns, lost, injected, aborted, ends: [power, process, drain], .. } = self;
         println!("{worlds} worlds, {turns} turns; power failed {power} times, {process} kills, {drain} shutdowns");
         println!("{lost} attempts failed, {injected} I/Os failed by rules, {aborted} aborted");
+        if self.drives > 0 {
+            println!("{} NVMe drives: {:?}", self.drives, self.drive);
+        }
         for op in IoOp::ALL.into_iter().filter(|op| *op != IoOp::Reset && !op.is_of_zones()) {
             let all: u64 = self.answers.range((op as u8, 0)..=(op as u8, u8::MAX)).map(|(_, count)| count).sum();
             println!("{op:?}: {all}, {} with success", self.count(op, IoStatus::Success));
@@ -64,7 +73,7 @@ impl Total {
 }
 
 /// Runs seeds, and checks that they were about something.
-fn seeds(range: std::ops::Range<u64>) {
+fn seeds(range: std::ops::Range<u64>) -> Total {
     let mut total = Total::default();
     range.for_each(|seed| total.run(seed));
     total.print();
@@ -76,6 +85,17 @@ fn seeds(range: std::ops::Range<u64>) {
     }
     assert!(total.ends.iter().all(|count| *count > total.worlds / 50), "crashes are rare: {:?}", total.ends);
     assert!(total.lost > total.worlds / 4 && total.injected > total.worlds / 4, "trouble is rare");
+    total
+}
+
+/// As [`seeds`], of worlds with an NVMe drive.
+fn drives(range: std::ops::Range<u64>) {
+    let Total { drives, drive, .. } = seeds(DRIVE_SEEDS + range.start..DRIVE_SEEDS + range.end);
+    let Totals { aborts, resets, stale, repeated, faults, losses, dead } = drive;
+    assert_eq!(drives, range.end - range.start);
+    assert!(faults > drives && aborts > drives / 4 && resets > drives / 4, "trouble is rare: {drive:?}");
+    assert!(stale > drives / 10 && repeated > drives / 10, "it has no effect: {drive:?}");
+    assert!(losses > drives / 20 && dead > drives / 50, "it is never bad: {drive:?}");
 }
 
 #[test]
@@ -98,16 +118,33 @@ fn worlds_450_to_599() {
     seeds(450..600);
 }
 
+#[test]
+fn drives_0_to_99() {
+    drives(0..100);
+}
+
+#[test]
+fn drives_100_to_199() {
+    drives(100..200);
+}
+
 /// Seeds that have found something, each named with it.
 #[test]
 fn seeds_that_found_something() {
     // A reactor that ended with connections open kept them and their buffers.
     run(6);
+    // One that ended while a helper had an I/O for a namespace kept the queue, and its memory.
+    run(DRIVE_SEEDS + 30);
+    // A host lost its connection while its controller was being reset: the keep alive timer ran on.
+    run(DRIVE_SEEDS + 226);
+    // A controller that would not say for a moment what a namespace is was given up.
+    run(DRIVE_SEEDS + 1354);
+    run(DRIVE_SEEDS + 1378);
 }
 
 #[test]
 fn the_same_seed_does_the_same() {
-    for seed in 1000..1010 {
+    for seed in (1000..1010).chain(DRIVE_SEEDS + 1000..DRIVE_SEEDS + 1010) {
         let (first, second) = (run(seed), run(seed));
         assert_eq!(first, second, "seed {seed}");
     }
@@ -123,7 +160,8 @@ fn one_seed() {
     println!("{:#?}", run_plan(plan));
 }
 
-/// New seeds for as many seconds as `REACTOR_SIM_SECONDS` says, from `REACTOR_SIM_SEED` on if that is set.
+/// New seeds for as many seconds as `REACTOR_SIM_SECONDS` says, from `REACTOR_SIM_SEED` on if that is set: in turn without and with an NVMe drive,
+/// unless the first is of one that has.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "how long a person wants to wait is no simulated time")]
 fn fresh_seeds() {
@@ -132,14 +170,15 @@ fn fresh_seeds() {
     let first = number("REACTOR_SIM_SEED").unwrap_or_else(|| Entropy::seed_from_kernel().expect("a seed") >> 16);
     let (started, mut total) = (Instant::now(), Total::default());
     let mut told = Duration::ZERO;
-    for seed in first.. {
+    for number in first.. {
+        let seed = if number.is_multiple_of(2) { number } else { number | DRIVE_SEEDS };
         total.run(seed);
         if started.elapsed() >= Duration::from_secs(seconds) {
             break;
         }
         if started.elapsed() >= told + Duration::from_secs(60) {
             told = started.elapsed();
-            eprintln!("{} s: seeds {first} to {seed} are good", told.as_secs());
+            eprintln!("{} s: seeds {first} to {number} are good", told.as_secs());
         }
     }
     println!("from seed {first}:");

@@ -15,6 +15,7 @@ use reactor::reactor::Reactor;
 use reactor::reactor::mailbox::{Reach, Remote};
 use reactor::reactor::sim::{DiskId, DiskOptions, Machine, Simulation};
 
+use super::drive::{Drive, Totals};
 use super::model::Crash;
 use super::plan::{Kind, MS, Plan};
 
@@ -70,6 +71,7 @@ pub struct Target {
     pub machine: Machine,
     pub address: SocketAddr,
     disks: Vec<Option<DiskId>>,
+    drive: Option<Drive>,
     door: Option<Door<Inside>>,
     controls: Vec<Control>,
     /// The last of the namespaces, and whether it is there.
@@ -87,7 +89,7 @@ impl Target {
         sim.borrow_mut().set_memory(HOST_MEMORY);
         let world = sim.borrow().world().clone();
         let disks = plan.volumes.iter().map(|volume| match volume.kind {
-            Kind::Malloc => None,
+            Kind::Malloc | Kind::Nvme { .. } => None,
             Kind::File { unit, punch } => {
                 Some(world.add_disk(machine, DiskOptions { size: volume.size, align: unit as usize, punch }))
             }
@@ -98,6 +100,7 @@ impl Target {
             machine,
             address: SocketAddr::new(world.address(machine), PORT),
             disks: disks.collect(),
+            drive: plan.drive.clone().map(|drive| Drive::new(drive, plan.seed)),
             door: None,
             controls: Vec::new(),
             last: None,
@@ -109,10 +112,18 @@ impl Target {
     }
 
     fn reactors(&self) -> Vec<Rc<Reactor>> {
-        (0..self.plan.reactors).map(|number| self.sim.borrow().reactor(self.machine, number)).collect()
+        (0..self.plan.reactors).map(|number| self.reactor(number)).collect()
+    }
+
+    fn reactor(&self, number: u16) -> Rc<Reactor> {
+        self.sim.borrow().reactor(self.machine, number)
     }
 
     fn serve(&mut self) {
+        if let Some(plan) = &self.plan.drive {
+            let home = self.reactor(plan.home());
+            self.drive.as_mut().expect("it is planned").open(&self.sim, &home);
+        }
         let exports: Vec<Export> = (0..self.plan.volumes.len())
             .map(|index| Export { nsid: index as u32 + 1, device: self.device(index), read_only: false })
             .collect();
@@ -149,6 +160,7 @@ impl Target {
                 };
                 Arc::new(file::File::over(options, self.sim.borrow().world().open(disk), geometry))
             }
+            (Kind::Nvme { nsid, .. }, _) => self.drive.as_ref().expect("it is planned").device(name, nsid),
             _ => Arc::new(
                 malloc::Malloc::new(malloc::Options {
                     name,
@@ -200,8 +212,19 @@ impl Target {
         }
     }
 
+    /// The NVMe drive.
+    pub fn drive(&self) -> Option<&Drive> {
+        self.drive.as_ref()
+    }
+
+    /// Whether the NVMe drive is beyond use until the process starts anew.
+    pub fn has_dead_drive(&self) -> bool {
+        self.drive.as_ref().is_some_and(Drive::is_dead)
+    }
+
     /// All volumes are there, and from now on no rule does anything.
     pub fn calm_down(&mut self) {
+        self.drive.iter().for_each(Drive::calm_down);
         if self.last.as_ref().is_some_and(|(_, there)| !there) {
             self.change();
         }
@@ -234,11 +257,32 @@ impl Target {
         }
         door.close();
         self.sim.borrow_mut().run_for(MS).unwrap();
+        self.close_drive();
+    }
+
+    fn close_drive(&self) {
+        if let (Some(drive), Some(plan)) = (&self.drive, &self.plan.drive) {
+            drive.close(&self.sim, &self.reactor(plan.home()));
+        }
+    }
+
+    /// The end of the world: what the drive has come to.
+    pub fn end(&mut self) -> Totals {
+        self.close_drive();
+        let (reactors, world) = (self.reactors(), self.sim.borrow().world().clone());
+        let Some(drive) = &mut self.drive else { return Totals::default() };
+        drive.end(&reactors, None, &world);
+        drive.totals()
     }
 
     /// Ends the process or the machine.
     pub fn crash(&mut self, crash: Crash) {
         self.failed_before.set(self.injected());
+        let (reactors, world) = (self.reactors(), self.sim.borrow().world().clone());
+        if let Some(drive) = &mut self.drive {
+            drive.end(&reactors, Some(crash), &world);
+        }
+        drop(reactors);
         match crash {
             Crash::Process => self.sim.borrow_mut().kill(self.machine),
             Crash::Power => self.sim.borrow_mut().power_cut(self.machine),
@@ -268,6 +312,14 @@ impl Target {
         }
         // Timers that look after connections, and events on their way.
         self.sim.borrow_mut().run_for(15_000 * MS).unwrap();
+        while self.drive.as_ref().is_some_and(Drive::is_resetting) {
+            assert!(self.sim.borrow().world().now() < end, "the drive does not come back");
+            self.sim.borrow_mut().run_for(1_000 * MS).unwrap();
+        }
+        if self.has_dead_drive() {
+            // It has let go of what the others hold.
+            return;
+        }
         assert_eq!(self.holdings(), self.idle, "held by the target's reactors once all hosts have gone");
     }
 }
