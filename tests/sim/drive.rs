@@ -210,7 +210,12 @@ impl DrivePlan {
                 2 => vec![soon(Fault::Hang), Rule::nth(Point::Admin(AdminOpcode::ABORT), 1, Fault::Ignore)],
                 _ => {
                     let lost = [Fault::Lost, Fault::WrongCid(bits << 10), Fault::WrongSqid(3), Fault::WrongPhase];
-                    vec![soon(pick(&lost))]
+                    let mut rule = soon(pick(&lost));
+                    if bits.is_multiple_of(2) {
+                        // Compare and write: what must not be done twice.
+                        (rule.at, rule.when) = (Point::io(NvmOpcode::COMPARE), When::Nth(1));
+                    }
+                    vec![rule]
                 }
             },
             Trouble::Fatal | Trouble::Storm => vec![fatal()],
