@@ -1,5 +1,6 @@
 //! What this program's own NVMe driver costs per I/O, on the controller in software: `cargo bench --bench nvme`, with a part of a line's
-//! name for only those lines. Prints a table, judges nothing; with `--json` a line of JSON for each, for `scripts/bench`.
+//! name for only those lines. Prints a table, judges nothing; with `--json` a line of JSON for each, for `scripts/bench`, with `--rounds=N`
+//! another number of rounds than 21.
 //!
 //! One thread, 4 KiB random reads of a namespace that was never written, the controller worked between turns of the same thread. The time
 //! within the controller, which fetches, fills 4 KiB and posts, is measured apart, and taken off: what is left is the load generator, the
@@ -97,6 +98,9 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let as_json = words.iter().any(|word| word == "--json");
+    let rounds = words.iter().find_map(|word| word.strip_prefix("--rounds=")).map_or(ROUNDS, |number| {
+        number.parse().ok().filter(|rounds| *rounds > 0).expect("--rounds=N: a number of rounds, at least 1")
+    });
     let wanted = words.iter().find(|word| !word.starts_with("--")).cloned().unwrap_or_default();
     if !as_json {
         println!(
@@ -117,7 +121,7 @@ fn main() {
                 let bench = make();
                 // In turns: the machine is the same for both.
                 let rounds: Vec<_> =
-                    (0..ROUNDS).map(|_| (bench.round(depth, pattern), null.round(depth, pattern))).collect();
+                    (0..rounds).map(|_| (bench.round(depth, pattern), null.round(depth, pattern))).collect();
                 let of = |part: usize| median(rounds.iter().map(|(here, _)| here[part]));
                 let driver = median(rounds.iter().map(|(here, there)| here[0] - there[0]));
                 let (ns, controller, sq, cq) = (of(0), of(1), of(2), of(3));

@@ -19,12 +19,15 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import guest
+import guest_nvme
+import guest_ublk
 import report
 import rows
 import spdk
 from machine import ROOT, TARGET, install
 from programs import Failed, Process
 
+GROUPS = {"guest-ublk": guest_ublk, "guest-nvme": guest_nvme}
 PROGRAMS = {"cc": "build-essential", "fio": "fio"}
 GUEST_PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin"}
 # Processes that want a core at the start, beyond which the numbers are others' as much as ours.
@@ -135,15 +138,18 @@ def options_of(arguments):
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures speed against this machine's own ceilings; docs/benchmarks.md says how to read it.",
-        epilog="SPDK_DIR names a built SPDK tree to be measured in the same rounds, UBLKSRV_DIR one of ublksrv for guest-ublk.",
+        epilog="SPDK_DIR names a built SPDK tree to be measured in the same rounds and in guest-nvme, UBLKSRV_DIR one of ublksrv for "
+        "guest-ublk.",
     )
     parser.add_argument(
         "group",
         nargs="?",
-        choices=["guest-ublk"],
-        help="instead of this machine's rows: local block devices (ublk), the kernel's loop device and ublksrv in one guest",
+        choices=list(GROUPS),
+        help="instead of this machine's rows: local block devices (ublk) beside the kernel's loop device and ublksrv in one guest, or an "
+        "NVMe disk by this driver, the kernel's and SPDK's",
     )
-    rounds, seconds = f"{ROUNDS}; guest-ublk: {guest.ROUNDS}", f"{SECONDS}; guest-ublk: {guest.SECONDS}"
+    rounds = "; ".join([str(ROUNDS), *(f"{name}: {group.ROUNDS}" for name, group in GROUPS.items())])
+    seconds = "; ".join([str(SECONDS), *(f"{name}: {group.SECONDS}" for name, group in GROUPS.items())])
     parser.add_argument("--rounds", type=int, metavar="N", help=f"how often every row runs [default: {rounds}]")
     parser.add_argument("--time", type=float, metavar="S", help=f"seconds of each run [default: {seconds}]")
     parser.add_argument("--only", metavar="WORD", help="rows with WORD in their name, or of the table of that name")
@@ -152,9 +158,8 @@ def options_of(arguments):
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all numbers of all rounds")
     parser.add_argument("--svg", type=pathlib.Path, metavar="DIR", help="write a picture of each table")
     options = parser.parse_args(arguments)
-    rounds, seconds = (ROUNDS, QUICK_ROUNDS), (SECONDS, QUICK_SECONDS)
-    if options.group:
-        rounds, seconds = (guest.ROUNDS, guest.QUICK_ROUNDS), (guest.SECONDS, guest.QUICK_SECONDS)
+    group = GROUPS.get(options.group, sys.modules[__name__])
+    rounds, seconds = (group.ROUNDS, group.QUICK_ROUNDS), (group.SECONDS, group.QUICK_SECONDS)
     options.rounds = options.rounds or rounds[options.quick]
     options.time = options.time or seconds[options.quick]
     if options.rounds < 1 or not 0.1 <= options.time <= 60:
@@ -164,13 +169,12 @@ def options_of(arguments):
 
 def here(reactor, wanted, options):
     """All rounds on this machine."""
-    ceiling = build("bench", "--no-run", "--bench", "ceiling")["ceiling"]
-    ublk = build("bench", "--no-run", "--bench", "ublk")["ublk"]
+    benches = {name: build("bench", "--no-run", "--bench", name)[name] for name in rows.BENCHES}
     # On the file system of the build, which is not a RAM disk where /tmp may be one.
     with tempfile.TemporaryDirectory(dir=TARGET, prefix="bench-") as place:
         try:
             sizes = (QUICK_RAM, QUICK_FILE) if options.quick else (RAM, FILE)
-            world = rows.World(pathlib.Path(place), reactor, ceiling, ublk, options.time, *sizes)
+            world = rows.World(pathlib.Path(place), reactor, benches, options.time, *sizes)
             return measure(world, wanted, options)
         finally:
             Process.end_all()
@@ -178,33 +182,35 @@ def here(reactor, wanted, options):
 
 def main():
     options = options_of(None)
-    tables = guest.tables(guest.ublksrv()) if options.group else rows.tables(spdk.available())
+    group = GROUPS.get(options.group)
+    tables = group.tables() if group else rows.tables(spdk.available())
     if options.list:
         for table in tables:
             print(f"{table.name}: {table.title}")
             print("".join(f"  {row.key}\n" for row in table.rows), end="")
         return 0
     wanted = selected(tables, options)
-    install("bench", GUEST_PROGRAMS if options.group else PROGRAMS)
+    install("bench", GUEST_PROGRAMS if group else PROGRAMS)
     reactor = build("build", "--release", "--bin", "reactor")["reactor"]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     known = facts(options)
-    if options.group:
-        rounds, failures, inside = guest.measure(reactor, wanted, options)
-        known["guest"] = {**inside, "costs": guest.costs(tables, rounds)}
+    spent = ""
+    if group:
+        rounds, failures, inside = guest.measure(group, reactor, wanted, options)
+        costs, spent = group.more(tables, rounds, inside)
+        known["guest"] = {**inside, "costs": costs}
     else:
         rounds, failures = here(reactor, wanted, options)
     print(f"{known['processor']}, Linux {known['kernel']}, commit {known['commit']}")
     print(f"{options.rounds} rounds of {options.time:g} s for each row")
     if known["others"] > QUIET:
         print(f"NOT QUIET: {known['others']:.1f} threads of others ran before the first round: it shows in the numbers")
-    if options.group:
-        print(guest.about(known["guest"]))
+    if group:
+        print(group.about(known["guest"]))
     for table in tables:
         print(report.text(table, rounds), end="")
-    if options.group:
-        print(guest.text(known["guest"]["costs"], known["guest"]), end="")
+    print(spent, end="")
     reached, missed = report.counted(tables, rounds)
     print(f"\n{reached} bars reached, {missed} missed, {len(failures)} runs failed")
     if options.json:

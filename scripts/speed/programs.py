@@ -183,6 +183,12 @@ def ublk_alone(world, name):
     return {"rate": 1e9 / found["all_ns"], "ns": found["own_ns"], "enters": found["enters"]}
 
 
+def nvme_alone(world, name):
+    """A few rounds of one line of benches/nvme."""
+    found = json.loads(run([world.nvme, "--json", "--rounds=5", name]))
+    return {"rate": 1e9 / found["ns"], **found, "ns": found["driver_ns"]}
+
+
 def plain_loop(world, op, block, depth, random=0, connections=1):
     """The plain loop over loopback, on the cores of target and load."""
     words = ["loop", "--op", op, "--block", block, "--depth", depth, "--random", random, "--connections", connections]

@@ -4,7 +4,16 @@ import html
 
 from rows import median
 
-COLUMNS = ("", "median", "min .. max", "p50 us", "p99 us", "p99.9 us", "enters", "busy ns", "copies", "held against")
+COLUMNS = ("", "median", "min .. max", "p50 us", "p99 us", "p99.9 us")
+# Of an I/O: name in a sample -> head of the column, form of the number.
+PER_IO = {
+    "enters": ("enters", ".3f"),
+    "busy_ns": ("busy ns", ".0f"),
+    "controller_ns": ("controller ns", ".0f"),
+    "sq_doorbells": ("SQ doorbells", ".3f"),
+    "cq_doorbells": ("CQ doorbells", ".3f"),
+}
+COLUMNS += (*(head for head, _ in PER_IO.values()), "copies", "held against")
 
 
 def human(value):
@@ -39,7 +48,7 @@ def result(row, rounds):
     latency = [sample["latency_us"] for sample in samples if sample.get("latency_us")]
     if latency:
         found["latency_us"] = {name: median([one[name] for one in latency]) for name in latency[0]}
-    for name in ("enters", "busy_ns"):
+    for name in PER_IO:
         having = [sample[name] for sample in samples if name in sample]
         if having:
             found[f"{name}_per_io"] = median(having)
@@ -67,8 +76,7 @@ def cells(row, found):
         shown(row, found["median"]),
         f"{human(found['min'])} .. {human(found['max'])}",
         *(number(latency.get(name), ".1f") for name in ("p50", "p99", "p99_9")),
-        number(found.get("enters_per_io"), ".3f"),
-        number(found.get("busy_ns_per_io"), ".0f"),
+        *(number(found.get(f"{name}_per_io"), form) for name, (_, form) in PER_IO.items()),
         number(found.get("copies"), "d"),
         "; ".join(verdict(bar) for bar in found["bars"]),
     )

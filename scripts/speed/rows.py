@@ -6,7 +6,7 @@ import time
 import typing
 
 import programs
-from programs import ceiling, fio, local, plain_loop, remote, ublk_alone
+from programs import ceiling, fio, local, nvme_alone, plain_loop, remote, ublk_alone
 
 KIB = 1 << 10
 # Work of the door: direction, bytes, depth.
@@ -15,8 +15,12 @@ WORK += [(op, 128 * KIB, 32) for op in ("read", "write")]
 # What the plain loop's share is to be, by depth; large blocks have one of their own.
 NULL_SHARE = {1: 0.8, 32: 1.0, 128: 0.8}
 LARGE_SHARE = 0.85
+# Nanoseconds of the NVMe driver for a read of 4 KiB at depth 128.
+DRIVER_NS = 70
 IDLE_CONNECTIONS = 999
 CROWD_CONTROLLERS, CROWD_QUEUES = 8, 125
+# What of `benches/` is run.
+BENCHES = ("ceiling", "ublk", "nvme")
 
 
 @dataclasses.dataclass
@@ -88,13 +92,15 @@ class Row:
     """One line of a table."""
 
     key: str
-    run: typing.Callable
+    run: typing.Callable | None
     # What is to be reached: `values` of all rounds, whether their median is `reached`, and a `text` of them.
     bars: list = dataclasses.field(default_factory=list)
     # How the rate is shown.
     unit: str = "IOPS"
     # Copies of payload by this program, docs/architecture.md.
     copies: int | None = None
+    # Instead of `run`, what the script of a guest is asked for.
+    work: str | None = None
 
 
 @dataclasses.dataclass
@@ -207,6 +213,21 @@ def ublk_door():
     return Table("ublk", "The ublk door alone, its own time per I/O without copies and the kernel's side, one core", rows)
 
 
+def nvme_driver():
+    """The NVMe driver on a controller in software."""
+    own = lambda sample: sample["ns"]
+    rows = []
+    for way in ("registers", "shadow doorbells"):
+        for op in ("read", "write"):
+            for depth in (1, 32, 128):
+                name = f"4k {op}, depth {depth}, {way}"
+                bars = [AtMost(own, DRIVER_NS, "ns own")] if (op, depth) == ("read", 128) else []
+                run = lambda w, name=name: nvme_alone(w, name)
+                rows.append(Row(f"NVMe: {name}", run, bars, unit="ns", copies=0))
+    title = "The NVMe driver on a controller in software, its own time per I/O without load, block layer and controller, one core"
+    return Table("nvme", title, rows)
+
+
 def copies_of(op, block, ram):
     """Of payload by the target: docs/architecture.md, Copies."""
     into_slot = 1 if op == "write" and block <= 8 * KIB else 0
@@ -284,7 +305,7 @@ def crowds():
 
 def tables(spdk):
     """All of them, in the order in which a round runs them."""
-    found = [machine(), block_layer(), files(), ublk_door(), door(False, spdk), door(True, spdk), crowds()]
+    found = [machine(), block_layer(), files(), ublk_door(), nvme_driver(), door(False, spdk), door(True, spdk), crowds()]
     keys = [row.key for table in found for row in table.rows]
     assert len(set(keys)) == len(keys), "two rows of one name: a round would keep one of them"
     return found
@@ -296,12 +317,13 @@ class World:
     VOLUMES = (("poll0", "null", 'complete = "poll"'), ("submit0", "null", 'complete = "submit"'))
     FILES = ("cached-full", "cached-sparse", "direct-full", "direct-sparse")
 
-    def __init__(self, place, reactor, ceiling_program, ublk_program, seconds, ram, file_size):
+    def __init__(self, place, reactor, benches, seconds, ram, file_size):
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) < 2:
             raise programs.Failed("two cores are needed: one for what is measured, one for what measures it")
         self.target, self.load = cores[0], cores[1]
-        self.place, self.reactor, self.ceiling, self.ublk = place, reactor, ceiling_program, ublk_program
+        self.place, self.reactor = place, reactor
+        self.ceiling, self.ublk, self.nvme = (benches[name] for name in BENCHES)
         self.time, self.ram, self.file_size = seconds, ram, file_size
         self.volumes = place / "volumes.toml"
         self.started = {}

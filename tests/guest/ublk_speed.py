@@ -7,7 +7,6 @@ Prints lines of JSON behind a word: `facts` of the guest once, then a `sample` o
 failed. In each round every work is done by every contender in turn, in another order each time.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -20,6 +19,7 @@ import time
 import ublk_kernel
 from disk import MIB, Disk, pattern
 from harness import Failure, check, note, run, wait_until
+from speed import fio_said, option, rotated, say
 from target import Config, Reactor, binary
 
 PLACE = pathlib.Path("/mnt/speed")
@@ -34,15 +34,6 @@ LOOK_S = 1.5
 # How long a run may take to begin, and to say how it went, under emulation.
 FIO_SLACK_S = 60
 COUNTERS = re.compile(r"reactor \d+: (busy_turns=.* stale=\d+)")
-
-
-def option(name, default):
-    found = [word.split("=", 1)[1] for word in sys.argv[1:] if word.startswith(f"--{name}=")]
-    return found[0] if found else default
-
-
-def say(word, what):
-    print(f"{word} {json.dumps(what)}", flush=True)
 
 
 def file_on_tmpfs(name):
@@ -292,20 +283,7 @@ def measure(contender, op, jobs, seconds):
                 fio.kill()
         check(code == 0, f"fio: exit {code}: {said()}")
         output.seek(0)
-        text = output.read().decode()
-    job = json.loads(text[text.index("{") :])["jobs"][0]
-    check(job["error"] == 0, f"fio: error {job['error']}")
-    side = job[op]
-    check(side["total_ios"] > 0, "fio did nothing")
-    spread = side["clat_ns"].get("percentile", {})
-    names = {"p50": "50.000000", "p99": "99.000000", "p99_9": "99.900000"}
-    latency = {name: spread[key] / 1000 for name, key in names.items() if key in spread}
-    return {"rate": side["iops"], "latency_us": latency, "spent": spent}
-
-
-def rotated(all_of_them, by):
-    by %= len(all_of_them)
-    return all_of_them[by:] + all_of_them[:by]
+        return {**fio_said(output.read().decode(), op), "spent": spent}
 
 
 def main():
