@@ -13,7 +13,7 @@
 //!        <--------- Target::poll -> Notice (async event completions, controllers to close)
 //! ```
 //!
-//! A namespace whose device has zones is one of the Zoned Namespace Command Set ([`zoned`]). Only hosts that enable a controller with all
+//! A namespace whose device has zones is one of the Zoned Namespace Command Set (`zoned`). Only hosts that enable a controller with all
 //! command sets (CC.CSS 110b) see it: the others know no commands that it could be written with safely.
 //!
 //! A controller is dynamic: an Admin Queue Connect creates it, the loss of its Admin Queue removes it. Every failed
