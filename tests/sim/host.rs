@@ -456,7 +456,7 @@ impl Session {
                 }
                 let by_rule = !removed && !aborted && !damaged && plan.is_flawless(&context.plan);
                 context.failed.set(context.failed.get() + u64::from(by_rule));
-                if plan.is_flawless(&context.plan) { Ended::Untouched } else { Ended::Perhaps }
+                if plan.refuses_whole(&context.plan) { Ended::Untouched } else { Ended::Perhaps }
             }
         };
         if op.writes() {

@@ -63,7 +63,13 @@ impl Volume {
             }
     }
 
-    /// Whether nothing but the inject layer fails here, which says with an error that nothing was written: a disk does not.
+    /// Whether an error says that nothing was written: the inject layer does so, where nothing else fails. What is cut for a disk's limits has
+    /// parts, and one of them may fail when others are done.
+    pub fn refuses_whole(&self, plan: &Plan) -> bool {
+        self.is_flawless(plan) && !matches!(self.kind, Kind::Nvme { .. })
+    }
+
+    /// Whether nothing but the inject layer fails here.
     pub fn is_flawless(&self, plan: &Plan) -> bool {
         match self.kind {
             Kind::Malloc => true,

@@ -153,7 +153,8 @@ impl Inner {
             return Err(StatusCode::INVALID_QUEUE_ID.dnr());
         }
         let entries = self.queue_size(fields.size_z)?;
-        if fields.vector >= self.options.vectors {
+        // Without vectors there is the pin, which is number 0.
+        if fields.vector >= self.options.vectors.max(1) {
             return Err(StatusCode::INVALID_INTERRUPT_VECTOR.dnr());
         }
         let address = self.queue_address(sqe, fields.contiguous)?;

@@ -311,7 +311,7 @@ impl Inner {
         self.live.store(false, Ordering::Release);
         state.shutdown = None;
         let delay = self.delay(Arrival::Disable, self.options.disable_ns);
-        // One that is not ready already cannot tell when it is disabled: it is at once.
+        // One that never became ready cannot tell when it is disabled: it is at once.
         let ready = self.csts.load(Ordering::Acquire) & Csts::RDY != 0;
         state.change = delay.filter(|_| ready);
         if state.change.is_none() {

@@ -53,8 +53,13 @@ fn what_may_not_be_written_to_registers_is_noted() {
     let mut host = Host::cold(FakeDisk::new(DiskOptions::default()), options);
     host.enable();
     host.write32(0x14, 0x0046_0060);
+    host.finish_broken(&["before CSTS.RDY was 1"]);
+    let options = FakeOptions { disable_ns: 1000, stepped: true, ..FakeOptions::default() };
+    let mut host = Host::cold(FakeDisk::new(DiskOptions::default()), options);
+    host.enable();
+    host.write32(0x14, 0x0046_0060);
     host.write32(0x14, 0x0046_0061);
-    host.finish_broken(&["before CSTS.RDY was 1", "before CSTS.RDY was 0"]);
+    host.finish_broken(&["before CSTS.RDY was 0"]);
     let options = FakeOptions { stepped: true, ..FakeOptions::default() };
     let host = Host::cold(FakeDisk::new(DiskOptions::default()), options);
     host.write32(0x14, 0x0046_0061);
