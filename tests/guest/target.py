@@ -80,8 +80,8 @@ class Reactor:
         self.process = None
         self.printed = []
         self.ready = threading.Event()
-        # How often it was killed.
-        self.kills = 0
+        # How often it was ended by a signal.
+        self.ends = 0
 
     def start(self, config):
         """Starts it and returns when it has printed `reactor: ready`."""
@@ -121,13 +121,14 @@ class Reactor:
 
     def kill(self):
         """Ends it as a crash does."""
-        self.kills += 1
+        self.ends += 1
         self.process.kill()
         self.process.wait()
 
     def stop(self, timeout_s):
         """Sends SIGTERM; returns the exit code and the seconds it took."""
         started = time.monotonic()
+        self.ends += 1
         self.process.send_signal(signal.SIGTERM)
         try:
             code = self.process.wait(timeout_s)

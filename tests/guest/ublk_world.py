@@ -33,8 +33,9 @@ KERNEL_DEFECT = re.compile(r"BUG:|WARNING:|Oops|blocked for more than|general pr
 # io_uring_cmd_complete_in_task and ublk_cancel_cmd"): what comes to it then finds a ring that is gone.
 CRASH = re.compile(r"BUG: |Oops|general protection")
 TRACE_LINES = 40
-KILL_DEFECT = re.compile(r"io_fallback_req_func")
-KILL_DEFECT_FIXED = (6, 15)
+# Or the request is given back twice, which the end of the ring stumbles over.
+END_DEFECT = re.compile(r"io_fallback_req_func|io_req_caches_free")
+END_DEFECT_FIXED = (6, 15)
 
 
 def by_turns(**variants):
@@ -78,7 +79,7 @@ class World:
         self.config = None
         self.kernel_said = 0
         # Of the target, before the case.
-        self.kills = 0
+        self.ends = 0
         self.features = ublk_kernel.features()
 
     def serve(self, bdevs, exports, **reactor):
@@ -126,7 +127,7 @@ class World:
 
     def before(self):
         self.kernel_said = len(kernel_lines())
-        self.kills = self.target.kills
+        self.ends = self.target.ends
         left = ublk_kernel.devices()
         check(not left, f"devices before the case: {left}")
 
@@ -149,11 +150,11 @@ class World:
     def excuse(self, kernel_said):
         """Why a failed case says nothing about reactor: this kernel has crashed by a defect of its own."""
         release = tuple(int(number) for number in os.uname().release.split(".")[:2])
-        if release >= KILL_DEFECT_FIXED or self.target.kills == self.kills:
+        if release >= END_DEFECT_FIXED or self.target.ends == self.ends:
             return None
         crash = next((at for at, line in enumerate(kernel_said) if CRASH.search(line)), len(kernel_said))
-        if any(KILL_DEFECT.search(line) for line in kernel_said[crash : crash + TRACE_LINES]):
-            return f"Linux {os.uname().release} has crashed, a defect of its own when a server is killed"
+        if any(END_DEFECT.search(line) for line in kernel_said[crash : crash + TRACE_LINES]):
+            return f"Linux {os.uname().release} has crashed, a defect of its own when a server ends"
         return None
 
     def recover(self):
