@@ -19,7 +19,7 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::reactor::io::{IoCell, IoOp, IoStatus};
-use crate::util::open_enum;
+pub use crate::util::ZoneState;
 
 /// What the zones of a device have in common. The device is a whole number of zones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,38 +82,6 @@ impl Zones {
             }
             _ => Ok(()),
         }
-    }
-}
-
-open_enum! {
-    /// The state of a zone, by the numbers that NVMe, SCSI and ATA share.
-    pub enum ZoneState: u8 {
-        /// Nothing is written.
-        EMPTY = 0x1,
-        /// Opened by a write.
-        IMPLICITLY_OPEN = 0x2,
-        /// Opened by an operation.
-        EXPLICITLY_OPEN = 0x3,
-        /// Written in part, and not open.
-        CLOSED = 0x4,
-        /// Nothing can be written any more.
-        READ_ONLY = 0xd,
-        /// All that can be is written, or the zone was finished.
-        FULL = 0xe,
-        /// Neither readable nor writable.
-        OFFLINE = 0xf,
-    }
-}
-
-impl ZoneState {
-    /// The zone takes one of the open resources.
-    pub const fn is_open(self) -> bool {
-        matches!(self, Self::IMPLICITLY_OPEN | Self::EXPLICITLY_OPEN)
-    }
-
-    /// The zone takes one of the active resources.
-    pub const fn is_active(self) -> bool {
-        self.is_open() || matches!(self, Self::CLOSED)
     }
 }
 

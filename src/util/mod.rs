@@ -3,8 +3,10 @@
 mod bad;
 mod hash;
 mod open_enum;
+mod zone;
 
 pub use bad::Bad;
 pub(crate) use bad::bad;
 pub(crate) use hash::fnv1a;
 pub(crate) use open_enum::open_enum;
+pub use zone::ZoneState;

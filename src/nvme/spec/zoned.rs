@@ -6,6 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{IDENTIFY_LEN, NvmOpcode, Sqe};
+pub use crate::util::ZoneState;
 use crate::util::open_enum;
 
 /// LBA format extension, 16 bytes (ZNS §4.1.5.1).
@@ -215,38 +216,6 @@ open_enum! {
     pub enum ZoneType: u8 {
         /// Sequential write required.
         SEQUENTIAL_WRITE_REQUIRED = 0x2,
-    }
-}
-
-open_enum! {
-    /// Zone state (ZNS §2.1.1.2).
-    pub enum ZoneState: u8 {
-        /// Empty: the write pointer is at the start.
-        EMPTY = 0x1,
-        /// Implicitly opened by a write.
-        IMPLICITLY_OPEN = 0x2,
-        /// Explicitly opened by a command.
-        EXPLICITLY_OPEN = 0x3,
-        /// Closed: active, not open.
-        CLOSED = 0x4,
-        /// Read only.
-        READ_ONLY = 0xd,
-        /// Full.
-        FULL = 0xe,
-        /// Offline.
-        OFFLINE = 0xf,
-    }
-}
-
-impl ZoneState {
-    /// The zone takes one of the open resources.
-    pub const fn is_open(self) -> bool {
-        matches!(self, Self::IMPLICITLY_OPEN | Self::EXPLICITLY_OPEN)
-    }
-
-    /// The zone takes one of the active resources.
-    pub const fn is_active(self) -> bool {
-        self.is_open() || matches!(self, Self::CLOSED)
     }
 }
 

@@ -184,7 +184,7 @@ impl<W: Way> Namespace<W> {
         let (shift, size) = (self.geometry.block_shift, self.geometry.zones?.size);
         let bytes = |blocks: u64| blocks.checked_shl(shift.into()).filter(|bytes| bytes >> shift == blocks);
         let capacity = bytes(zone.zcap.get())?;
-        let state = ZoneState(zone.state().0);
+        let state = zone.state();
         let pointer = match state {
             ZoneState::EMPTY => start,
             state if state.is_active() => bytes(zone.wp.get())?,

@@ -15,8 +15,7 @@ use super::local::Namespace;
 use super::slot::{Failure, finish, refuse, send_data};
 use crate::bdev::{ZONE_FINISH_RECOMMENDED, ZONE_FINISHED_BY_DEVICE, ZONE_RESET_RECOMMENDED, ZoneRecord};
 use crate::nvme::spec::{
-    StatusCode, ZA_FINISH_RECOMMENDED, ZA_FINISHED_BY_CONTROLLER, ZA_RESET_RECOMMENDED, ZoneDescriptor, ZoneState,
-    ZoneType,
+    StatusCode, ZA_FINISH_RECOMMENDED, ZA_FINISHED_BY_CONTROLLER, ZA_RESET_RECOMMENDED, ZoneDescriptor, ZoneType,
 };
 use crate::nvme::target::zoned::{DESCRIPTOR_LEN, header, is_wanted};
 use crate::nvme::target::{Fault, IoRequest};
@@ -80,7 +79,7 @@ impl Report<'_> {
             let buf = self.buf.as_mut().expect("between steps it is here");
             for index in 0..asked {
                 let record = record(buf, from + index * ZoneRecord::LEN);
-                if is_wanted(self.request.zone.filter, ZoneState(record.state.0)) {
+                if is_wanted(self.request.zone.filter, record.state) {
                     buf[at..at + DESCRIPTOR_LEN].copy_from_slice(&descriptor(&record, shift));
                     at += DESCRIPTOR_LEN;
                 }
@@ -104,8 +103,7 @@ impl Report<'_> {
             let from = self.ask(next, asked).await?;
             let buf = self.buf.as_ref().expect("between steps it is here");
             let records = (0..asked).map(|index| record(buf, from + index * ZoneRecord::LEN));
-            matching +=
-                records.filter(|record| is_wanted(self.request.zone.filter, ZoneState(record.state.0))).count() as u64;
+            matching += records.filter(|record| is_wanted(self.request.zone.filter, record.state)).count() as u64;
             next += asked as u64;
         }
         Ok(matching)
@@ -144,7 +142,7 @@ fn record(buf: &[u8], at: usize) -> ZoneRecord {
 fn descriptor(record: &ZoneRecord, shift: u32) -> [u8; DESCRIPTOR_LEN] {
     let mut zone = ZoneDescriptor::default();
     // States have the same numbers.
-    zone.set(ZoneType::SEQUENTIAL_WRITE_REQUIRED, ZoneState(record.state.0));
+    zone.set(ZoneType::SEQUENTIAL_WRITE_REQUIRED, record.state);
     for (attribute, bit) in [
         (ZONE_FINISHED_BY_DEVICE, ZA_FINISHED_BY_CONTROLLER),
         (ZONE_FINISH_RECOMMENDED, ZA_FINISH_RECOMMENDED),
