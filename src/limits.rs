@@ -74,6 +74,13 @@ pub const ARENA_AT_START: usize = 32 << 20;
 /// Connections of one reactor, beyond which new ones are closed at once.
 pub const CONNECTIONS_PER_REACTOR: usize = 4096;
 
+/// How long a host that went without a word is taken for the same if it comes back, in nanoseconds: then it is told of what its volumes
+/// lost meanwhile. Hosts try for ten minutes by default.
+pub const HOST_REMEMBERED_NS: u64 = 3_600_000_000_000;
+
+/// Hosts of a target that are known, beyond which those that went first are forgotten: as many as a reactor has connections.
+pub const HOSTS_REMEMBERED: usize = CONNECTIONS_PER_REACTOR;
+
 /// How long a connection may take from its start to a complete ICReq, in nanoseconds. A host sends it at once: what is longer
 /// is a stranger, or a host that has gone, and would keep one of [`CONNECTIONS_PER_REACTOR`] for ever. Ten seconds bear a lost
 /// packet that is sent again three times.

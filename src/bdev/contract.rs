@@ -9,6 +9,7 @@ use super::zoned::Zones;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp};
+use crate::util::Losses;
 
 /// A set of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,11 +127,22 @@ struct Shared {
     size: AtomicU64,
     closing: AtomicBool,
     home: u16,
+    losses: Losses,
 }
 
 impl Common {
     /// A device of `size` bytes whose home is reactor `home`.
     pub fn new(traits: Traits, size: u64, home: u16) -> Common {
+        Common::with_losses(traits, size, home, Losses::default())
+    }
+
+    /// A layer with the size and the home of the one device below it, of which it keeps nothing back: what that loses, it loses.
+    pub fn over(below: &Common, traits: Traits) -> Common {
+        Common::with_losses(traits, below.size(), below.home(), below.losses().clone())
+    }
+
+    /// As [`Common::new`], for a device whose losses are told elsewhere.
+    pub fn with_losses(traits: Traits, size: u64, home: u16, losses: Losses) -> Common {
         debug_assert!(size.is_multiple_of(u64::from(traits.block_size)));
         Common(Arc::new(Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -138,6 +150,7 @@ impl Common {
             size: AtomicU64::new(size),
             closing: AtomicBool::new(false),
             home,
+            losses,
         }))
     }
 
@@ -193,6 +206,12 @@ impl Common {
     /// The reactor where what must be serialised runs.
     pub fn home(&self) -> u16 {
         self.0.home
+    }
+
+    /// When it has lost what was acknowledged, or may have; only with a volatile cache.
+    #[inline]
+    pub fn losses(&self) -> &Losses {
+        &self.0.losses
     }
 }
 

@@ -253,6 +253,21 @@ impl Handle {
         self.stats.record(io, self.reactor.clock().stamp());
     }
 
+    /// The end of a flush for a user of the device who has been told of its losses up to `told`, in nanoseconds of the reactor's clock: if
+    /// it has lost something since, the flush has failed, whoever else has been told. Returns up to when this user has been told now.
+    #[inline]
+    #[must_use = "who is not known to have been told is told again"]
+    pub fn end_flush(&self, io: &mut Io, told: u64) -> u64 {
+        if self.common.losses().last() <= told || !self.common.traits().volatile_cache {
+            return told;
+        }
+        if io.status == IoStatus::Success {
+            io.status = IoStatus::DeviceError;
+        }
+        // What was lost after it had begun is told by the next.
+        io.start.max(told)
+    }
+
     /// Submits an I/O and waits for its end.
     #[inline]
     pub fn execute(&self, io: Io) -> Execute<'_> {

@@ -120,6 +120,8 @@ pub(super) struct Queue {
     number: u16,
     file: FileId,
     failed: Cell<bool>,
+    /// Up to when its flushes have told of what the volume lost.
+    pub told: Cell<u64>,
     // Dropped last: whoever waits for the end of all queues then finds the device closed here.
     faults: mpsc::Sender<String>,
 }
@@ -174,6 +176,7 @@ impl Queue {
             number,
             file,
             failed,
+            told: Cell::new(reactor.clock().now()),
             faults,
         });
         queue.sink.set(reactor.add_sink("ublk queue", queue.clone()));

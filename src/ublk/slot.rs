@@ -51,7 +51,12 @@ pub(super) async fn run(queue: &Queue, tag: u16) {
             data = Some(reactor.buffer(len_of(&request)).await);
         }
         match prepare(queue, tag, &request, data, &mut io) {
-            Ok(()) => io = queue.handle.execute(io).await,
+            Ok(()) => {
+                io = queue.handle.execute(io).await;
+                if io.op == IoOp::Flush {
+                    queue.told.set(queue.handle.end_flush(&mut io, queue.told.get()));
+                }
+            }
             Err(status) => io.status = status,
         }
         let (result, brought) = finish(queue, tag, &request, &mut io);

@@ -2,11 +2,13 @@
 
 mod bad;
 mod hash;
+mod losses;
 mod open_enum;
 mod zone;
 
 pub use bad::Bad;
 pub(crate) use bad::bad;
 pub(crate) use hash::fnv1a;
+pub use losses::Losses;
 pub(crate) use open_enum::open_enum;
 pub use zone::ZoneState;

@@ -1,7 +1,7 @@
 //! Hosts: sessions that connect, work with a crowd of tasks, check every answer against the models, and come again.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -28,6 +28,10 @@ pub struct Context {
     /// The NVMe drive's, and how often the models know that it has lost its cache.
     pub disk: Option<FakeDisk>,
     pub losses: Cell<u64>,
+    /// Hosts and volumes: what was written is not durable for sure.
+    pub unflushed: RefCell<BTreeSet<(usize, usize)>>,
+    /// Hosts and volumes: some of that was lost, and no flush has said so.
+    pub owed: RefCell<BTreeSet<(usize, usize)>>,
     /// I/Os that each host has left to do in this round.
     pub left: Vec<Cell<u32>>,
     /// Hosts whose session has ended.
@@ -75,7 +79,33 @@ impl Context {
         {
             let volumes = self.models.iter().zip(&self.plan.volumes);
             volumes.filter(|(_, v)| matches!(v.kind, Kind::Nvme { cache: true, .. })).for_each(|(m, _)| m.lose_cache());
+            let cached = |index: usize| matches!(self.plan.volumes[index].kind, Kind::Nvme { cache: true, .. });
+            let unflushed = self.unflushed.take();
+            self.owed.borrow_mut().extend(unflushed.into_iter().filter(|(_, index)| cached(*index)));
         }
+    }
+
+    /// A write or flush of a host was answered.
+    ///
+    /// # Errors
+    /// If a flush that began after a loss conceals it.
+    fn note(&self, key: (usize, usize), op: IoOp, done: bool, step: &Step) -> Result<(), String> {
+        match (op, done) {
+            (IoOp::Flush, true) if self.models[key.1].is_after_loss(step) && self.owed.borrow().contains(&key) => {
+                return Err("the cache was lost, and this host has not been told".to_owned());
+            }
+            (IoOp::Flush, true) => drop(self.unflushed.borrow_mut().remove(&key)),
+            (IoOp::Flush, false) => drop(self.owed.borrow_mut().remove(&key)),
+            _ if op.writes() && done => drop(self.unflushed.borrow_mut().insert(key)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A host has taken leave, or there is nobody any more who could tell it.
+    fn forget_owed(&self, of: impl Fn(usize) -> bool) {
+        self.unflushed.borrow_mut().retain(|(host, _)| !of(*host));
+        self.owed.borrow_mut().retain(|(host, _)| !of(*host));
     }
 
     /// The models know already.
@@ -83,6 +113,7 @@ impl Context {
         if let Some(disk) = &self.disk {
             self.losses.set(disk.losses());
         }
+        self.forget_owed(|_| true);
     }
 
     fn may_lose(&self) -> bool {
@@ -242,7 +273,10 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
                 }
             }
             match ended {
-                Ok(()) => over = true,
+                Ok(()) => {
+                    over = true;
+                    context.forget_owed(|host| host == number);
+                }
                 Err(error) => context.check_error(&error, false),
             }
         }
@@ -414,6 +448,7 @@ impl Session {
         let ended = volume.queue().ended();
         match status {
             IoStatus::Success => {
+                context.note((self.number, index), op, true, step)?;
                 match op {
                     IoOp::Read => model.end_read(step, &back)?,
                     IoOp::Compare => model.end_read(step, &expected)?,
@@ -446,6 +481,7 @@ impl Session {
                 Ended::Lost
             }
             None => {
+                context.note((self.number, index), op, false, step)?;
                 let plan = &context.plan.volumes[index];
                 // A namespace identifier that is valid and not active: Invalid Field in Command (Base §3.2.1.3).
                 let removed = status == IoStatus::Unsupported && context.plan.may_be_removed(index);

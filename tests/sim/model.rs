@@ -278,18 +278,24 @@ impl Model {
             return;
         }
         state.over(step);
-        let now = state.now;
+        let (now, lost_at) = (state.now, state.lost_at);
         for sector in &mut state.sectors {
             for at in 0..sector.len() {
                 let version = &sector[at];
-                // Of those that ask after a loss, the driver tells the first on each reactor, and no other.
-                if version.succeeded && version.end < step.start && !version.durable && !version.unsure {
+                // One that was in flight when the cache was lost came before that, if it succeeds.
+                let covered = step.start <= lost_at || !version.unsure;
+                if version.succeeded && version.end < step.start && !version.durable && covered {
                     harden(sector, at, now);
                 }
             }
         }
         let all = Step { first: 0, count: state.sectors.len(), ..*step };
         state.tidy(&all);
+    }
+
+    /// Whether it began after the last loss of the cache.
+    pub fn is_after_loss(&self, step: &Step) -> bool {
+        step.start > self.state.borrow().lost_at
     }
 
     /// Something that has no effect has ended without an answer that counts.
@@ -403,7 +409,7 @@ impl Model {
     }
 
     /// The volume has lost what it had cached, and goes on: each sector may be as it is, or as it was at any time since it was last durable. No
-    /// flush that ends from now on is about what was written before.
+    /// flush that succeeds from now on is about what was written before.
     pub fn lose_cache(&self) {
         let state = &mut *self.state.borrow_mut();
         state.now += 1;

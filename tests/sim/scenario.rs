@@ -73,6 +73,8 @@ pub fn run_plan(plan: Plan) -> Outcome {
         models,
         disk: target.drive().map(|drive| drive.disk().clone()),
         losses: Cell::new(0),
+        unflushed: RefCell::default(),
+        owed: RefCell::default(),
         left: hosts.iter().map(|_| Cell::new(0)).collect(),
         finished: hosts.iter().map(|_| Cell::new(true)).collect(),
         stopping: Cell::new(false),

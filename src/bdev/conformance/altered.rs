@@ -17,7 +17,7 @@ impl Altered {
         let below = base.common();
         let mut traits = below.traits().clone();
         alter(&mut traits);
-        Altered { common: Common::new(traits, below.size(), below.home()), base }
+        Altered { common: Common::over(below, traits), base }
     }
 }
 

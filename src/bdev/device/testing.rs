@@ -37,6 +37,15 @@ pub(crate) fn io_with(reactor: &Reactor, op: IoOp, offset: u64, len: u64, data: 
     io
 }
 
+/// Flushes for a user who has been told of losses up to `told`, and tells it of more.
+pub(crate) async fn flush_for(handle: &Handle, told: &mut u64) -> IoStatus {
+    let mut io = handle.execute(io_with(handle.reactor(), IoOp::Flush, 0, 0, &[], &[])).await;
+    *told = handle.end_flush(&mut io, *told);
+    let status = io.status;
+    handle.reactor().retire_io(io);
+    status
+}
+
 /// Executes an I/O to its end.
 pub(crate) async fn end(handle: &Handle, io: Io) -> Done {
     let io = handle.execute(io).await;

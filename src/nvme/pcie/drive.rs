@@ -36,6 +36,7 @@ use crate::limits::{NVME_RESETS_MAX, NVME_RESETS_NS, NVME_WATCH_NS};
 use crate::nvme::spec::{IdentifyController, padded_text};
 use crate::reactor::Reactor;
 use crate::reactor::io::IoStatus;
+use crate::util::Losses;
 
 /// Where a drive is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,7 @@ pub struct Drive<P: Port, T: Tenant> {
     sizes: Vec<AtomicU64>,
     resets: AtomicU64,
     aborts: AtomicU64,
+    losses: Losses,
     /// Who is told what the controller tells.
     listener: OnceLock<Listener>,
     /// Of queues by this way with these tenants, which live on the reactors.
@@ -178,6 +180,7 @@ impl<P: Port, T: Tenant> Drive<P, T> {
             namespaces: controller.namespaces(),
             sizes: controller.namespaces().iter().map(|info| AtomicU64::new(info.size())).collect(),
             resets: AtomicU64::new(0),
+            losses: Losses::default(),
             aborts: AtomicU64::new(0),
             listener: OnceLock::new(),
             queues: PhantomData,
@@ -198,6 +201,11 @@ impl<P: Port, T: Tenant> Drive<P, T> {
     /// The reactor that decides.
     pub fn home(&self) -> u16 {
         self.home
+    }
+
+    /// When its namespaces have lost what they had cached, or may have.
+    pub fn losses(&self) -> &Losses {
+        &self.losses
     }
 
     /// The reactors that have a queue.
@@ -492,6 +500,9 @@ impl<P: Port, T: Tenant> Keeper<P, T> {
         match again {
             Ok(quiet) => {
                 crashed |= self.controller.take_crashed();
+                if crashed {
+                    drive.losses.note(home.clock().now());
+                }
                 drive.enter(Life::Live);
                 self.everywhere(home, move |queue| queue.restart(&quiet, crashed)).await;
                 // It may have changed meanwhile, which it does not tell any more.

@@ -107,8 +107,6 @@ pub struct Namespace<W: Way> {
     patience_ns: u64,
     /// When the controller has last failed with a cache; 0: never.
     crashed_at: Cell<u64>,
-    /// And no flush that was asked for since has said so yet.
-    lost: Cell<bool>,
     closing: Cell<bool>,
     left: Cell<bool>,
 }
@@ -153,7 +151,6 @@ impl<W: Way> NvmeChannel<W> {
             retries: Retries::new(reactor, delays),
             patience_ns: NVME_PATIENCE_NS.max(2 * timeout_ns),
             crashed_at: Cell::new(0),
-            lost: Cell::new(false),
             closing: Cell::new(false),
             left: Cell::new(false),
         });
@@ -210,7 +207,6 @@ impl<W: Way> Channel for NvmeChannel<W> {
                 this.outstanding.reset(io)
             }
             IoOp::Flush if !this.geometry.volatile_cache => Poll::Ready(io),
-            IoOp::Flush if this.lost.take() => Poll::Ready(io.with_status(IoStatus::DeviceError)),
             _ => {
                 io.scratch = this.enter();
                 this.start(io)
@@ -398,7 +394,6 @@ impl<W: Way> Tenant for Namespace<W> {
     fn crashed(&self) {
         if self.geometry.volatile_cache {
             self.crashed_at.set(self.reactor.clock().now());
-            self.lost.set(true);
         }
     }
 

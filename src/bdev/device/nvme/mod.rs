@@ -10,8 +10,8 @@
 //! - *Unmapped reads as zeros*: Dataset Management is advice that a controller may ignore, so that a range is unmapped by Write
 //!   Zeroes, with its Deallocate bit where the namespace honours that; a Dataset Management follows where deallocated blocks read as zeros.
 //! - *Acknowledged* is durable where the controller says that it has no volatile write cache; then a flush is done at once. A controller that
-//!   has one and fails (CSTS.CFS, or it did not come up at the first attempt) may have lost what it held: flushes in flight then, and the
-//!   first after that on each reactor, fail.
+//!   has one and fails (CSTS.CFS, or it did not come up at the first attempt) may have lost what it held: flushes in flight then fail, and
+//!   the next one of everybody who uses the volume, see [`Losses`](crate::util::Losses).
 //! - *Time*: what is older than 30 s, or than twice the time-out, is not given to the controller again: whoever asked may have gone another way
 //!   by then, and written something newer.
 //! - *Compare* by the controller tells that there is a difference and not where: the range is read to find it.
@@ -80,7 +80,7 @@ impl<P: Port> Nvme<P> {
             Err(unusable) => return Err(DeviceError::Refused(format!("volume \"{name}\": {unusable}"))),
         };
         let traits = traits(&geometry, name, found.uuid, drive.is_everywhere());
-        let common = Common::new(traits, geometry.size, drive.home());
+        let common = Common::with_losses(traits, geometry.size, drive.home(), drive.losses().clone());
         Ok(Nvme { common, drive: drive.clone(), geometry })
     }
 }

@@ -94,7 +94,7 @@ impl Inject {
             ..below.traits().clone()
         };
         let shared = Arc::new(Shared {
-            common: Common::new(traits, below.size(), below.home()),
+            common: Common::over(below, traits),
             rules: Rules::default(),
             remotes: [const { OnceLock::new() }; REACTORS_MAX],
             held: [const { AtomicUsize::new(0) }; REACTORS_MAX],

@@ -23,7 +23,7 @@ use hugepages::{Buf, DeviceBuf};
 use super::fake::{DiskOptions, FakeDisk, FakeOptions, FakePort, FakeRegisters, Fault, NamespaceOptions, Point, Rule};
 use super::{ControllerError, ControllerOptions, Drive, DriveOptions, Force, Held, Life, Port};
 use crate::bdev::device::nvme::{Nvme, NvmeDrive};
-use crate::bdev::device::testing::{Done, end as end_of, io_with, pattern};
+use crate::bdev::device::testing::{Done, end as end_of, flush_for, io_with, pattern};
 use crate::bdev::{BlockDevice, Handle};
 use crate::limits::{NVME_RESETS_MAX, NVME_RETRIES_MAX};
 use crate::nvme::spec::{AdminOpcode, Cc, Csts, InterruptCoalescing, NvmOpcode, Property, StatusCode};
@@ -175,8 +175,12 @@ impl Rig {
 
     /// Runs a task of the home to its end.
     fn run<R: 'static>(&mut self, body: impl Future<Output = R> + 'static) -> R {
-        let home = self.reactor(0);
-        self.simulation.run_until(&home, body).unwrap()
+        self.run_on(0, body)
+    }
+
+    fn run_on<R: 'static>(&mut self, reactor: u16, body: impl Future<Output = R> + 'static) -> R {
+        let reactor = self.reactor(reactor);
+        self.simulation.run_until(&reactor, body).unwrap()
     }
 
     fn now(&self) -> u64 {

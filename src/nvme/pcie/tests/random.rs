@@ -55,6 +55,7 @@ fn faults() -> [Rule; 9] {
 /// What one task does on its own part of a namespace.
 async fn load(handle: Handle, first: u64, model: Model, seed: u64) {
     let chance = Entropy::new(seed);
+    let mut told = handle.reactor().clock().now();
     for step in 1..=STEPS {
         let from = chance.below(BLOCKS);
         let count = 1 + chance.below((BLOCKS - from).min(20));
@@ -67,18 +68,21 @@ async fn load(handle: Handle, first: u64, model: Model, seed: u64) {
             0 | 1 => (IoOp::Read, 0, vec![0xDB; len as usize]),
             2 => (IoOp::WriteZeroes, 0, Vec::new()),
             3 => (IoOp::Unmap, 0, Vec::new()),
-            4 => (IoOp::Flush, 0, Vec::new()),
+            4 => {
+                if flush_for(&handle, &mut told).await == IoStatus::Success {
+                    model.borrow_mut().iter_mut().for_each(|block| block.durable = block.now.clone());
+                }
+                continue;
+            }
             5 if sure => {
                 let new = std::iter::repeat_n(tag, count as usize);
                 (IoOp::CompareAndWrite, tag, bytes(now.into_iter().chain(new)))
             }
             _ => (IoOp::Write, tag, bytes(std::iter::repeat_n(tag, count as usize))),
         };
-        let io = match op {
-            IoOp::Flush => io_with(handle.reactor(), op, 0, 0, &[], &[]),
-            // In two pieces, by chance at odd bytes.
-            _ => io_with(handle.reactor(), op, offset, len, &data, &[chance.below(data.len() as u64 + 1) as usize]),
-        };
+        // In two pieces, by chance at odd bytes.
+        let cut = chance.below(data.len() as u64 + 1) as usize;
+        let io = io_with(handle.reactor(), op, offset, len, &data, &[cut]);
         if op.writes() {
             model.borrow_mut()[range.clone()].iter_mut().for_each(|block| block.durable.push(tag));
         }
@@ -86,7 +90,6 @@ async fn load(handle: Handle, first: u64, model: Model, seed: u64) {
         let well = done.status == IoStatus::Success;
         let mut blocks = model.borrow_mut();
         match op {
-            IoOp::Flush if well => blocks.iter_mut().for_each(|block| block.durable = block.now.clone()),
             IoOp::Read if well => {
                 for (block, tag) in blocks[range].iter_mut().zip(tags(&done.data)) {
                     let tag = tag.unwrap_or_else(|| panic!("seed {seed}: torn"));

@@ -372,27 +372,39 @@ fn what_is_old_is_not_repeated() {
 
 #[test]
 fn a_flush_does_not_hide_that_a_cache_may_be_lost() {
-    let flush = |rig: &mut Rig, place: (u16, u32)| {
-        let flushed = rig.begin(place, IoOp::Flush, 0, 0, &[]);
-        rig.ends(&flushed, 2 * S)
+    let flush = |rig: &mut Rig, (reactor, nsid): (u16, u32), told: u64| {
+        let handle = rig.handle(reactor, nsid);
+        rig.run_on(reactor, async move {
+            let mut told = told;
+            (flush_for(&handle, &mut told).await, told)
+        })
     };
-    // A controller that fails: the flush in flight, and the first one on each reactor after that.
+    // A controller that fails: the flush in flight, and the first one of each user after that.
     let cached = |disk: &mut DiskOptions| disk.write_cache = true;
     let mut rig = Rig::with(cached, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
     let written = rig.write((0, 1), 0, &[1; 4096]);
     assert_eq!(rig.ends(&written, S), IoStatus::Success);
     rig.inject([Rule::nth(Point::io(NvmOpcode::FLUSH), 1, Fault::Fatal)]);
-    assert_eq!(flush(&mut rig, (0, 1)), IoStatus::DeviceError);
-    let again: Vec<IoStatus> = [(0, 1), (0, 1), (1, 1), (1, 1), (1, 2)].map(|place| flush(&mut rig, place)).into();
-    let (failed, done) = (IoStatus::DeviceError, IoStatus::Success);
-    assert_eq!(again, [failed, done, failed, done, failed]);
+    let since = rig.now();
+    let (failed, told) = flush(&mut rig, (0, 1), since);
+    assert_eq!(failed, IoStatus::DeviceError, "in flight when it failed");
+    // Begun before the loss was known, it told nothing of what was acknowledged meanwhile.
+    let (failed, told) = flush(&mut rig, (0, 1), told);
+    assert_eq!(failed, IoStatus::DeviceError);
+    assert_eq!(flush(&mut rig, (0, 1), told), (IoStatus::Success, told));
+    for place in [(0, 1), (1, 1), (0, 2), (1, 2)] {
+        let (other, _) = flush(&mut rig, place, since);
+        assert_eq!(other, IoStatus::DeviceError, "that others were told is nothing to it");
+        assert_eq!(flush(&mut rig, place, told), (IoStatus::Success, told));
+    }
     rig.finish();
     // One that is reset since a command hangs has its cache still.
     let mut rig = Rig::with(cached, FakeOptions { io_ns: (10_000, 10_000), ..FakeOptions::default() });
     rig.inject(hangs(1));
     let hung = rig.write((0, 1), 0, &[1; 4096]);
     assert_eq!(rig.ends(&hung, RESET), IoStatus::Success);
-    assert_eq!((rig.drive().counters().resets, flush(&mut rig, (0, 1))), (1, IoStatus::Success));
+    assert_eq!(rig.drive().counters().resets, 1);
+    assert_eq!(flush(&mut rig, (0, 1), 1), (IoStatus::Success, 1));
     assert_eq!(rig.disk.unflushed(1), 0);
     rig.finish();
 }
@@ -424,8 +436,9 @@ fn a_controller_that_had_to_be_forced_has_lost_its_cache() {
     rig.inject([Rule::nth(Point::Disable, 1, Fault::Hang)]);
     let hung = rig.write((0, 1), 0, &[1; 4096]);
     assert_eq!(rig.ends(&hung, 2 * RESET), IoStatus::Success);
-    let flushed = rig.begin((0, 1), IoOp::Flush, 0, 0, &[]);
-    assert_eq!(rig.ends(&flushed, S), IoStatus::DeviceError);
+    let handle = rig.handle(0, 1);
+    let flushed = rig.run(async move { flush_for(&handle, &mut 1).await });
+    assert_eq!(flushed, IoStatus::DeviceError);
     rig.finish();
 }
 

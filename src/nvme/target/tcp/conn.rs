@@ -20,6 +20,7 @@ use std::task::Poll;
 
 use hugepages::Buf;
 
+use super::hosts::Told;
 use super::local::{Local, Subsystem};
 use super::receive::{Fusing, Receiver};
 use super::{admin, slot};
@@ -62,6 +63,8 @@ pub struct Queue {
     pub flow_control: bool,
     /// Commands may address namespaces of all command sets.
     pub all_command_sets: bool,
+    /// Up to when the flushes of this queue have told of losses.
+    pub told: RefCell<Told>,
 }
 
 /// A command that a slot works on.

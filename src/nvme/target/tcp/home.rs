@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 
+use super::hosts::{HostKey, Hosts, Told};
 use super::local::Local;
 use crate::net::Listener;
 use crate::nvme::spec::{Cqe, Sqe};
@@ -50,6 +51,7 @@ pub struct Home {
     stopped: RefCell<Vec<Weak<Listener>>>,
     queues: RefCell<BTreeMap<(ControllerHandle, u16), Place>>,
     quiescing: RefCell<BTreeMap<ControllerHandle, Quiescing>>,
+    hosts: RefCell<Hosts>,
     /// Numbers resets and shutdowns, so that the end of one is not taken for that of a later one.
     quiesce_number: Cell<u64>,
     draining: Cell<bool>,
@@ -87,6 +89,7 @@ impl Home {
             stopped: RefCell::default(),
             queues: RefCell::default(),
             quiescing: RefCell::default(),
+            hosts: RefCell::default(),
             quiesce_number: Cell::new(0),
             draining: Cell::new(false),
             started_ns: reactor.clock().now(),
@@ -147,7 +150,8 @@ impl Home {
         }
     }
 
-    /// A Connect that arrived on connection `connection` of reactor `from`. Returns the queue and its subsystem's NQN.
+    /// A Connect that arrived on connection `connection` of reactor `from`. Returns the queue, its subsystem's NQN, and what its host has been
+    /// told of losses.
     ///
     /// # Errors
     /// The completion to send.
@@ -159,22 +163,38 @@ impl Home {
         local: IpAddr,
         from: u16,
         connection: u64,
-    ) -> Result<(Connected, String), Cqe> {
+    ) -> Result<(Connected, String, Told), Cqe> {
         let request = ConnectRequest { sqe, data, local, now_ns: reactor.clock().now() };
         let connected = self.target.borrow_mut().connect(&request)?;
         self.queues.borrow_mut().insert((connected.controller, connected.qid), Place { reactor: from, connection });
-        let nqn = self.target.borrow().subsystem_of(connected.controller).unwrap_or_default().to_owned();
+        let key = self.key(connected.controller);
+        let (nqn, host) = &key;
+        let mut hosts = self.hosts.borrow_mut();
         if connected.qid == 0 {
-            let target = self.target.borrow();
-            tracing::info!("host {} connected to {nqn}", target.host_of(connected.controller).unwrap_or("?"));
+            tracing::info!("host {host} connected to {nqn}");
+            hosts.arrive(key.clone(), request.now_ns);
         }
+        let told = hosts.told(&key).expect("its Admin Queue came first");
+        drop(hosts);
         self.carry_out(reactor);
-        Ok((connected, nqn))
+        Ok((connected, key.0, told))
+    }
+
+    fn key(&self, controller: ControllerHandle) -> HostKey {
+        let target = self.target.borrow();
+        let name = |found: Option<&str>| found.unwrap_or_default().to_owned();
+        (name(target.subsystem_of(controller)), name(target.host_of(controller)))
+    }
+
+    /// The host of a controller has been told of a namespace's losses.
+    pub fn tell(&self, controller: ControllerHandle, nsid: u32, until: u64) {
+        self.hosts.borrow_mut().tell(&self.key(controller), nsid, until);
     }
 
     /// A queue's connection has ended and nothing of it is in flight.
     pub fn disconnect(&self, reactor: &Rc<Reactor>, controller: ControllerHandle, qid: u16) {
         self.queues.borrow_mut().remove(&(controller, qid));
+        let key = self.key(controller);
         let left = self.target.borrow_mut().disconnect(controller, qid);
         match left {
             // While all drain, each queue ends when it has answered.
@@ -182,6 +202,7 @@ impl Home {
             Disconnected::CloseIoQueues => self.close_queues(reactor, controller, false),
             Disconnected::Gone => {
                 self.quiescing.borrow_mut().remove(&controller);
+                self.hosts.borrow_mut().leave(&key, reactor.clock().now());
             }
             Disconnected::Remains => self.quiesced_check(reactor, controller),
         }
@@ -256,11 +277,15 @@ impl Home {
             Quiesce::Reset => self.quiesced(controller, now.number),
             Quiesce::Shutdown => {
                 self.quiescing.borrow_mut().insert(controller, Quiescing { flushing: true, ..now });
-                let nqn = self.target.borrow().subsystem_of(controller).unwrap_or_default().to_owned();
+                let key = self.key(controller);
+                let told = self.hosts.borrow().told(&key);
                 let task = reactor.clone();
                 reactor.spawn("nvmf shutdown flush", async move {
-                    flush_all(&task, &nqn).await;
+                    let durable = flush_all(&task, &key.0, told.as_ref()).await;
                     if let Some(home) = of(&task) {
+                        if durable {
+                            home.hosts.borrow_mut().shut_down(&key);
+                        }
                         home.quiesced(controller, now.number);
                     }
                 });
@@ -305,21 +330,28 @@ impl Home {
     }
 }
 
-/// Makes everything acknowledged in a subsystem durable: only then is a shutdown complete (Base §3.6.2).
-async fn flush_all(reactor: &Rc<Reactor>, nqn: &str) {
-    let Some(local) = Local::of(reactor) else { return };
+/// Makes everything acknowledged in a subsystem durable: only then is a shutdown complete (Base §3.6.2). Returns
+/// whether it is, to the knowledge of a host that has been told so much.
+async fn flush_all(reactor: &Rc<Reactor>, nqn: &str, told: Option<&Told>) -> bool {
+    let Some(local) = Local::of(reactor) else { return false };
     let mut io = loop {
         match reactor.create_io() {
             Some(io) => break io,
             None => reactor.sleep(TICK_NS / 100).await,
         }
     };
+    let mut durable = true;
     for ns in local.subsystem(nqn).namespaces() {
         io.prepare(IoOp::Flush, 0, 0);
         io = ns.handle.execute(io).await;
+        if let Some(told) = told {
+            let _ = ns.handle.end_flush(&mut io, told.until(ns.info().nsid));
+        }
         if io.status != IoStatus::Success {
+            durable = false;
             tracing::error!("{nqn}: namespace {}: the flush of a shutdown failed: {:?}", ns.info().nsid, io.status);
         }
     }
     reactor.retire_io(io);
+    durable
 }

@@ -17,7 +17,8 @@ use crate::limits::CONNECTIONS_PER_REACTOR;
 use crate::nvme::spec::{Cqe, Sqe, Status, StatusCode};
 use crate::nvme::target::{ErrorReport, Fault, IoOp as NvmeOp, IoRequest, NamespaceInfo, Namespaces, SmartCounters};
 use crate::reactor::Reactor;
-use crate::reactor::io::IoOp;
+use crate::reactor::io::{Io, IoOp};
+use crate::reactor::mailbox::Message;
 
 /// One namespace on one reactor.
 pub struct Namespace {
@@ -278,7 +279,7 @@ impl Local {
                 None => Err(Cqe::new(sqe.cid.get(), StatusCode::INTERNAL_ERROR.retry())),
             })
             .await?;
-        let (connected, nqn) = answer;
+        let (connected, nqn, told) = answer;
         let queue = Queue {
             controller: connected.controller,
             subsystem: self.subsystem(&nqn),
@@ -287,6 +288,7 @@ impl Local {
             entries: connected.entries,
             flow_control: !connected.sq_flow_control_disabled,
             all_command_sets: connected.all_command_sets,
+            told: RefCell::new(told),
         };
         Ok((queue, connected.cqe))
     }
@@ -302,6 +304,25 @@ impl Local {
                 }
             })
             .await;
+    }
+
+    /// The end of a flush: it has failed if the host has not been told of all that the namespace lost.
+    pub fn end_flush(&self, queue: &Queue, ns: &Namespace, io: &mut Io) {
+        let nsid = ns.info.nsid;
+        let mut told = queue.told.borrow_mut();
+        let before = told.until(nsid);
+        let until = ns.handle.end_flush(io, before);
+        if until != before {
+            told.tell(nsid, until);
+        } else if let Some(until) = told.hear(nsid, io.start) {
+            let controller = queue.controller;
+            let tell = move |home: &Rc<Reactor>| {
+                if let Some(service) = home::of(home) {
+                    service.tell(controller, nsid, until);
+                }
+            };
+            self.reactor.send(HOME, Message::Call(Box::new(tell)));
+        }
     }
 
     /// Notes a failed command in its controller's error log, and returns the status to answer with.

@@ -11,6 +11,7 @@ mod conn;
 mod failures;
 mod fused;
 mod home;
+mod hosts;
 mod local;
 mod receive;
 mod slot;

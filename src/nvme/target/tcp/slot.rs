@@ -123,6 +123,9 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
             slot.set_in_device(true);
             io = ns.handle.execute(io).await;
             slot.set_in_device(false);
+            if op == IoOp::Flush {
+                conn.local.end_flush(conn.queue().expect("slots run after Connect"), &ns, &mut io);
+            }
             fault_of(io.status, io.op).map_or(Ok(()), |fault| Err(Failure::Fault(fault)))
         }
     };
