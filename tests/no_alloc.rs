@@ -5,6 +5,8 @@
 #[expect(dead_code, reason = "one of them is driven here")]
 #[path = "../benches/devices/mod.rs"]
 mod devices;
+#[path = "no_alloc/passed.rs"]
+mod passed;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::SocketAddr;
@@ -22,7 +24,7 @@ use reactor::bdev::device::null::{self, CompleteIn, Null};
 use reactor::bdev::layer::inject::{self, Inject};
 use reactor::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, Handle, Traits, load};
 use reactor::nvme::host::{Controller, Identity, Options, Queue};
-use reactor::nvme::pcie::fake::FakeOptions;
+use reactor::nvme::pcie::fake::{FakeOptions, NamespaceOptions};
 use reactor::nvme::target::tcp::{Door, Export};
 use reactor::reactor::io::{Io, IoOp, IoStatus};
 use reactor::reactor::start::{Reactors, solo};
@@ -139,6 +141,10 @@ const ALL: [Work; 8] = [
     (IoOp::WriteZeroes, 65_536),
     (IoOp::Read, 4096),
 ];
+
+/// Of a volume with zones of a MiB, which nobody has written.
+const ZONED: [Work; 4] =
+    [(IoOp::ZoneReport, 4096), (IoOp::ZoneReport, 65_536), (IoOp::Read, 4096), (IoOp::ZoneReset, MIB)];
 
 /// I/Os that all workers of a test have completed, and whether they go on.
 #[derive(Default)]
@@ -319,6 +325,7 @@ fn devices_and_layers_allocate_nothing_per_io() {
     locally("split over malloc", Other::over(ram(), small), 0, &ALL);
     locally("split over a file", Other::over(file(folder.path(), true), small), 0, &ALL);
     let serial = |traits: &mut Traits| traits.concurrent = false;
+    locally("NVMe commands passed through", passed::passed(SIZE), 0, &ALL);
     locally("forward to null", Other::over(null(CompleteIn::Poll), serial), 1, &ALL);
     locally("forward to malloc", Other::over(ram(), serial), 1, &ALL);
 }
@@ -328,13 +335,18 @@ fn devices_and_layers_allocate_nothing_per_io() {
 fn the_nvme_driver_allocates_nothing_per_io() {
     const TURNS: usize = 2000;
     let _alone = Alone::wait();
-    for shadow_doorbells in [false, true] {
+    let plain = NamespaceOptions::new(1, 1 << 30, 12);
+    let zoned = NamespaceOptions::zoned(1, 1 << 30, 12, MIB as u64);
+    for (shadow_doorbells, namespace, work) in
+        [(false, &plain, &ALL[..]), (true, &plain, &ALL), (false, &zoned, &ZONED)]
+    {
         let reactor = solo(64 * MIB).unwrap();
-        let disk = Disk::open(&reactor, FakeOptions { shadow_doorbells, ..FakeOptions::default() });
+        let controller = FakeOptions { shadow_doorbells, ..FakeOptions::default() };
+        let disk = Disk::with(&reactor, controller, namespace.clone());
         let volume = Rc::new(Handle::open(&reactor, &disk.volume).unwrap());
         let (progress, here) = (Arc::new(Progress::default()), reactor.clone());
         let goes_on = progress.clone();
-        let ended = spawn(&reactor, async move { work_all(&here, &volume, &ALL, &goes_on).await });
+        let ended = spawn(&reactor, async move { work_all(&here, &volume, work, &goes_on).await });
         let window = || {
             let (mut allocations, before) = (0, progress.ios.load(Ordering::Relaxed));
             for _ in 0..TURNS {

@@ -54,7 +54,12 @@ pub struct Disk {
 
 impl Disk {
     pub fn open(reactor: &Rc<Reactor>, controller: FakeOptions) -> Disk {
-        let namespaces = vec![NamespaceOptions::new(1, 1 << 30, 12)];
+        Disk::with(reactor, controller, NamespaceOptions::new(1, 1 << 30, 12))
+    }
+
+    /// As [`Disk::open`], with another namespace.
+    pub fn with(reactor: &Rc<Reactor>, controller: FakeOptions, namespace: NamespaceOptions) -> Disk {
+        let namespaces = vec![namespace];
         let disk = FakeDisk::new(DiskOptions { namespaces, ..DiskOptions::default() });
         let port = disk.controller(FakeOptions { stepped: true, ..controller });
         port.serve(reactor);

@@ -7,6 +7,7 @@ Every other line starts with `# `. A guest that a case has wrecked is left with 
 import collections
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -22,6 +23,8 @@ LOOK_MAX_S = 0.06
 KERNEL_LINES_SHOWN = 25
 # EX_TEMPFAIL: what is left to run is for another guest. `scripts/runner.py` knows it.
 LOST = 75
+# What no case on a disk behind an IOMMU may leave in the kernel's log: a device that reaches where it must not, above all.
+STRAY = re.compile(r"DMAR: .*(fault|DMA)|BUG:|WARNING:|Oops")
 
 Done = collections.namedtuple("Done", "code output errors")
 
@@ -203,6 +206,11 @@ def kernel_lines():
             lines.append(record.decode(errors="replace").split(";", 1)[1].split("\n")[0])
     finally:
         os.close(descriptor)
+
+
+def stray_lines(since):
+    """What the kernel has logged of stray accesses, but for its first `since` lines."""
+    return [line for line in kernel_lines()[since:] if STRAY.search(line)]
 
 
 def _line(command):

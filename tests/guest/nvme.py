@@ -15,7 +15,7 @@ import sys
 import threading
 
 from disk import MIB, pattern
-from harness import check, note, run, wait_until
+from harness import check, note, run, stray_lines, wait_until
 from host import nvme
 from jobs import fio, fio_at_once
 from nvme_world import (
@@ -28,7 +28,6 @@ from nvme_world import (
     refusal,
     said_in_log,
     spent,
-    stray_lines,
     suite,
     volume,
     written,

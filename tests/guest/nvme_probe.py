@@ -11,13 +11,11 @@ import subprocess
 import sys
 import time
 
-from harness import Suite, check, kernel_lines, note, run, wait_until
+from harness import Suite, check, kernel_lines, note, run, stray_lines, wait_until
 from qmp import ask, monitor
 
 PROBE = "/test/bin/nvme_probe"
 PATTERN = b"".join(offset.to_bytes(8, "little") for offset in range(0, 1 << 20, 8))
-# What no case may leave in the kernel's log: a device that reaches where it must not, above all.
-STRAY = re.compile(r"DMAR: .*(fault|DMA)|BUG:|WARNING:|Oops")
 
 
 def quiet():
@@ -51,10 +49,6 @@ class Controller:
 def controllers():
     """Those that the kernel's driver has, as paths in sysfs."""
     return sorted(pathlib.Path("/sys/class/nvme").glob("nvme*"))
-
-
-def stray_lines(since):
-    return [line for line in kernel_lines()[since:] if STRAY.search(line)]
 
 
 def probe(serial, *words):

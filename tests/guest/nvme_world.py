@@ -5,7 +5,7 @@ import pathlib
 import re
 
 from disk import Disk
-from harness import Suite, check, kernel_lines, note, wait_until
+from harness import Suite, check, kernel_lines, note, stray_lines, wait_until
 from host import SERVICE, Block, connect, nvme
 from target import READY_TIMEOUT_S, Config, Reactor, binary
 
@@ -16,8 +16,6 @@ VFIO = "vfio-pci"
 # A stop has two seconds, and then the disks have their own time; an emulated processor is slower than the machine these
 # were set for.
 STOP_LIMIT_S = 10
-# What no case may leave in the kernel's log: a device that reaches where it must not, above all.
-STRAY = re.compile(r"DMAR: .*(fault|DMA)|BUG:|WARNING:|Oops")
 
 
 class Function:
@@ -153,10 +151,6 @@ def disconnect():
     if _remote():
         nvme("disconnect-all", succeed=False)
         wait_until("no connection left", lambda: not _remote(), timeout_s=60)
-
-
-def stray_lines(since):
-    return [line for line in kernel_lines()[since:] if STRAY.search(line)]
 
 
 WORLD = World()

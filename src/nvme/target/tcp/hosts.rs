@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::limits::{HOSTS_REMEMBERED, HOST_REMEMBERED_NS};
+use crate::limits::{HOST_REMEMBERED_NS, HOSTS_REMEMBERED};
 
 /// A host that still sends flushes so many nanoseconds after the answer to one has got that answer: else its keep alive timer had ended
 /// the connection.

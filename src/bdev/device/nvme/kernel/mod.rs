@@ -33,6 +33,7 @@ use super::retry::Delays;
 use super::traits;
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError};
 use crate::nvme::io::Geometry;
+use crate::nvme::spec::IdentifyController;
 use crate::reactor::Reactor;
 use crate::reactor::io::Io;
 use crate::sys::nvme_ring::{CommandRing, NvmeRing};
@@ -85,13 +86,15 @@ pub struct Passed<R: Rings> {
 }
 
 impl<R: Rings> Passed<R> {
-    /// The volume `name` on a namespace that is reached by `rings`; `geometry` has no fused commands in it.
-    fn new(
+    /// The volume `name` on a namespace that is reached by `rings`; `geometry` has no fused commands in it, and `controller` says how
+    /// long to wait before what it refused for the moment is asked for again.
+    pub fn new(
         (name, uuid, home): (String, [u8; 16], u16),
         rings: R,
-        (geometry, delays): (Geometry, Delays),
+        (geometry, controller): (Geometry, &IdentifyController),
         timeout: Duration,
     ) -> Passed<R> {
+        let delays = Delays::of(controller);
         let common = Common::new(traits(&geometry, name, uuid, true), geometry.size, home);
         Passed { common, rings, geometry, delays, timeout }
     }

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use zerocopy::{FromBytes, FromZeros};
 
 use super::super::disks::{Wanted, check_size, only_one, refused};
-use super::super::retry::Delays;
 use super::{Generic, Passed};
 use crate::bdev::device::file;
 use crate::bdev::{BlockDevice, DeviceError};
@@ -273,7 +272,7 @@ fn passed(
     }
     let uuid = identity(&ids(node), &controller, node.nsid);
     let rings = Generic { device, depth: wanted.tuning.depth, timeout: wanted.tuning.timeout, _claim: claim };
-    let how = (geometry, Delays::of(&controller));
+    let how = (geometry, &controller);
     Ok(Arc::new(Passed::new((name.to_owned(), uuid, at.home), rings, how, wanted.tuning.timeout)))
 }
 

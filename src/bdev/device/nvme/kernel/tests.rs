@@ -224,7 +224,7 @@ fn geometry(disk: &Disk, oncs: u16, deac: bool) -> Geometry {
 }
 
 fn volume(disk: &Arc<Disk>, oncs: u16, deac: bool) -> Arc<dyn BlockDevice> {
-    let how = (geometry(disk, oncs, deac), Delays::default());
+    let how = (geometry(disk, oncs, deac), &IdentifyController::new_zeroed());
     Arc::new(Passed::new(("ng".to_owned(), [7; 16], 0), disk.clone(), how, Duration::from_secs(30)))
 }
 
