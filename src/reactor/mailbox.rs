@@ -330,6 +330,7 @@ pub(super) struct Mailbox {
     unrung: Cell<bool>,
     /// Messages of this reactor to itself.
     own_mail: RefCell<VecDeque<Message>>,
+    closed: Cell<bool>,
 }
 
 struct Outgoing {
@@ -351,6 +352,7 @@ impl Mailbox {
                 incoming: RefCell::new(Vec::new()),
                 unrung: Cell::new(false),
                 own_mail: RefCell::new(VecDeque::new()),
+                closed: Cell::new(false),
             })
             .collect();
         for from in 0..boxes.len() {
@@ -377,6 +379,9 @@ impl Mailbox {
 
     /// Sends to another reactor; the doorbell follows with [`Mailbox::flush`].
     pub(super) fn send(&self, to: u16, message: Message) {
+        if self.closed.get() {
+            return;
+        }
         if to == self.own.id() {
             self.own_mail.borrow_mut().push_back(message);
             return;
@@ -439,6 +444,17 @@ impl Mailbox {
             return Some(message);
         }
         self.own.0.inbox.pop()
+    }
+
+    /// Nobody reads here any more, and nobody writes: what is under way is dropped, with the buffers that travel. What is in a ring goes
+    /// when both ends are closed.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        self.own.close();
+        let ends = |out: &mut Outgoing| (out.ring.take(), std::mem::take(&mut out.waiting));
+        let outgoing: Vec<_> = self.outgoing.borrow_mut().iter_mut().map(ends).collect();
+        // Dropped while nothing is borrowed.
+        drop((self.incoming.take(), outgoing, self.own_mail.take()));
     }
 
     /// Whether a message waits.

@@ -734,7 +734,7 @@ impl Reactor {
         self.completions.borrow_mut().clear();
         self.table.discard();
         self.op_waits.clear();
-        self.mailbox.own().close();
+        self.mailbox.close();
         self.pool.collect();
         self.pool.leaked()
     }
