@@ -18,6 +18,8 @@ from .packages import RigError
 
 MARKER = re.compile(rb"^rig: exit (\d+)\r?$", re.MULTILINE)
 TRIAL_TIMEOUT_S = 20
+# How long a guest that has said its exit code may take to go. One whose kernel has crashed may not go at all.
+GONE_TIMEOUT_S = 60
 # QEMU's TCG with several threads now and then fails an assertion of its own while the firmware or the kernel sets up devices.
 BOOTS_MAX = 3
 # name in /test -> directory of the repository whose files every payload has
@@ -170,12 +172,17 @@ def _wait(command, environment, log, timeout_s, echo):
         stderr=subprocess.PIPE,
     )
     end = time.monotonic() + timeout_s
-    seen = 0
+    seen = size = 0
+    said = False
     try:
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.1)
             if echo:
                 seen = _echo_lines(log, seen, echo)
+            before, size = size, os.stat(log).st_size
+            if size != before and not said and MARKER.search(pathlib.Path(log).read_bytes()):
+                said = True
+                end = min(end, time.monotonic() + GONE_TIMEOUT_S)
     finally:
         if process.poll() is None:
             process.kill()

@@ -146,6 +146,8 @@ class Suite:
                 note(f"recovery: {error}")
                 recovered = False
             if not recovered:
+                # The word of qemu/init: what is left of this guest may not come to its end.
+                print(f"rig: exit {LOST}", flush=True)
                 return LOST
         if wanted and not cases:
             print(f"FAIL selection: no case has {' or '.join(wanted)} in its name", flush=True)
