@@ -25,6 +25,14 @@ pub const SPLIT_PARENTS: usize = 4;
 /// Pieces of one I/O that are on their way at the same time.
 pub const SPLIT_CHILDREN: usize = 4;
 
+/// Verifies of one device and reactor, of those that are cut to pieces or made of reads, at the same time. Apart from other I/Os: each
+/// may be of the whole device and take hours.
+pub const SPLIT_VERIFIES: usize = 2;
+
+/// Most bytes of one read of a verify that a device does not carry out itself. As long as what a bounce buffer holds: with
+/// [`SPLIT_CHILDREN`] on their way a disk is kept busy, and each verify takes 256 KiB of the pool at most.
+pub const VERIFY_READ_MAX: usize = 64 << 10;
+
 /// Rules that one fault injecting layer has at the same time: a bit each in one word.
 pub const INJECT_RULES_MAX: usize = 64;
 

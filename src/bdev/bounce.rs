@@ -21,7 +21,8 @@ pub struct Bounces {
 pub struct Bounce {
     /// The buffer.
     pub buf: Buf,
-    reserve: bool,
+    /// It is the one that is the channel's own.
+    pub(super) reserve: bool,
 }
 
 impl Bounces {
@@ -36,11 +37,17 @@ impl Bounces {
         })
     }
 
+    /// A buffer of the pool, if that has one.
+    pub fn spare(&self) -> Option<Bounce> {
+        let buf = self.reactor.pool().alloc(self.len)?;
+        Some(Bounce { buf, reserve: false })
+    }
+
     /// A buffer, as soon as there is one.
     pub async fn take(&self) -> Bounce {
         std::future::poll_fn(|_| {
-            if let Some(buf) = self.reactor.pool().alloc(self.len) {
-                return std::task::Poll::Ready(Bounce { buf, reserve: false });
+            if let Some(bounce) = self.spare() {
+                return std::task::Poll::Ready(bounce);
             }
             if let Some(buf) = self.reserve.borrow_mut().take() {
                 return std::task::Poll::Ready(Bounce { buf, reserve: true });

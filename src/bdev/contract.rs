@@ -44,6 +44,10 @@ pub struct DeviceLimits {
     pub transfer_max: u64,
     /// Largest unmap or write zeroes in bytes, done in one step.
     pub zeroes_max: u64,
+    /// Largest verify in bytes that the device carries out itself. What is larger comes to it in pieces; below a block it gets none,
+    /// and all reads of the range instead. The same follows on each reactor where it has refused one as unsupported, unless it takes
+    /// all at once, which `u64::MAX` says.
+    pub verify_max: u64,
     /// Largest compare and write in bytes that is done in one step, whatever the other limits are; 0: what they allow.
     pub compare_and_write_max: u64,
     /// No read or write may cross a multiple of this many bytes; 0: none.
@@ -61,6 +65,7 @@ impl Default for DeviceLimits {
         DeviceLimits {
             transfer_max: TRANSFER_MAX as u64,
             zeroes_max: u64::MAX,
+            verify_max: 0,
             compare_and_write_max: 0,
             boundary: 0,
             data_align: 1,

@@ -66,6 +66,8 @@ pub(crate) struct Book {
     pub(crate) holds: Cell<bool>,
     /// The I/O that covers this byte ends with this status, and says the byte.
     pub(crate) fails: Cell<Option<(u64, IoStatus)>>,
+    /// This operation is not supported, whatever its traits say.
+    pub(crate) refuses: Cell<Option<IoOp>>,
 }
 
 struct LeafChannel(Rc<Book>);
@@ -95,6 +97,7 @@ impl Book {
             held: IoList::default(),
             holds: Cell::new(false),
             fails: Cell::new(None),
+            refuses: Cell::new(None),
         }
     }
 
@@ -113,6 +116,9 @@ impl Book {
     }
 
     fn carried_out(&self, mut io: Io) -> Io {
+        if self.refuses.get() == Some(io.op) {
+            return io.with_status(IoStatus::Unsupported);
+        }
         if let Some((at, status)) = self.fails.get()
             && (io.offset..io.offset + io.len).contains(&at)
         {

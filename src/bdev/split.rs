@@ -9,6 +9,9 @@
 //! a helper carves the parent's data, keeps some pieces in flight, and takes them back in order, so that the data is whole again
 //! and the failure reported is the one at the lowest offset. No further piece starts after a failure. Pieces of a write to a zone are sent
 //! one after another.
+//!
+//! A verify of a device that has none, or refuses it, is reads of its range, whose data is thrown away. Verifies have helpers of
+//! their own: nothing else waits behind them.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -16,9 +19,10 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
+use super::bounce::{Bounce, Bounces};
 use super::contract::{Channel, DeviceError, DeviceLimits, Traits};
 use super::steps::{Outstanding, WorkQueue};
-use crate::limits::{SEGMENTS_MAX, SPLIT_CHILDREN, SPLIT_PARENTS, TRANSFER_MAX};
+use crate::limits::{SEGMENTS_MAX, SPLIT_CHILDREN, SPLIT_PARENTS, SPLIT_VERIFIES, TRANSFER_MAX, VERIFY_READ_MAX};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment, Segments};
 
@@ -38,13 +42,17 @@ impl Uncut {
     /// Of a device with these traits.
     pub(super) fn of(traits: &Traits) -> Uncut {
         let DeviceLimits { transfer_max, zeroes_max, boundary, .. } = traits.limits;
-        if transfer_max >= TRANSFER_MAX as u64 && zeroes_max == u64::MAX && boundary == 0 {
+        let verifies = verifies_all(traits);
+        if transfer_max >= TRANSFER_MAX as u64 && zeroes_max == u64::MAX && verifies && boundary == 0 {
             return Uncut::ALL;
         }
         let (transfer_max, zeroes_max) = whole_max(traits);
         let from = IoOp::ALL.map(|op| match op {
             IoOp::Flush => u64::MAX,
             IoOp::Reset => 0,
+            IoOp::Verify if verifies => u64::MAX,
+            // Whether it is refused is known from its end.
+            IoOp::Verify => 0,
             op if op.is_of_zones() => u64::MAX,
             IoOp::Unmap | IoOp::WriteZeroes => zeroes_max.saturating_add(1),
             _ => transfer_max.saturating_add(1),
@@ -79,27 +87,57 @@ pub(super) struct Split {
 
 struct Splitter {
     reactor: Rc<Reactor>,
+    /// The device's.
+    name: String,
     below: Rc<Box<dyn Channel>>,
     transfer_max: u64,
     zeroes_max: u64,
+    /// Largest verify, whole blocks; 0: the device gets reads.
+    verify_max: u64,
+    /// It has refused one: it gets reads from then on.
+    refused: Cell<bool>,
+    /// For these reads; `None` if the device verifies all by itself.
+    bounces: Option<Rc<ReadBounces>>,
     compare_and_write_max: u64,
     boundary: u64,
     /// The device has zones: pieces of a write that passed each other would miss the write pointer.
     zoned: bool,
     /// What is to be cut.
     parents: WorkQueue,
+    /// Verifies that are to be cut, or made of reads.
+    verifies: WorkQueue,
     resets: WorkQueue,
     outstanding: Outstanding,
     /// Resets so far: no piece of a parent starts after one.
     reset_count: Cell<u64>,
     /// By helper: the parent it works on.
-    working: RefCell<[Option<Working>; SPLIT_PARENTS]>,
+    working: RefCell<[Option<Working>; SPLIT_PARENTS + SPLIT_VERIFIES]>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Working {
     slot: u32,
     aborted: bool,
+}
+
+/// Where the reads of verifies go, on one reactor: its volumes share the buffer that is there when the pool has none.
+struct ReadBounces(Bounces);
+
+impl ReadBounces {
+    /// `None`: no DMA memory.
+    fn of(reactor: &Rc<Reactor>) -> Option<Rc<ReadBounces>> {
+        if let Some(there) = reactor.service() {
+            return Some(there);
+        }
+        let new = Rc::new(ReadBounces(Bounces::new(reactor, VERIFY_READ_MAX)?));
+        reactor.set_service(new.clone());
+        Some(new)
+    }
+}
+
+/// Whether no verify of the device is cut to pieces, or made of reads.
+fn verifies_all(traits: &Traits) -> bool {
+    traits.limits.verify_max == u64::MAX || !traits.ops.has(IoOp::Verify)
 }
 
 /// Largest transfer and largest zeroing of a device: limits between two multiples of the block, and those below one block,
@@ -114,7 +152,7 @@ impl Split {
     /// A channel for what may be beyond the limits of `below`, the channel of a device with these traits, which are as `uncut` says.
     ///
     /// # Errors
-    /// If the reactor has no I/Os left for the helpers.
+    /// If the reactor has no I/Os left for the helpers, or no memory for their reads.
     pub(super) fn open(
         reactor: &Rc<Reactor>,
         traits: &Traits,
@@ -122,23 +160,34 @@ impl Split {
         below: Rc<Box<dyn Channel>>,
     ) -> Result<Split, DeviceError> {
         let (transfer_max, zeroes_max) = whole_max(traits);
+        let refused = |why: String| DeviceError::Refused(format!("volume \"{}\": {why}", traits.name));
+        let bounces = match verifies_all(traits) {
+            true => None,
+            false => Some(ReadBounces::of(reactor).ok_or_else(|| {
+                refused("no DMA memory left for the reads of a verify: raise [memory] size".to_owned())
+            })?),
+        };
+        let block = u64::from(traits.block_size);
         let splitter = Rc::new(Splitter {
             reactor: reactor.clone(),
+            name: traits.name.clone(),
             below,
             transfer_max,
             zeroes_max,
+            verify_max: traits.limits.verify_max / block * block,
+            refused: Cell::new(false),
+            bounces,
             compare_and_write_max: traits.limits.compare_and_write_max,
             boundary: traits.limits.boundary,
             zoned: traits.zones.is_some(),
             parents: WorkQueue::new(reactor),
+            verifies: WorkQueue::new(reactor),
             resets: WorkQueue::new(reactor),
             outstanding: Outstanding::new(reactor),
             reset_count: Cell::new(0),
             working: RefCell::default(),
         });
-        splitter.start_tasks().ok_or_else(|| {
-            DeviceError::Refused(format!("volume \"{}\": all I/Os of reactor {} are taken", traits.name, reactor.id()))
-        })?;
+        splitter.start_tasks().ok_or_else(|| refused(format!("all I/Os of reactor {} are taken", reactor.id())))?;
         Ok(Split { uncut, splitter })
     }
 
@@ -156,7 +205,8 @@ impl Channel for Split {
     }
 
     fn abort(&self, io_slot: u32) -> bool {
-        if let Some(io) = self.splitter.parents.remove(io_slot) {
+        let Splitter { parents, verifies, .. } = &*self.splitter;
+        if let Some(io) = parents.remove(io_slot).or_else(|| verifies.remove(io_slot)) {
             self.splitter.end(io.with_status(IoStatus::Aborted));
             return true;
         }
@@ -171,6 +221,7 @@ impl Channel for Split {
 impl Drop for Split {
     fn drop(&mut self) {
         self.splitter.parents.close();
+        self.splitter.verifies.close();
         self.splitter.resets.close();
     }
 }
@@ -184,8 +235,9 @@ enum Place<F> {
 
 impl Splitter {
     fn start_tasks(self: &Rc<Self>) -> Option<()> {
+        let helpers = SPLIT_PARENTS + if self.bounces.is_some() { SPLIT_VERIFIES } else { 0 };
         let mut ios = Vec::new();
-        for _ in 0..SPLIT_PARENTS * SPLIT_CHILDREN + 1 {
+        for _ in 0..helpers * SPLIT_CHILDREN + 1 {
             match self.reactor.create_io() {
                 Some(io) => ios.push(io),
                 None => {
@@ -194,7 +246,7 @@ impl Splitter {
                 }
             }
         }
-        for helper in 0..SPLIT_PARENTS {
+        for helper in 0..helpers {
             let (this, children) = (self.clone(), ios.split_off(ios.len() - SPLIT_CHILDREN));
             self.reactor.spawn("split", async move { this.help(helper, children).await });
         }
@@ -207,6 +259,7 @@ impl Splitter {
     fn piece(&self, op: IoOp, offset: u64, left: u64) -> u64 {
         let max = match op {
             IoOp::Unmap | IoOp::WriteZeroes => self.zeroes_max,
+            IoOp::Verify => self.verify_max,
             _ if self.boundary == 0 => self.transfer_max,
             _ => self.transfer_max.min(self.boundary - offset % self.boundary),
         };
@@ -217,13 +270,18 @@ impl Splitter {
     fn look(&self, mut io: Io) -> Poll<Io> {
         if io.op == IoOp::Reset {
             self.reset_count.set(self.reset_count.get() + 1);
-            while let Some(io) = self.parents.take_waiting() {
+            while let Some(io) = self.parents.take_waiting().or_else(|| self.verifies.take_waiting()) {
                 self.end(io.with_status(IoStatus::Aborted));
             }
             self.resets.push(io);
             return Poll::Pending;
         }
         let whole = io.op == IoOp::CompareAndWrite && io.len <= self.compare_and_write_max;
+        if io.op == IoOp::Verify && self.bounces.is_some() {
+            io.scratch = u64::from(self.outstanding.enter());
+            self.verifies.push(io);
+            return Poll::Pending;
+        }
         // Those of zones have no range that could be cut, or limits of their own.
         if whole || io.op.is_of_zones() || self.piece(io.op, io.offset, io.len) == io.len {
             return self.below.submit(io);
@@ -245,7 +303,8 @@ impl Splitter {
 
     /// A helper's life: one parent after the other, until the channel goes.
     async fn help(&self, number: usize, mut children: Vec<Io>) {
-        while let Some(parent) = self.parents.next().await {
+        let work = if number < SPLIT_PARENTS { &self.parents } else { &self.verifies };
+        while let Some(parent) = work.next().await {
             self.working.borrow_mut()[number] = Some(Working { slot: parent.slot(), aborted: false });
             let done = self.carry_out(parent, number, &mut children).await;
             self.working.borrow_mut()[number] = None;
@@ -263,10 +322,28 @@ impl Splitter {
         self.reactor.run_io(child, |io| self.below.submit(io))
     }
 
-    /// Runs a parent in pieces and returns it finished, its data whole.
-    async fn carry_out(&self, mut parent: Io, number: usize, children: &mut Vec<Io>) -> Io {
-        let resets = self.reset_count.get();
-        let (op, offset, len) = (parent.op, parent.offset, parent.len);
+    /// Runs a parent and returns it finished, its data whole.
+    async fn carry_out(&self, parent: Io, number: usize, children: &mut Vec<Io>) -> Io {
+        let (op, resets) = (parent.op, self.reset_count.get());
+        let by_reads = op == IoOp::Verify && (self.verify_max == 0 || self.refused.get());
+        let done = self.in_pieces(parent, if by_reads { IoOp::Read } else { op }, (number, resets), children).await;
+        if op != IoOp::Verify || by_reads || done.status != IoStatus::Unsupported {
+            return done;
+        }
+        // There is less of it than was said, or no right to it.
+        if !self.refused.replace(true) {
+            let (reactor, name) = (self.reactor.id(), &self.name);
+            tracing::info!(reactor, "volume \"{name}\" refuses a verify: its blocks are read from now on");
+        }
+        self.in_pieces(done.with_status(IoStatus::Success), IoOp::Read, (number, resets), children).await
+    }
+
+    /// Runs a parent in pieces, of which each is an `op`; none starts after a reset that `resets` does not count. A verify by reads has
+    /// no data of its own: each gets a buffer.
+    async fn in_pieces(&self, mut parent: Io, op: IoOp, (number, resets): (usize, u64), children: &mut Vec<Io>) -> Io {
+        let (offset, len) = (parent.offset, parent.len);
+        let bounces = self.bounces.as_ref().map(|bounces| &bounces.0).filter(|_| op != parent.op);
+        let mut of_reserve = [false; SPLIT_CHILDREN];
         let mut carver = Carver::new(parent.data.take_all());
         let mut places = [const { Place::Empty }; SPLIT_CHILDREN];
         let (mut sent, mut oldest, mut newest) = (0, 0, 0);
@@ -278,11 +355,33 @@ impl Splitter {
                 && !self.is_stopped(number, resets)
                 && let Some(mut child) = children.pop()
             {
-                let piece = self.piece(op, offset + sent, len - sent);
+                let mut piece = self.piece(op, offset + sent, len - sent);
+                let mut buf = None;
+                if let Some(bounces) = bounces {
+                    // One is waited for, and more are taken while there are.
+                    let bounce = if oldest == newest { Some(bounces.take().await) } else { bounces.spare() };
+                    let Some(Bounce { buf: mut target, reserve }) = bounce else {
+                        children.push(child);
+                        break;
+                    };
+                    if self.is_stopped(number, resets) {
+                        bounces.give(Bounce { buf: target, reserve });
+                        children.push(child);
+                        break;
+                    }
+                    piece = piece.min(VERIFY_READ_MAX as u64);
+                    target.set_len(piece as usize);
+                    (buf, of_reserve[newest % SPLIT_CHILDREN]) = (Some(target), reserve);
+                }
                 child.prepare(op, offset + sent, piece);
-                (child.fua, child.class, child.trace, child.start) =
-                    (parent.fua, parent.class, parent.trace, parent.start);
-                carver.carve(op.data_len(piece), &mut child.data);
+                // Nothing comes of a late piece of a verify, which may take hours: it is as old as itself.
+                let verifies = parent.op == IoOp::Verify;
+                let start = if verifies { self.reactor.clock().stamp() } else { parent.start };
+                (child.fua, child.class, child.trace, child.start) = (parent.fua, parent.class, parent.trace, start);
+                match buf {
+                    Some(buf) => child.data.push_buf(buf),
+                    None => carver.carve(op.data_len(piece), &mut child.data),
+                }
                 places[newest % SPLIT_CHILDREN] = Place::Running(self.start(child));
                 newest += 1;
                 sent += piece;
@@ -308,8 +407,18 @@ impl Splitter {
                 }
             })
             .await;
+            let whole = match bounces {
+                Some(bounces) => match child.data.pop() {
+                    Some(Segment::Buf(buf)) => {
+                        bounces.give(Bounce { buf, reserve: of_reserve[oldest % SPLIT_CHILDREN] });
+                        true
+                    }
+                    _ => false,
+                },
+                None => carver.restore(&mut child.data),
+            };
             oldest += 1;
-            if !carver.restore(&mut child.data) && child.status == IoStatus::Success {
+            if !whole && child.status == IoStatus::Success {
                 child.status = IoStatus::DeviceError;
             }
             if parent.status == IoStatus::Success && child.status != IoStatus::Success {

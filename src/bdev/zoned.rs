@@ -77,7 +77,7 @@ impl Zones {
             IoOp::Write | IoOp::WriteZeroes | IoOp::ZoneAppend if self.crosses(io.offset, io.len) => {
                 Err(IoStatus::ZoneBoundary)
             }
-            IoOp::Read | IoOp::Compare if !self.read_across && self.crosses(io.offset, io.len) => {
+            IoOp::Read | IoOp::Compare | IoOp::Verify if !self.read_across && self.crosses(io.offset, io.len) => {
                 Err(IoStatus::ZoneBoundary)
             }
             _ => Ok(()),
@@ -163,6 +163,7 @@ mod tests {
             (IoOp::WriteZeroes, ZONE - 512, 1024, IoStatus::ZoneBoundary),
             (IoOp::Read, ZONE - 512, 1024, IoStatus::ZoneBoundary),
             (IoOp::Compare, ZONE - 512, 1024, IoStatus::ZoneBoundary),
+            (IoOp::Verify, ZONE - 512, 1024, IoStatus::ZoneBoundary),
             (IoOp::Unmap, 0, 512, IoStatus::Unsupported),
         ] {
             assert_eq!(run(op, offset, len), status, "{op:?} {offset}+{len}");

@@ -231,6 +231,7 @@ fn rule(rule: &InjectRule) -> inject::Rule {
         InjectOp::Compare => IoOp::Compare,
         InjectOp::CompareAndWrite => IoOp::CompareAndWrite,
         InjectOp::Reset => IoOp::Reset,
+        InjectOp::Verify => IoOp::Verify,
         InjectOp::ZoneAppend => IoOp::ZoneAppend,
         InjectOp::ZoneOpen => IoOp::ZoneOpen,
         InjectOp::ZoneClose => IoOp::ZoneClose,

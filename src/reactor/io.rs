@@ -45,6 +45,8 @@ pub enum IoOp {
     CompareAndWrite,
     /// Ends what is in flight, best effort; completes when nothing submitted before is left. No range.
     Reset,
+    /// Succeeds if all of the range can be read from the medium, else fails as a read of it does. Changes nothing and gives nothing back.
+    Verify,
     /// Stores the data at the write pointer of the zone that begins at `offset`; durable before completion if `fua`. On success
     /// [`IoCell::info`] is the byte of the device where the data begins. Appends to a zone may be in flight together.
     ZoneAppend,
@@ -64,7 +66,7 @@ pub enum IoOp {
 
 impl IoOp {
     /// All operations, in the order of their numbers.
-    pub const ALL: [IoOp; 14] = [
+    pub const ALL: [IoOp; 15] = [
         IoOp::Read,
         IoOp::Write,
         IoOp::Flush,
@@ -73,6 +75,7 @@ impl IoOp {
         IoOp::Compare,
         IoOp::CompareAndWrite,
         IoOp::Reset,
+        IoOp::Verify,
         IoOp::ZoneAppend,
         IoOp::ZoneOpen,
         IoOp::ZoneClose,
@@ -111,7 +114,7 @@ impl IoOp {
         match self {
             IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes | IoOp::CompareAndWrite | IoOp::ZoneAppend => true,
             IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset => true,
-            IoOp::Read | IoOp::Flush | IoOp::Compare | IoOp::Reset | IoOp::ZoneReport => false,
+            IoOp::Read | IoOp::Flush | IoOp::Compare | IoOp::Reset | IoOp::Verify | IoOp::ZoneReport => false,
         }
     }
 
@@ -121,7 +124,7 @@ impl IoOp {
         match self {
             IoOp::Read | IoOp::Write | IoOp::Compare | IoOp::ZoneAppend | IoOp::ZoneReport => len,
             IoOp::CompareAndWrite => 2 * len,
-            IoOp::Flush | IoOp::Unmap | IoOp::WriteZeroes | IoOp::Reset => 0,
+            IoOp::Flush | IoOp::Unmap | IoOp::WriteZeroes | IoOp::Reset | IoOp::Verify => 0,
             IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset => 0,
         }
     }

@@ -134,6 +134,60 @@ pub(super) async fn compare_and_write(rig: Rig) -> Outcome {
     Ok(())
 }
 
+/// Whatever is in a range, it can be read, and a verify leaves it as it is.
+pub(super) async fn verify(rig: Rig) -> Outcome {
+    if !rig.has(IoOp::Verify) {
+        return Ok(());
+    }
+    let (block, size, window) = (rig.block(), rig.size(), rig.window());
+    let mut model = pattern(rig.seed + 4, window);
+    rig.write(0, &model).await?;
+    for (index, op) in [IoOp::Unmap, IoOp::WriteZeroes].into_iter().enumerate().filter(|(_, op)| rig.has(*op)) {
+        let (offset, len) = ((20 + 100 * index as u64) * block, 70 * block);
+        rig.expect(Ask::new(op, offset, len), &[], IoStatus::Success).await?;
+        model[offset as usize..(offset + len) as usize].fill(0);
+    }
+    for (offset, len) in [
+        (0, block),
+        (7 * block, 3 * block),
+        (19 * block, 72 * block),
+        (100 * block, 2 * block),
+        (block, window - 2 * block),
+        (size - block, block),
+        (0, size),
+    ] {
+        let done = rig.expect(Ask::new(IoOp::Verify, offset, len), &[], IoStatus::Success).await?;
+        ensure!(done.info == 0, "a verify of {offset}+{len} says {}", done.info);
+    }
+    rig.holds(0, &model, "after verifies").await
+}
+
+/// The block at `bad` cannot be read: a verify fails over it as a read does, and nowhere else.
+pub(super) async fn unreadable(rig: Rig, bad: u64) -> Outcome {
+    let (block, size) = (rig.block(), rig.size());
+    let whole = 200 * block;
+    for (offset, len, status) in [
+        (bad, block, IoStatus::MediaError),
+        (bad - block, block, IoStatus::Success),
+        (bad + block, block, IoStatus::Success),
+        (bad - block, 3 * block, IoStatus::MediaError),
+        (bad - whole, whole, IoStatus::Success),
+        (bad - whole, whole + block, IoStatus::MediaError),
+        (bad, whole, IoStatus::MediaError),
+        (bad + block, whole, IoStatus::Success),
+        (bad - whole, 2 * whole, IoStatus::MediaError),
+        (0, bad, IoStatus::Success),
+        (bad + block, size - bad - block, IoStatus::Success),
+        (0, size, IoStatus::MediaError),
+    ] {
+        rig.expect(Ask::new(IoOp::Verify, offset, len), &[], status).await?;
+        if len <= whole {
+            rig.expect(Ask::new(IoOp::Read, offset, len), &vec![0; len as usize], status).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Data in pieces of odd lengths, in every kind of memory.
 pub(super) async fn segments(rig: Rig) -> Outcome {
     let block = rig.block();

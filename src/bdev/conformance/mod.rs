@@ -69,6 +69,9 @@ pub struct Options {
     pub ways: Vec<Way>,
     /// A larger size that the device can grow to, in bytes; `None`: it cannot.
     pub grow_to: Option<u64>,
+    /// The device has a block at this byte that cannot be read, and 200 blocks on both sides of it: what becomes of that is all that is
+    /// looked at.
+    pub unreadable: Option<u64>,
     /// The seed of everything random, to play a failure again; `None`: a new one.
     pub seed: Option<u64>,
     /// Random operations on each reactor.
@@ -84,6 +87,7 @@ impl Default for Options {
         Options {
             ways: vec![Way::Home, Way::Two, Way::Split, Way::Forward],
             grow_to: None,
+            unreadable: None,
             seed: None,
             random_ops: 400,
             races: 50,
@@ -191,6 +195,7 @@ fn tiny_limits(traits: &mut Traits) {
     let block = u64::from(traits.block_size);
     traits.limits.transfer_max = traits.limits.transfer_max.min(24 * block);
     traits.limits.zeroes_max = traits.limits.zeroes_max.min(50 * block);
+    traits.limits.verify_max = traits.limits.verify_max.min(40 * block);
     traits.limits.boundary = 64 * block;
 }
 
@@ -297,6 +302,10 @@ impl Suite<'_> {
 
     fn all(&self) -> Outcome {
         let claim = self.make(|_| {})?;
+        if let Some(bad) = self.options.unreadable {
+            self.one(&claim, "unreadable", move |rig| effects::unreadable(rig, bad))?;
+            return self.remove(claim);
+        }
         if claim.device().common().traits().zones.is_some() {
             return self.all_of_zones(claim);
         }
@@ -305,6 +314,7 @@ impl Suite<'_> {
         self.one(&claim, "zeroes", effects::zeroes)?;
         self.one(&claim, "compare", effects::compare)?;
         self.one(&claim, "compare and write", effects::compare_and_write)?;
+        self.one(&claim, "verify", effects::verify)?;
         self.one(&claim, "segments", effects::segments)?;
         self.one(&claim, "bounds", effects::bounds)?;
         self.one(&claim, "reset", races::reset)?;
@@ -324,6 +334,7 @@ impl Suite<'_> {
     fn all_of_zones(&self, claim: Claim) -> Outcome {
         self.one(&claim, "fresh zones", zoned::fresh)?;
         self.one(&claim, "refusals of zones", zoned::refusals)?;
+        self.one(&claim, "verify of zones", zoned::verify)?;
         let count = self.options.random_ops;
         self.one(&claim, "random on zones", move |rig| zoned::random(rig, count))?;
         self.one(&claim, "zones emptied", |rig| async move {

@@ -77,6 +77,7 @@ fn plan(rig: &Rig, count: usize, base: u64, window: u64) -> Vec<Step> {
         IoOp::Unmap,
         IoOp::WriteZeroes,
         IoOp::Compare,
+        IoOp::Verify,
         IoOp::CompareAndWrite,
         IoOp::CompareAndWrite,
         IoOp::Flush,

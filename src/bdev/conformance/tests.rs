@@ -6,7 +6,7 @@ use crate::bdev::layer::inject::{self, Action, Inject, Rule, When};
 
 mod broken;
 
-use broken::{Fault, Ram};
+use broken::{BAD, Fault, Ram};
 
 use crate::sys::descriptor::Descriptor;
 use std::path::Path;
@@ -153,6 +153,8 @@ fn every_fault_is_caught_by_its_scenario() {
         (Fault::Shrinks, Way::Home, &["growth"]),
         (Fault::KeepsIo, Way::Home, &["random"]),
         (Fault::KeepsIoOfClosing, Way::Home, &["closing"]),
+        (Fault::VerifyFailsOnZeros, Way::Home, &["verify"]),
+        (Fault::VerifyClears, Way::Home, &["verify"]),
         (Fault::LargeWritesTear, Way::Home, &["writes"]),
         (Fault::RandomlyLost, Way::Home, &["random"]),
     ] {
@@ -164,6 +166,29 @@ fn every_fault_is_caught_by_its_scenario() {
             Err(failure) => assert!(scenarios.contains(&failure.scenario), "{fault:?} was caught, but: {failure}"),
         }
     }
+}
+
+fn with_bad_block() -> Options {
+    Options { unreadable: Some(BAD), ..Options::default() }
+}
+
+#[test]
+fn a_verify_fails_where_a_block_cannot_be_read() {
+    run(|| Ram::unreadable(None), &with_bad_block());
+    let below = |rules| {
+        let base = Ram::unreadable(None);
+        let options = inject::Options { name: "layer".to_owned(), uuid: [4; 16], base, rules };
+        Arc::new(Inject::new(options).unwrap()) as Arc<dyn BlockDevice>
+    };
+    run(|| below(Vec::new()), &with_bad_block());
+    let late = Rule { op: None, when: When::Every(3), count: None, action: Action::Delay(50_000) };
+    run(|| below(vec![late]), &with_bad_block());
+}
+
+#[test]
+fn a_verify_that_reads_nothing_is_caught() {
+    let failure = check(|| Ram::unreadable(Some(Fault::VerifyIsBlind)), &with_bad_block()).unwrap_err();
+    assert_eq!(failure.scenario, "unreadable", "{failure}");
 }
 
 #[test]

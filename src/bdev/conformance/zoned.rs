@@ -164,6 +164,35 @@ pub(super) async fn refusals(rig: Rig) -> Outcome {
     fresh(rig).await
 }
 
+/// A verify is of zones in any state, and of several where a read is.
+pub(super) async fn verify(rig: Rig) -> Outcome {
+    if !rig.has(IoOp::Verify) {
+        return Ok(());
+    }
+    let (zones, block) = (zones_of(&rig), rig.block());
+    let verify = |offset: u64, len: u64, status: IoStatus| {
+        let rig = rig.clone();
+        async move { rig.expect(Ask::new(IoOp::Verify, offset, len), &[], status).await.map(drop) }
+    };
+    let data = pattern(rig.seed, 3 * block);
+    rig.write(0, &data).await?;
+    manage(&rig, IoOp::ZoneFinish, (zones.size, zones.size), IoStatus::Success).await?;
+    let before = all(&rig).await?;
+    // Written, both, never written, a zone, one that is full, one that is empty.
+    for (offset, len) in [(0, 3 * block), (block, 4 * block), (8 * block, block)] {
+        verify(offset, len, IoStatus::Success).await?;
+    }
+    for index in 0..3 {
+        verify(index * zones.size, zones.size, IoStatus::Success).await?;
+    }
+    let across = if zones.read_across { IoStatus::Success } else { IoStatus::ZoneBoundary };
+    verify(zones.size - block, 2 * block, across).await?;
+    verify(0, 3 * zones.size, across).await?;
+    ensure!(all(&rig).await? == before, "a verify has changed the state of a zone");
+    rig.holds(0, &data, "after verifies").await?;
+    manage(&rig, IoOp::ZoneReset, (0, rig.size()), IoStatus::Success).await
+}
+
 /// Zones, and what is in them.
 struct Model {
     zones: Zones,

@@ -71,7 +71,12 @@ impl Malloc {
             ephemeral: true,
             unaddressed: Unaddressed::Copies,
             concurrent: true,
-            limits: DeviceLimits { zeroes_max: ZEROES_MAX, unmap_granularity: 4096, ..DeviceLimits::default() },
+            limits: DeviceLimits {
+                zeroes_max: ZEROES_MAX,
+                verify_max: u64::MAX,
+                unmap_granularity: 4096,
+                ..DeviceLimits::default()
+            },
             zones: None,
         };
         Ok(Malloc { common: Common::new(traits, options.size, options.home), region })

@@ -57,7 +57,7 @@ impl Null {
             ephemeral: false,
             unaddressed: Unaddressed::Copies,
             concurrent: true,
-            limits: DeviceLimits::default(),
+            limits: DeviceLimits { verify_max: u64::MAX, ..DeviceLimits::default() },
             zones: None,
         };
         Null { common: Common::new(traits, options.size, 0), complete: options.complete }

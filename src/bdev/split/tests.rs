@@ -103,9 +103,13 @@ fn a_compare_and_write_is_never_in_pieces() {
 
 #[test]
 fn what_asks_for_nothing_gets_no_split() {
-    let (one, book) = rig(DeviceLimits::default());
-    assert_eq!(one.status(IoOp::Unmap, 0, 16 << 20), IoStatus::Success);
-    assert_eq!(book.take_log(), [(IoOp::Unmap, 0, 16 << 20)]);
+    let limits = DeviceLimits { verify_max: u64::MAX, ..DeviceLimits::default() };
+    let (one, book) = rig(limits);
+    assert_eq!(Uncut::of(one.handle.common().traits()), Uncut::ALL);
+    for op in [IoOp::Unmap, IoOp::Verify] {
+        assert_eq!(one.status(op, 0, 16 << 20), IoStatus::Success);
+        assert_eq!(book.take_log(), [(op, 0, 16 << 20)]);
+    }
     one.close();
 }
 
@@ -194,5 +198,146 @@ fn an_abort_ends_what_waits_at_once_and_what_is_cut_after_the_pieces_on_their_wa
     assert!(ios[1..=SPLIT_PARENTS].iter().all(|(_, end)| end.get() == Some(IoStatus::Success)));
     let pieces = book.take_log().into_iter().filter(|(_, offset, _)| *offset < 64 * KIB).count();
     assert_eq!(pieces, SPLIT_CHILDREN, "of the first, no more than were on their way");
+    one.close();
+}
+
+/// What the device sees of a verify, in KiB.
+fn verify(one: &One, book: &Book, offset: u64, len: u64) -> (IoStatus, Vec<(IoOp, u64, u64)>) {
+    let status = one.status(IoOp::Verify, offset * KIB, len * KIB);
+    (status, book.take_log().into_iter().map(|(op, offset, len)| (op, offset / KIB, len / KIB)).collect())
+}
+
+#[test]
+fn a_verify_that_the_device_has_not_is_reads_within_its_limits() {
+    use IoOp::Read;
+    let (one, book) = rig(limits(48 * KIB, u64::MAX, 128 * KIB));
+    assert_eq!(verify(&one, &book, 8, 4), (IoStatus::Success, vec![(Read, 8, 4)]));
+    let pieces = vec![(Read, 60, 48), (Read, 108, 20), (Read, 128, 48), (Read, 176, 4)];
+    assert_eq!(verify(&one, &book, 60, 120), (IoStatus::Success, pieces));
+    one.close();
+    let (one, book) = rig(DeviceLimits::default());
+    let longest = VERIFY_READ_MAX as u64 / KIB;
+    let pieces = vec![(Read, 4, longest), (Read, 4 + longest, longest), (Read, 4 + 2 * longest, 1)];
+    assert_eq!(verify(&one, &book, 4, 2 * longest + 1), (IoStatus::Success, pieces), "however large a read may be");
+    assert_eq!(one.run(IoOp::Verify, 0, 4096, &[0; 4096]).status, IoStatus::DataLength);
+    for (offset, len, status) in [
+        (0, 0, IoStatus::Empty),
+        (100, 512, IoStatus::Misaligned),
+        (16 << 20, 512, IoStatus::OutOfRange),
+        ((16 << 20) - 512, 1024, IoStatus::OutOfRange),
+    ] {
+        assert_eq!(one.status(IoOp::Verify, offset, len), status, "{offset}+{len}");
+    }
+    assert_eq!(book.take_log(), []);
+    one.close();
+}
+
+#[test]
+fn a_verify_that_the_device_has_comes_in_pieces_of_its_limit() {
+    use IoOp::Verify;
+    let most = |verify_max| DeviceLimits { verify_max, ..limits(8 * KIB, u64::MAX, 16 * KIB) };
+    let (one, book) = rig(most(100 * KIB + 100));
+    assert_eq!(verify(&one, &book, 4, 100), (IoStatus::Success, vec![(Verify, 4, 100)]), "no boundary is in its way");
+    let two = vec![(Verify, 4, 100), (Verify, 104, 1)];
+    assert_eq!(verify(&one, &book, 4, 101), (IoStatus::Success, two));
+    one.close();
+    let (one, book) = rig(most(511));
+    let reads = vec![(IoOp::Read, 4, 8), (IoOp::Read, 12, 4)];
+    assert_eq!(verify(&one, &book, 4, 12), (IoStatus::Success, reads), "not even a block");
+    one.close();
+}
+
+#[test]
+fn a_verify_fails_as_a_read_of_the_block_does_and_only_over_it() {
+    for verify_max in [0, 32 * KIB, u64::MAX] {
+        let (one, book) = rig(DeviceLimits { verify_max, ..limits(16 * KIB, u64::MAX, 0) });
+        book.fails.set(Some((100 * KIB + 7, IoStatus::MediaError)));
+        for (offset, len, is) in [
+            (0, 100, IoStatus::Success),
+            (101, 400, IoStatus::Success),
+            (100, 1, IoStatus::MediaError),
+            (0, 101, IoStatus::MediaError),
+            (100, 400, IoStatus::MediaError),
+            (0, 16 * KIB, IoStatus::MediaError),
+        ] {
+            assert_eq!(verify(&one, &book, offset, len).0, is, "{offset}+{len} KiB, {verify_max}");
+        }
+        one.close();
+    }
+}
+
+#[test]
+fn a_refused_verify_is_reads_from_then_on() {
+    let (one, book) = rig(DeviceLimits { verify_max: 32 * KIB, ..limits(16 * KIB, u64::MAX, 0) });
+    book.refuses.set(Some(IoOp::Verify));
+    book.fails.set(Some((100 * KIB, IoStatus::MediaError)));
+    let (status, log) = verify(&one, &book, 0, 40);
+    assert_eq!(status, IoStatus::Success);
+    let reads = [(IoOp::Read, 0, 16), (IoOp::Read, 16, 16), (IoOp::Read, 32, 8)];
+    let (verifies, rest) = log.split_at(log.len() - 3);
+    assert!(rest == reads && verifies.iter().all(|(op, ..)| *op == IoOp::Verify), "{log:?}");
+    assert_eq!(verify(&one, &book, 0, 16), (IoStatus::Success, vec![(IoOp::Read, 0, 16)]), "it is not asked again");
+    assert_eq!(verify(&one, &book, 96, 8).0, IoStatus::MediaError);
+    one.close();
+}
+
+#[test]
+fn a_refusal_that_comes_upon_another_verify_does_not_disturb_it() {
+    let (one, book) = rig(DeviceLimits { verify_max: 4 * KIB, ..limits(16 * KIB, u64::MAX, 0) });
+    book.holds.set(true);
+    let (_, first) = start(&one, IoOp::Verify, 0, 4 * KIB);
+    let (_, second) = start(&one, IoOp::Verify, 1 << 20, 64 * KIB);
+    turn(&one);
+    book.release(1, IoStatus::Unsupported);
+    turn(&one);
+    while first.get().is_none() || second.get().is_none() {
+        assert!(!book.held.is_empty(), "they wait for nothing");
+        book.release(1, IoStatus::Success);
+        turn(&one);
+    }
+    assert_eq!((first.get(), second.get()), (Some(IoStatus::Success), Some(IoStatus::Success)));
+    let log = book.take_log();
+    let of = |op, from| log.iter().filter(|piece| piece.0 == op && piece.1 >= from).count();
+    assert_eq!((of(IoOp::Verify, 1 << 20), of(IoOp::Read, 0), log.len()), (16, 1, 18));
+    one.close();
+}
+
+#[test]
+fn verifies_hold_nothing_up_and_end_with_a_reset_or_an_abort() {
+    let (one, book) = rig(limits(4 * KIB, u64::MAX, 0));
+    book.holds.set(true);
+    let ios: Vec<_> = (0..SPLIT_VERIFIES as u64 + 2).map(|i| start(&one, IoOp::Verify, i * KIB, 1 << 20)).collect();
+    turn(&one);
+    assert_eq!(book.held.len(), SPLIT_VERIFIES * SPLIT_CHILDREN, "some at a time");
+    let (_, write) = start(&one, IoOp::Write, 0, 16 * KIB);
+    turn(&one);
+    assert_eq!(book.held.len(), (SPLIT_VERIFIES + 1) * SPLIT_CHILDREN, "a write does not wait behind them");
+    let (first, last) = (&ios[0], &ios[SPLIT_VERIFIES + 1]);
+    assert!(one.handle.abort(first.0) && one.handle.abort(last.0));
+    turn(&one);
+    assert_eq!((first.1.get(), last.1.get()), (None, Some(IoStatus::Aborted)));
+    assert_eq!(one.status(IoOp::Reset, 0, 0), IoStatus::Success);
+    assert!(ios.iter().all(|(_, end)| end.get() == Some(IoStatus::Aborted)));
+    assert_eq!(write.get(), Some(IoStatus::Aborted));
+    book.holds.set(false);
+    assert_eq!(one.status(IoOp::Verify, 0, 1 << 20), IoStatus::Success);
+    one.close();
+}
+
+#[test]
+fn verifies_go_on_where_the_pool_has_no_memory() {
+    let (one, book) = rig(limits(16 * KIB, u64::MAX, 0));
+    let all: Vec<_> = std::iter::from_fn(|| one.reactor.pool().alloc(VERIFY_READ_MAX)).collect();
+    book.holds.set(true);
+    let ends: Vec<_> = (0..SPLIT_VERIFIES as u64).map(|i| start(&one, IoOp::Verify, i << 20, 64 * KIB).1).collect();
+    turn(&one);
+    assert_eq!(book.held.len(), 1, "one read at a time, of all verifies");
+    for _ in 0..4 * SPLIT_VERIFIES {
+        assert!(ends.iter().any(|end| end.get().is_none()));
+        book.release(1, IoStatus::Success);
+        turn(&one);
+    }
+    assert!(ends.iter().all(|end| end.get() == Some(IoStatus::Success)));
+    drop(all);
     one.close();
 }

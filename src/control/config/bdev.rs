@@ -297,6 +297,7 @@ fn read_rule(table: &Table<'_>) -> Option<InjectRule> {
             ("compare", Some(InjectOp::Compare)),
             ("compare-and-write", Some(InjectOp::CompareAndWrite)),
             ("reset", Some(InjectOp::Reset)),
+            ("verify", Some(InjectOp::Verify)),
             ("zone-append", Some(InjectOp::ZoneAppend)),
             ("zone-open", Some(InjectOp::ZoneOpen)),
             ("zone-close", Some(InjectOp::ZoneClose)),

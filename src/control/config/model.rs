@@ -188,7 +188,7 @@ pub struct InjectRule {
 /// The operation a rule counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InjectOp {
-    /// `read`.
+    /// `read`: verifies too.
     Read,
     /// `write`, with or without FUA.
     Write,
@@ -204,6 +204,8 @@ pub enum InjectOp {
     CompareAndWrite,
     /// `reset`.
     Reset,
+    /// `verify`.
+    Verify,
     /// `zone-append`.
     ZoneAppend,
     /// `zone-open`.

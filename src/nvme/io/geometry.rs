@@ -9,8 +9,8 @@ use crate::limits::TRANSFER_MAX;
 use crate::nvme::spec::{
     Cap, DeallocatedReads, Dps, FUSES_COMPARE_AND_WRITE, IdentifyController, IdentifyControllerNvm,
     IdentifyControllerZoned, IdentifyNamespace, IdentifyNamespaceZoned, NSATTR_WRITE_PROTECTED, NSFEAT_NSABP,
-    NSFEAT_OPTPERF, NamespaceIds, ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES, OZCS_READ_ACROSS, Status, VWC_PRESENT,
-    size_limit,
+    NSFEAT_OPTPERF, NamespaceIds, ONCS_COMPARE, ONCS_DSM, ONCS_VERIFY, ONCS_WRITE_ZEROES, OZCS_READ_ACROSS, Status,
+    VWC_PRESENT, size_limit,
 };
 use crate::reactor::io::IoOp;
 
@@ -142,8 +142,9 @@ pub struct Geometry {
     pub zones: Option<Zones>,
 }
 
-/// Largest write zeroes in bytes of a controller that names no limit, as those before NVMe 2.0: it may take as long as a write.
-const ZEROES_UNTOLD_MAX: u64 = 4 << 20;
+/// Largest write zeroes and verify in bytes of a controller that does not say whether there is a limit, as those before NVMe 2.0: they may
+/// take as long as a write, or a read.
+const UNTOLD_MAX: u64 = 4 << 20;
 
 /// Largest transfer of one command in bytes: MDTS, and what this program's buffers hold.
 pub fn transfer_max(controller: &IdentifyController, cap: Cap) -> u64 {
@@ -175,6 +176,7 @@ impl Geometry {
             IoOp::Unmap | IoOp::CompareAndWrite if zoned.is_some() => false,
             IoOp::Unmap => can & ONCS_DSM != 0,
             IoOp::WriteZeroes => can & ONCS_WRITE_ZEROES != 0,
+            IoOp::Verify => can & ONCS_VERIFY != 0,
             // A pair takes two slots.
             IoOp::CompareAndWrite => controller.fuses.get() & FUSES_COMPARE_AND_WRITE != 0 && queue_size > 2,
             // No command.
@@ -198,7 +200,12 @@ impl Geometry {
         // A controller that says nothing of it may do the zeroes one by one, and not answer until it has.
         let zeroes_max = match limits {
             Some(limits) => size_limit(limits.wzsl, cap).unwrap_or(u64::MAX),
-            None => ZEROES_UNTOLD_MAX,
+            None => UNTOLD_MAX,
+        };
+        let verify_max = match limits {
+            _ if !ops.has(IoOp::Verify) => 0,
+            Some(limits) => at_least_block(size_limit(limits.vsl, cap).unwrap_or(u64::MAX).min(BLOCKS_MAX << shift)),
+            None => UNTOLD_MAX.min(BLOCKS_MAX << shift),
         };
         let zones = match zoned {
             None => None,
@@ -231,6 +238,7 @@ impl Geometry {
             limits: DeviceLimits {
                 transfer_max,
                 zeroes_max: at_least_block(zeroes_max.min(BLOCKS_MAX << shift)),
+                verify_max,
                 // A write must not cross zones and most controllers' reads must not, so that a zone is a boundary in any case; a
                 // finer one that divides it is kept.
                 compare_and_write_max: 0,
@@ -257,10 +265,12 @@ impl Geometry {
     /// What of this is not as it was `before`, for whoever goes on with a namespace as if nothing had happened. It may have become larger.
     pub fn differs(&self, before: &Geometry) -> Option<&'static str> {
         let (was, is) = (&before.limits, &self.limits);
+        // A verify that is not there any more, or larger than it may be now, is refused, and then its blocks are read.
+        let ops = |geometry: &Geometry| geometry.ops.without(IoOp::Verify);
         [
             (self.block_shift != before.block_shift, "its block size"),
             (self.size < before.size, "its size"),
-            (before.ops != self.ops || before.unmapping != self.unmapping, "its commands"),
+            (ops(before) != ops(self) || before.unmapping != self.unmapping, "its commands"),
             (is.transfer_max < was.transfer_max || is.zeroes_max < was.zeroes_max, "its limits"),
             (is.boundary != was.boundary, "its limits"),
             (self.compare_and_write_max < before.compare_and_write_max, "its atomicity"),
@@ -281,13 +291,15 @@ impl Geometry {
     }
 
     /// The traits of a block device that is this namespace, whose operations are the namespace's commands: what a device does by
-    /// several commands it adds itself. Unmap is among them where [`Geometry::unmapping`] has a way.
+    /// several commands it adds itself. Unmap is among them where [`Geometry::unmapping`] has a way, and verify in any case: without the
+    /// command the block layer reads.
     ///
     /// The rest depends on the way to the namespace and is set for one that reaches memory by itself, from every reactor:
     /// `concurrent`, and no data without an address.
     pub fn traits(&self, name: String, driver: &'static str, uuid: [u8; 16]) -> Traits {
         let ops = set_of(|op| match op {
             IoOp::Unmap => self.unmapping != Unmapping::None,
+            IoOp::Verify => true,
             op => self.ops.has(op),
         });
         Traits {

@@ -10,7 +10,7 @@ mod geometry;
 mod status;
 
 pub use geometry::{Deallocate, Geometry, Identified, Unmapping, Unusable, identity, transfer_max};
-pub use status::{io_status, pair_status};
+pub use status::{io_status, is_for_now, pair_status};
 
 use zerocopy::little_endian::{U32, U64};
 
@@ -80,6 +80,7 @@ pub fn command(io: &IoCell, place: Place) -> Sqe {
         IoOp::Write => ranged(NvmOpcode::WRITE, fua(io)),
         IoOp::Compare => ranged(NvmOpcode::COMPARE, 0),
         IoOp::WriteZeroes => ranged(NvmOpcode::WRITE_ZEROES, fua(io)),
+        IoOp::Verify => ranged(NvmOpcode::VERIFY, 0),
         IoOp::CompareAndWrite => {
             let mut sqe = ranged(NvmOpcode::COMPARE, 0);
             sqe.flags |= Fuse::FIRST.0;

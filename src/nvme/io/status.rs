@@ -42,6 +42,12 @@ pub fn io_status(status: Status) -> IoStatus {
     }
 }
 
+/// Whether a refusal tells of the moment, and not that there is nothing of the kind: many leave Do Not Retry out with that.
+pub fn is_for_now(status: Status) -> bool {
+    let unknown = [StatusCode::INVALID_FIELD, StatusCode::INVALID_OPCODE, StatusCode::INVALID_NAMESPACE];
+    !status.is_dnr() && !unknown.contains(&status.code())
+}
+
 /// The status of a fused pair: the first command's, unless that only ended because of the second.
 pub fn pair_status(first: Status, second: Status) -> Status {
     if first.is_success() || first.code() == StatusCode::ABORTED_FAILED_FUSED { second } else { first }

@@ -7,7 +7,7 @@ use crate::bdev::OpSet;
 use crate::nvme::spec::{
     Cap, FUSES_COMPARE_AND_WRITE, IdentifyController, IdentifyControllerNvm, IdentifyControllerZoned,
     IdentifyNamespace, IdentifyNamespaceZoned, NSFEAT_NSABP, NSFEAT_OPTPERF, NamespaceIds, ONCS_COMPARE, ONCS_DSM,
-    ONCS_WRITE_ZEROES,
+    ONCS_VERIFY, ONCS_WRITE_ZEROES,
 };
 use crate::reactor::start;
 
@@ -96,7 +96,7 @@ impl Made {
     /// 16,384 blocks of 4,096 bytes, second format, and all commands.
     fn new() -> Made {
         let (mut controller, mut namespace) = (IdentifyController::new_zeroed(), IdentifyNamespace::new_zeroed());
-        controller.oncs.set(ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES);
+        controller.oncs.set(ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_VERIFY);
         controller.fuses.set(FUSES_COMPARE_AND_WRITE);
         namespace.nsze.set(16_384);
         namespace.nlbaf_z = 1;
@@ -237,6 +237,41 @@ fn limits_of_zeroing_and_deallocation() {
     let geometry = made.geometry().unwrap();
     assert_eq!(geometry.limits.zeroes_max, 256 << 20);
     assert_eq!(geometry.deallocate.bytes_max, 16 * (RANGE_BLOCKS_MAX << 12));
+}
+
+#[test]
+fn verifies_are_as_large_as_the_controller_says() {
+    let mut made = Made::new();
+    let mut most = |oncs, vsl: Option<u8>, shift: u8| {
+        made.controller.oncs.set(oncs);
+        made.namespace.lbaf[1].lbads = shift;
+        made.limits = vsl.map(|vsl| IdentifyControllerNvm { vsl, ..IdentifyControllerNvm::new_zeroed() });
+        let geometry = made.geometry().unwrap();
+        assert_eq!(geometry.ops.has(IoOp::Verify), oncs != 0);
+        let traits = geometry.traits("d0".to_owned(), "nvme", [1; 16]);
+        assert!(traits.ops.has(IoOp::Verify), "the block layer reads where there is no command");
+        geometry.limits.verify_max
+    };
+    assert_eq!(most(ONCS_VERIFY, Some(1), 12), 8 << 10);
+    assert_eq!(most(ONCS_VERIFY, Some(7), 9), 512 << 10);
+    assert_eq!(most(ONCS_VERIFY, Some(0), 12), 256 << 20, "no limit but the field's");
+    assert_eq!(most(ONCS_VERIFY, Some(0), 9), 32 << 20);
+    assert_eq!(most(ONCS_VERIFY, Some(u8::MAX), 9), 32 << 20);
+    assert_eq!(most(ONCS_VERIFY, None, 12), 4 << 20, "it does not say");
+    assert_eq!((most(0, Some(3), 12), most(0, None, 12)), (0, 0));
+    made.cap = Cap(1 << 48);
+    made.controller.oncs.set(ONCS_VERIFY);
+    made.limits = Some(IdentifyControllerNvm { vsl: 1, ..IdentifyControllerNvm::new_zeroed() });
+    assert_eq!(made.geometry().unwrap().limits.verify_max, 16 << 10, "VSL counts minimum pages");
+}
+
+#[test]
+fn a_verify_that_has_gone_is_no_other_namespace() {
+    let (mut made, before) = (Made::new(), Made::new().geometry().unwrap());
+    made.controller.oncs.set(ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES);
+    assert_eq!(made.geometry().unwrap().differs(&before), None);
+    made.controller.oncs.set(ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_VERIFY);
+    assert_eq!(made.geometry().unwrap().differs(&before), Some("its commands"));
 }
 
 #[test]

@@ -35,6 +35,9 @@ pub(super) enum Fault {
     KeepsIo,
     KeepsIoOfClosing,
     RandomlyLost,
+    VerifyFailsOnZeros,
+    VerifyIsBlind,
+    VerifyClears,
     GrowthLosesData,
     GrowthIsGarbage,
     GrowthIsNotSaid,
@@ -43,10 +46,14 @@ pub(super) enum Fault {
 
 const BLOCK: usize = 512;
 
+/// Where reads of [`Ram::unreadable`] fail.
+pub(super) const BAD: u64 = 5 << 20;
+
 pub(super) struct Ram {
     common: Common,
     bytes: Bytes,
     fault: Option<Fault>,
+    bad: Option<u64>,
 }
 
 fn with<R>(bytes: &Bytes, f: impl FnOnce(&mut Vec<u8>) -> R) -> R {
@@ -55,6 +62,18 @@ fn with<R>(bytes: &Bytes, f: impl FnOnce(&mut Vec<u8>) -> R) -> R {
 
 impl Ram {
     pub(super) fn device(fault: Option<Fault>) -> Arc<dyn BlockDevice> {
+        Ram::with(fault, None)
+    }
+
+    /// Whose block at [`BAD`] cannot be read.
+    pub(super) fn unreadable(fault: Option<Fault>) -> Arc<dyn BlockDevice> {
+        Ram::with(fault, Some(BAD))
+    }
+
+    fn with(fault: Option<Fault>, bad: Option<u64>) -> Arc<dyn BlockDevice> {
+        // The others are read from.
+        let own = matches!(fault, Some(Fault::VerifyFailsOnZeros | Fault::VerifyIsBlind | Fault::VerifyClears));
+        let limits = DeviceLimits { verify_max: if own { u64::MAX } else { 0 }, ..DeviceLimits::default() };
         let traits = Traits {
             name: "wrong".to_owned(),
             driver: "ram",
@@ -68,12 +87,12 @@ impl Ram {
             ephemeral: true,
             unaddressed: Unaddressed::Refuses,
             concurrent: true,
-            limits: DeviceLimits::default(),
+            limits,
             zones: None,
         };
         let fill = if fault == Some(Fault::Garbage) { 0xFF } else { 0 };
         let bytes = vec![fill; SIZE as usize];
-        Arc::new(Ram { common: Common::new(traits, SIZE, 0), bytes: Arc::new(bytes.into()), fault })
+        Arc::new(Ram { common: Common::new(traits, SIZE, 0), bytes: Arc::new(bytes.into()), fault, bad })
     }
 }
 
@@ -90,8 +109,8 @@ impl BlockDevice for Ram {
             wait: Cell::new(0),
         });
         reactor.add_poller("late", late.clone());
-        let (bytes, fault) = (self.bytes.clone(), self.fault);
-        Ok(Box::new(RamChannel { bytes, fault, late, kept: IoList::default(), taken: Cell::new(0) }))
+        let (bytes, fault, bad) = (self.bytes.clone(), self.fault, self.bad);
+        Ok(Box::new(RamChannel { bytes, fault, bad, late, kept: IoList::default(), taken: Cell::new(0) }))
     }
 
     fn grow(&self, size: u64) -> Result<(), DeviceError> {
@@ -157,6 +176,7 @@ fn store(bytes: &mut [u8], io: &Io, from: usize) {
 struct RamChannel {
     bytes: Bytes,
     fault: Option<Fault>,
+    bad: Option<u64>,
     late: Rc<Late>,
     kept: IoList,
     taken: Cell<u64>,
@@ -212,6 +232,13 @@ impl RamChannel {
         let fault = |fault| self.fault == Some(fault);
         let (mut start, mut end) = (io.offset as usize, (io.offset + io.len) as usize);
         match io.op {
+            IoOp::Read if self.bad.is_some_and(|bad| (io.offset..io.offset + io.len).contains(&bad)) => {
+                io.status = IoStatus::MediaError;
+            }
+            IoOp::Verify if fault(Fault::VerifyFailsOnZeros) && bytes[start..end].iter().all(|byte| *byte == 0) => {
+                io.status = IoStatus::MediaError;
+            }
+            IoOp::Verify if fault(Fault::VerifyClears) => bytes[start..end].fill(0),
             IoOp::Read => {
                 if fault(Fault::ReadsDropLastBlock) && end - start > BLOCK {
                     end -= BLOCK;

@@ -88,6 +88,7 @@ impl Inject {
             limits: DeviceLimits {
                 transfer_max: TRANSFER_MAX as u64,
                 zeroes_max: u64::MAX,
+                verify_max: u64::MAX,
                 boundary: 0,
                 ..below.traits().limits
             },

@@ -8,7 +8,7 @@ use crate::reactor::io::{IoOp, IoStatus};
 /// Which I/Os meet with what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// The operation; `None`: all but reset.
+    /// The operation; `None`: all but reset. Rules of reads are of verifies too, which read all of their range.
     pub op: Option<IoOp>,
     /// Which of these I/Os, counted from 1 when the rule is added.
     pub when: When,
@@ -181,7 +181,10 @@ impl Place {
     /// The action, if the rule fires, and whether that was the last time. A rule that another one has outrun only counts.
     fn judge(&self, io_op: IoOp, may_fire: bool) -> Option<(Action, bool)> {
         let [op, trigger, action, status, ..] = self.spec.load(Ordering::Acquire).to_le_bytes();
-        let about = if op == ANY_OP { io_op != IoOp::Reset } else { op == io_op as u8 };
+        let about = match op {
+            ANY_OP => io_op != IoOp::Reset,
+            op => op == io_op as u8 || op == IoOp::Read as u8 && io_op == IoOp::Verify,
+        };
         if action == 0 || !about {
             return None;
         }
@@ -227,6 +230,16 @@ mod tests {
         let ops = [IoOp::Write, IoOp::Read, IoOp::Write, IoOp::Flush, IoOp::Write, IoOp::Write];
         assert_eq!(fires(&rules, &ops), [false, false, true, false, true, false]);
         assert!(!rules.any(), "spent");
+    }
+
+    #[test]
+    fn a_rule_of_reads_is_of_verifies_and_not_the_other_way_round() {
+        let rules = Rules::default();
+        rules.add(&rule(Some(IoOp::Read), When::From(2), Some(2), Action::Fail(IoStatus::MediaError))).unwrap();
+        let ops = [IoOp::Read, IoOp::Compare, IoOp::Verify, IoOp::Write, IoOp::Verify, IoOp::Verify];
+        assert_eq!(fires(&rules, &ops), [false, false, true, false, true, false]);
+        rules.add(&rule(Some(IoOp::Verify), When::From(1), None, Action::Hold)).unwrap();
+        assert_eq!(fires(&rules, &[IoOp::Read, IoOp::Verify]), [false, true]);
     }
 
     #[test]

@@ -189,3 +189,16 @@ fn rules_count_the_ios_of_all_reactors_and_releases_reach_them() {
     assert_eq!(control.injected(), Injected { held: 10, ..Injected::default() });
     assert_eq!(reactors.stop(), 0);
 }
+
+#[test]
+fn errors_of_reads_are_those_of_verifies_too() {
+    let (device, control) = layer(vec![rule(IoOp::Read, Action::Fail(IoStatus::MediaError))]);
+    let one = One::new(&device);
+    assert_eq!(one.status(IoOp::Verify, 0, 8 * BLOCK), IoStatus::MediaError);
+    control.clear();
+    assert_eq!(one.status(IoOp::Verify, 0, 8 * BLOCK), IoStatus::Success);
+    control.add(&rule(IoOp::Verify, Action::Fail(IoStatus::Aborted))).unwrap();
+    assert_eq!(one.status(IoOp::Verify, 0, 8 * BLOCK), IoStatus::Aborted);
+    assert_eq!(one.read(0, 4096), [0; 4096], "reads are not verifies");
+    one.close();
+}

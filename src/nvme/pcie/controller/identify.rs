@@ -3,10 +3,10 @@
 use zerocopy::FromBytes;
 
 use super::*;
-use crate::nvme::io::{Geometry, Identified, Unusable};
+use crate::nvme::io::{Geometry, Identified, Unusable, is_for_now};
 use crate::nvme::spec::{
     Cns, Csi, IDENTIFY_LEN, IdentifyControllerNvm, IdentifyControllerZoned, IdentifyFields, IdentifyNamespace,
-    IdentifyNamespaceZoned, NamespaceIds, Status, StatusCode, namespace_list,
+    IdentifyNamespaceZoned, NamespaceIds, namespace_list,
 };
 
 /// Most namespaces that are looked at: as many as a queue can tell apart.
@@ -28,12 +28,6 @@ impl NamespaceInfo {
     pub fn size(&self) -> u64 {
         self.geometry.as_ref().map_or(0, |geometry| geometry.size)
     }
-}
-
-/// Whether a refusal tells of the moment, and not that there is nothing of the kind: many leave Do Not Retry out with that.
-fn is_for_now(status: Status) -> bool {
-    let unknown = [StatusCode::INVALID_FIELD, StatusCode::INVALID_OPCODE, StatusCode::INVALID_NAMESPACE];
-    !status.is_dnr() && !unknown.contains(&status.code())
 }
 
 type Page = Box<[u8; IDENTIFY_LEN]>;
