@@ -12,7 +12,9 @@ use reactor::nvme::pcie::fake::{
     DiskOptions, FakeDisk, FakeOptions, FakePort, Fault, NamespaceOptions, Point, Rule, When,
 };
 use reactor::nvme::pcie::{ControllerOptions, Drive as Driver, DriveOptions, Life};
-use reactor::nvme::spec::{AdminOpcode, DeallocatedReads, NoticeInfo, NvmOpcode, Property, SGLS_DWORD, StatusCode};
+use reactor::nvme::spec::{
+    AdminOpcode, DeallocatedReads, NoticeInfo, NvmOpcode, ONCS_VERIFY, Property, SGLS_DWORD, StatusCode,
+};
 use reactor::reactor::Reactor;
 use reactor::reactor::clock::Entropy;
 use reactor::reactor::io::{IoOp, IoStatus};
@@ -104,6 +106,8 @@ impl DrivePlan {
             write_cache,
             mdts: [0, 1, 3, 5][chance.below(4) as usize],
             write_zeroes_limit: [0, 2, 5][chance.below(3) as usize],
+            verify_limit: [0, 1, 4][chance.below(3) as usize],
+            oncs: if one_in(3) { DiskOptions::default().oncs & !ONCS_VERIFY } else { DiskOptions::default().oncs },
             range_blocks_max: [0, 16][chance.below(2) as usize],
             fused: !one_in(4),
             acwu_z: [u16::MAX, 0, 7][chance.below(3) as usize],
@@ -153,7 +157,7 @@ impl DrivePlan {
 
     /// Statuses that hosts may see for `op`. What may be done twice is done again, and the controller's troubles are no one's business then.
     pub fn may_fail(&self, op: IoOp, status: IoStatus) -> bool {
-        let reads = matches!(op, IoOp::Read | IoOp::Compare | IoOp::CompareAndWrite);
+        let reads = matches!(op, IoOp::Read | IoOp::Compare | IoOp::CompareAndWrite | IoOp::Verify);
         let once = op == IoOp::CompareAndWrite;
         match status {
             IoStatus::DeviceError => {
@@ -202,7 +206,7 @@ impl DrivePlan {
             Trouble::Refused => vec![soon(Fault::Status(StatusCode::INTERNAL_ERROR.dnr()))],
             Trouble::Media => {
                 let status = Fault::Status(StatusCode::UNRECOVERED_READ_ERROR.dnr());
-                vec![Rule::nth(Point::io(NvmOpcode::READ), 1, status)]
+                [NvmOpcode::READ, NvmOpcode::VERIFY].map(|opcode| Rule::nth(Point::io(opcode), 1, status)).to_vec()
             }
             Trouble::Deaf => match world.pick(4) {
                 0 => vec![Rule::nth(Point::SqDoorbell(qid), 1, Fault::Ignore)],

@@ -8,7 +8,7 @@ use super::*;
 use crate::bdev::conformance::{self, Options};
 use crate::nvme::pcie::fake::{DiskOptions, FakeDisk, FakeOptions, FakePort, NamespaceOptions};
 use crate::nvme::pcie::{ControllerOptions, DriveOptions};
-use crate::nvme::spec::{DeallocatedReads, ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES};
+use crate::nvme::spec::{DeallocatedReads, ONCS_COMPARE, ONCS_DSM, ONCS_VERIFY, ONCS_WRITE_ZEROES};
 use crate::reactor::mailbox::Remote;
 
 /// What is longer hangs.
@@ -45,6 +45,15 @@ fn close(remotes: &[Remote], drive: Arc<NvmeDrive<FakePort>>) {
 
 /// Runs the suite on fresh disks; every controller must find that the driver did nothing wrong.
 fn conforms(disk: impl Fn(&mut DiskOptions, &mut NamespaceOptions), controller: FakeOptions, prp_only: bool) {
+    conforms_by(disk, controller, prp_only, &Options::default());
+}
+
+fn conforms_by(
+    disk: impl Fn(&mut DiskOptions, &mut NamespaceOptions),
+    controller: FakeOptions,
+    prp_only: bool,
+    suite: &Options,
+) {
     let last: RefCell<Option<(FakePort, Arc<NvmeDrive<FakePort>>)>> = RefCell::default();
     let finish = |remotes: &[Remote]| {
         if let Some((port, drive)) = last.take() {
@@ -58,7 +67,11 @@ fn conforms(disk: impl Fn(&mut DiskOptions, &mut NamespaceOptions), controller: 
         let mut options = DiskOptions::default();
         disk(&mut options, &mut namespace);
         options.namespaces = vec![namespace];
-        let port = FakeDisk::new(options).controller(controller.clone());
+        let made = FakeDisk::new(options);
+        if let Some(bad) = suite.unreadable {
+            made.poison(1, bad / 512);
+        }
+        let port = made.controller(controller.clone());
         let mut how = self::options();
         how.controller.prp_only = prp_only;
         let drive = open(remotes, &port, how);
@@ -66,7 +79,7 @@ fn conforms(disk: impl Fn(&mut DiskOptions, &mut NamespaceOptions), controller: 
         last.replace(Some((port, drive)));
         device
     };
-    conformance::run_with(make, |remotes| finish(remotes), &Options::default());
+    conformance::run_with(make, |remotes| finish(remotes), suite);
 }
 
 #[test]
@@ -144,4 +157,21 @@ fn zones_conform_without_limits_and_without_the_commands_that_may_be_missing() {
 #[test]
 fn conforms_without_write_zeroes() {
     conforms(|disk, _| disk.oncs = ONCS_COMPARE, FakeOptions::default(), false);
+}
+
+#[test]
+fn conforms_where_verifies_are_short() {
+    let short = |disk: &mut DiskOptions, namespace: &mut NamespaceOptions| {
+        (disk.verify_limit, disk.mdts, namespace.noiob) = (1, 3, 16);
+    };
+    conforms(short, FakeOptions { io_ns: (1_000, 50_000), ..FakeOptions::default() }, false);
+}
+
+#[test]
+fn a_verify_fails_where_a_block_cannot_be_read() {
+    let suite = Options { unreadable: Some(5 << 20), ..Options::default() };
+    for (oncs, limit) in [(ONCS_VERIFY, 0), (ONCS_VERIFY, 2), (0, 0)] {
+        let disk = |disk: &mut DiskOptions, _: &mut NamespaceOptions| (disk.oncs, disk.verify_limit) = (oncs, limit);
+        conforms_by(disk, FakeOptions::default(), false, &suite);
+    }
 }

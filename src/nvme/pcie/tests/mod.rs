@@ -10,6 +10,7 @@ mod interrupt;
 mod late;
 mod random;
 mod reset;
+mod verify;
 mod wrong;
 mod zoned;
 

@@ -14,7 +14,8 @@ use crate::nvme::io::Identified;
 use crate::nvme::pcie::fake::{ZoneOptions, Zones};
 use crate::nvme::spec::{
     Cap, DsmRange, IdentifyController, IdentifyControllerZoned, IdentifyNamespace, IdentifyNamespaceZoned, NvmOpcode,
-    ONCS_COMPARE, ONCS_DSM, ONCS_WRITE_ZEROES, Sqe, StatusCode, VWC_PRESENT, ZoneReceiveFields, ZoneSendFields,
+    ONCS_COMPARE, ONCS_DSM, ONCS_VERIFY, ONCS_WRITE_ZEROES, Sqe, StatusCode, VWC_PRESENT, ZoneReceiveFields,
+    ZoneSendFields,
 };
 use crate::reactor::io::{IoOp, IoStatus};
 use crate::sys::nvme_ring::{Answer, Command, Counters, Ended};
@@ -36,6 +37,9 @@ struct Disk {
     undone: u64,
     /// Another errno instead, for every command. 0: none.
     errno: AtomicUsize,
+    /// For verifies alone.
+    verify_errno: AtomicUsize,
+    verifies: AtomicUsize,
     /// Flushes that it was asked for.
     flushes: AtomicUsize,
     zones: Option<Mutex<Zones>>,
@@ -59,8 +63,8 @@ impl Disk {
 
     fn with(shift: u8, depth: usize, undone: u64, zones: Option<Mutex<Zones>>) -> Arc<Disk> {
         let memory = Region::new(SIZE, RegionOptions::default()).expect("memory");
-        let (commands, errno, flushes) = Default::default();
-        Arc::new(Disk { memory, shift, depth, commands, undone, errno, flushes, zones })
+        let (commands, errno, verify_errno, verifies, flushes) = Default::default();
+        Arc::new(Disk { memory, shift, depth, commands, undone, errno, verify_errno, verifies, flushes, zones })
     }
 
     /// What zones say to a command first: where its blocks are, if they are not where it says.
@@ -75,7 +79,7 @@ impl Disk {
         }
         let (block, blocks) = (sqe.slba(), u64::from(command.cdw10[2] as u16) + 1);
         match (NvmOpcode(command.opcode), data) {
-            (NvmOpcode::READ, _) => zones.read(block, blocks).map(|()| None),
+            (NvmOpcode::READ | NvmOpcode::VERIFY, _) => zones.read(block, blocks).map(|()| None),
             (NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES, _) => zones.write(block, blocks).map(|()| None),
             (NvmOpcode::ZONE_APPEND, _) => zones.append(block, blocks).map(Some),
             (NvmOpcode::ZONE_MANAGEMENT_SEND, None) => {
@@ -131,6 +135,14 @@ impl Disk {
                 }
             }
             (NvmOpcode::WRITE_ZEROES, None) => self.memory.zero(offset, len),
+            (NvmOpcode::VERIFY, None) => {
+                assert!(offset + len <= SIZE && command.cdw10[2] >> 16 == 0, "{command:?}");
+                self.verifies.fetch_add(1, Ordering::Relaxed);
+                match self.verify_errno.load(Ordering::Relaxed) {
+                    0 => {}
+                    errno => return Answer::Errno(errno as i32),
+                }
+            }
             (NvmOpcode::DATASET_MANAGEMENT, Some(data)) => {
                 let range = DsmRange::read_from_bytes(data).expect("one range");
                 assert_eq!(command.cdw10[..2], [0, 4], "one range, to deallocate");
@@ -228,7 +240,7 @@ fn volume(disk: &Arc<Disk>, oncs: u16, deac: bool) -> Arc<dyn BlockDevice> {
     Arc::new(Passed::new(("ng".to_owned(), [7; 16], 0), disk.clone(), how, Duration::from_secs(30)))
 }
 
-const ALL: u16 = ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES;
+const ALL: u16 = ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_VERIFY;
 
 #[test]
 fn conforms() {
@@ -243,7 +255,7 @@ fn conforms_with_little_room_and_commands_that_do_little() {
 
 #[test]
 fn zones_conform() {
-    conformance::run(|| volume(&Disk::zoned(12, 64, 0), ONCS_WRITE_ZEROES, true), &Options::default());
+    conformance::run(|| volume(&Disk::zoned(12, 64, 0), ONCS_WRITE_ZEROES | ONCS_VERIFY, true), &Options::default());
 }
 
 #[test]
@@ -312,4 +324,20 @@ fn data_in_several_buffers_is_written_whole_and_a_flush_reaches_the_disk() {
     disk.memory.compare(512, &data).expect("all of it, where it belongs");
     assert_eq!(disk.flushes.load(Ordering::Relaxed), 1);
     one.close();
+}
+
+#[test]
+fn a_verify_that_the_kernel_does_not_pass_on_is_reads() {
+    for errno in [0, libc::EACCES] {
+        let disk = Disk::new(9, 64, 0);
+        disk.verify_errno.store(errno as usize, Ordering::Relaxed);
+        let one = One::new(&volume(&disk, ALL, true));
+        for _ in 0..2 {
+            assert_eq!(one.status(IoOp::Verify, 512, 1 << 20), IoStatus::Success);
+        }
+        let (verifies, all) = (disk.verifies.load(Ordering::Relaxed), disk.commands.load(Ordering::Relaxed));
+        // Without a right to it, 16 reads of 64 KiB each time, and no second attempt.
+        assert_eq!((verifies, all), if errno == 0 { (2, 2) } else { (1, 1 + 2 * 16) });
+        one.close();
+    }
 }
