@@ -131,7 +131,7 @@ impl Volume for reactor::nvme::host::Volume {
 /// What one worker does again and again: the operation and its length. 4 KiB of a write go in the capsule, 64 KiB by R2T.
 type Work = (IoOp, usize);
 
-const ALL: [Work; 8] = [
+const ALL: [Work; 10] = [
     (IoOp::Read, 4096),
     (IoOp::Read, 65_536),
     (IoOp::Write, 4096),
@@ -140,6 +140,8 @@ const ALL: [Work; 8] = [
     (IoOp::WriteZeroes, 4096),
     (IoOp::WriteZeroes, 65_536),
     (IoOp::Read, 4096),
+    (IoOp::Verify, 4096),
+    (IoOp::Verify, 1 << 20),
 ];
 
 /// Of a volume with zones of a MiB, which nobody has written.

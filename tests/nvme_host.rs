@@ -237,6 +237,15 @@ fn every_operation_has_its_effect() {
             expected[4096..12_288].fill(0);
             assert!(with(IoOp::Read, at, 16_384, vec![]).await.1 == expected, "{op:?}");
         }
+        let most = volume.geometry().limits.verify_max as usize;
+        assert_eq!(most, 512 << 16, "what the field can say: the target tells of no limit");
+        let size = volume.geometry().size as usize;
+        let before = with(IoOp::Read, 0, 131_072, vec![]).await.1;
+        for (at, len) in [(0, 512), (8192, 1024), (65_536, 16_384), (0, most.min(size)), (size as u64 - 512, 512)] {
+            assert_eq!(with(IoOp::Verify, at, len, vec![]).await.0, IoStatus::Success, "{at}+{len}");
+        }
+        assert_eq!(with(IoOp::Verify, size as u64, 512, vec![]).await.0, IoStatus::OutOfRange);
+        assert!(with(IoOp::Read, 0, 131_072, vec![]).await.1 == before, "a verify changes nothing");
         volume.queue().close().await;
         controller.shut_down().await.unwrap();
     });

@@ -309,6 +309,7 @@ pub fn io(all: &Namespaces, input: &[u8]) -> bool {
         IoOp::Write => NvmOpcode::WRITE,
         IoOp::Compare => NvmOpcode::COMPARE,
         IoOp::WriteZeroes => NvmOpcode::WRITE_ZEROES,
+        IoOp::Verify => NvmOpcode::VERIFY,
         IoOp::ZoneAppend => NvmOpcode::ZONE_APPEND,
         _ => return true,
     };
@@ -496,6 +497,8 @@ pub fn identify(input: &[u8]) -> bool {
         let limits = &geometry.limits;
         assert!(limits.transfer_max >= block && limits.transfer_max <= 1 << 20);
         assert!(limits.zeroes_max >= block && limits.zeroes_max >> geometry.block_shift <= 1 << 16);
+        assert!(limits.verify_max >> geometry.block_shift <= 1 << 16);
+        assert_eq!(limits.verify_max >= block, geometry.ops.has(Op::Verify), "a limit of what is not there");
         for unit in [limits.write_granularity, limits.unmap_granularity] {
             assert!(u64::from(unit).is_multiple_of(block), "a granularity of {unit} in blocks of {block}");
         }

@@ -152,7 +152,7 @@ impl World {
 
 /// Any I/O, to its end.
 async fn one(handle: &Handle, chance: &Entropy) -> IoStatus {
-    const OPS: [IoOp; 8] = [
+    const OPS: [IoOp; 9] = [
         IoOp::Read,
         IoOp::Read,
         IoOp::Write,
@@ -161,9 +161,10 @@ async fn one(handle: &Handle, chance: &Entropy) -> IoStatus {
         IoOp::Unmap,
         IoOp::Flush,
         IoOp::CompareAndWrite,
+        IoOp::Verify,
     ];
     let (reactor, common) = (handle.reactor(), handle.device().common());
-    let op = OPS[chance.below(8) as usize];
+    let op = OPS[chance.below(9) as usize];
     let block = u64::from(common.traits().block_size);
     let blocks = common.size() / block;
     let count = (1 + chance.below(12)).min(blocks);

@@ -99,11 +99,12 @@ fn io_commands() -> Vec<Vec<u8>> {
         (NvmOpcode::WRITE, 65_536, false),
         (NvmOpcode::COMPARE, 4096, true),
         (NvmOpcode::WRITE_ZEROES, 0, false),
+        (NvmOpcode::VERIFY, 0, false),
         (NvmOpcode::FLUSH, 0, false),
         (NvmOpcode::DATASET_MANAGEMENT, 32, true),
     ] {
         // The third one is read-only.
-        let writes = !matches!(opcode, NvmOpcode::READ | NvmOpcode::COMPARE | NvmOpcode::FLUSH);
+        let writes = !matches!(opcode, NvmOpcode::READ | NvmOpcode::COMPARE | NvmOpcode::FLUSH | NvmOpcode::VERIFY);
         for (nsid, shift) in [(1, 9), (2, 12), (4, 9)].into_iter().take(if writes { 2 } else { 3 }) {
             let mut sqe = Sqe::nvm(opcode, nsid);
             sqe.set_slba(99_000);
@@ -218,7 +219,7 @@ fn identify_data() {
     // ONCS, FUSES, VWC, ACWU, then NSZE, NSFEAT, FLBAS, NOIOB, NPWG, NPDG, NSATTR, the first format, and DLFEAT; WZSL, DMRL and
     // DMRSL; OZCS, and the zone size; ZASL; MPSMIN.
     let right: [(u16, u8); 27] = [
-        (520, 0x0d),
+        (520, 0x8d),
         (522, 1),
         (525, 1),
         (532, 7),

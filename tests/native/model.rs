@@ -74,7 +74,8 @@ impl Model {
         let blocks = self.bytes.borrow().len() as u64 / self.block;
         loop {
             let op = match chance.below(100) {
-                0..38 => IoOp::Read,
+                0..34 => IoOp::Read,
+                34..38 => IoOp::Verify,
                 38..74 => IoOp::Write,
                 74..79 => IoOp::WriteZeroes,
                 79..84 => IoOp::Unmap,

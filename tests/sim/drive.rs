@@ -106,8 +106,6 @@ impl DrivePlan {
             write_cache,
             mdts: [0, 1, 3, 5][chance.below(4) as usize],
             write_zeroes_limit: [0, 2, 5][chance.below(3) as usize],
-            verify_limit: [0, 1, 4][chance.below(3) as usize],
-            oncs: if one_in(3) { DiskOptions::default().oncs & !ONCS_VERIFY } else { DiskOptions::default().oncs },
             range_blocks_max: [0, 16][chance.below(2) as usize],
             fused: !one_in(4),
             acwu_z: [u16::MAX, 0, 7][chance.below(3) as usize],
@@ -130,7 +128,7 @@ impl DrivePlan {
             fatal_loses: write_cache && !one_in(3),
             ..FakeOptions::default()
         };
-        DrivePlan {
+        let mut plan = DrivePlan {
             reactors: order,
             depth: [1, 2, 4, 32, 200][chance.below(5) as usize],
             prp_only: one_in(4),
@@ -139,7 +137,12 @@ impl DrivePlan {
             disk,
             controller,
             troubles: troubles(chance),
+        };
+        plan.disk.verify_limit = [0, 1, 4][chance.below(3) as usize];
+        if one_in(3) {
+            plan.disk.oncs &= !ONCS_VERIFY;
         }
+        plan
     }
 
     pub fn home(&self) -> u16 {

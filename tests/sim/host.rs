@@ -407,7 +407,8 @@ impl Session {
 
     fn choose(&self, volume: &Volume) -> IoOp {
         let op = match self.reactor.entropy().below(100) {
-            0..34 => IoOp::Read,
+            0..30 => IoOp::Read,
+            30..34 => IoOp::Verify,
             34..68 => IoOp::Write,
             68..74 => IoOp::Flush,
             74..80 => IoOp::WriteZeroes,
@@ -428,7 +429,7 @@ impl Session {
         let space = if chance.below(2) == 0 { plan.crowd.min(geometry.size) } else { geometry.size };
         let most = match op {
             IoOp::CompareAndWrite => geometry.compare_and_write_max.min(plan.len_max / 2),
-            IoOp::Unmap | IoOp::WriteZeroes if chance.below(4) == 0 => geometry.size,
+            IoOp::Unmap | IoOp::WriteZeroes | IoOp::Verify if chance.below(4) == 0 => geometry.size,
             _ => plan.len_max,
         };
         let most = most.min(space) / block;
@@ -452,6 +453,7 @@ impl Session {
                 match op {
                     IoOp::Read => model.end_read(step, &back)?,
                     IoOp::Compare => model.end_read(step, &expected)?,
+                    IoOp::Verify => model.end_unheard(step),
                     IoOp::Flush => model.end_flush(step),
                     _ => {
                         if op == IoOp::CompareAndWrite {

@@ -52,7 +52,7 @@ impl Volume {
     /// Statuses that hosts may see for `op` while the connection holds.
     pub fn may_fail(&self, op: IoOp, status: IoStatus, plan: &Plan) -> bool {
         let injected = self.rules.iter().flatten().any(|rule| {
-            let about = rule.op.is_none_or(|of| of == op);
+            let about = rule.op.is_none_or(|of| of == op || of == IoOp::Read && op == IoOp::Verify);
             matches!(rule.action, Action::Fail(with) if about && told(with) == status)
         });
         injected
@@ -292,8 +292,16 @@ fn volume(chance: &Entropy, reactors: u16) -> Volume {
 }
 
 fn rule(chance: &Entropy) -> Rule {
-    const OPS: [IoOp; 7] =
-        [IoOp::Read, IoOp::Write, IoOp::Flush, IoOp::Unmap, IoOp::WriteZeroes, IoOp::Compare, IoOp::CompareAndWrite];
+    const OPS: [IoOp; 8] = [
+        IoOp::Read,
+        IoOp::Write,
+        IoOp::Flush,
+        IoOp::Unmap,
+        IoOp::WriteZeroes,
+        IoOp::Compare,
+        IoOp::CompareAndWrite,
+        IoOp::Verify,
+    ];
     const STATUSES: [IoStatus; 6] = [
         IoStatus::MediaError,
         IoStatus::DeviceError,
@@ -303,7 +311,7 @@ fn rule(chance: &Entropy) -> Rule {
         IoStatus::Gone,
     ];
     Rule {
-        op: (chance.below(4) > 0).then(|| OPS[chance.below(7) as usize]),
+        op: (chance.below(4) > 0).then(|| OPS[chance.below(8) as usize]),
         when: if chance.below(2) == 0 { When::From(1 + chance.below(60)) } else { When::Every(2 + chance.below(20)) },
         count: Some(1 + chance.below(30)),
         action: match chance.below(4) {

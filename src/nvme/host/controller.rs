@@ -12,12 +12,12 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::command::{Answer, Command, TimeLimit};
 use super::queue::{Queue, R2T_MAX, SLOTS_MAX};
 use super::{Ended, HostError};
-use crate::nvme::io::{Geometry, Identified, transfer_max};
+use crate::nvme::io::{Geometry, Identified, is_for_now, transfer_max};
 use crate::nvme::spec::{
     AdminOpcode, AsyncEventResult, CATTR_DISABLE_SQ_FLOW_CONTROL, CNTLID_DYNAMIC, Cap, Cc, Cns, ConnectCmd,
     ConnectData, ControllerType, Csi, Csts, FeatureFields, FeatureId, FeatureSelect, GetLogFields, IDENTIFY_LEN,
-    IdentifyController, IdentifyFields, IdentifyNamespace, LogId, NAMESPACE_LIST_MAX, Property, PropertyGetCmd,
-    PropertySetCmd, QueueCounts, Sqe, async_event_config, namespace_list, put_text,
+    IdentifyController, IdentifyControllerNvm, IdentifyFields, IdentifyNamespace, LogId, NAMESPACE_LIST_MAX, Property,
+    PropertyGetCmd, PropertySetCmd, QueueCounts, Sqe, async_event_config, namespace_list, put_text,
 };
 use crate::reactor::clock::Entropy;
 use crate::reactor::{Reactor, TaskId};
@@ -340,14 +340,27 @@ impl Controller {
         Ok(Box::new(namespace))
     }
 
+    /// The limits of the NVM command set, from a controller that has them.
+    async fn limits(&self) -> Result<Option<Box<IdentifyControllerNvm>>, HostError> {
+        match self.identify(Cns::CONTROLLER_CSI, 0).await {
+            Ok(data) => match IdentifyControllerNvm::read_from_bytes(&data) {
+                Ok(limits) => Ok(Some(Box::new(limits))),
+                Err(_) => Err(HostError::Data { what: "Identify" }),
+            },
+            Err(HostError::Refused { status, .. }) if !is_for_now(status) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Size, block size and limits of a namespace.
     ///
     /// # Errors
     /// What the controller says; [`HostError::Unsupported`] for a format this host cannot use.
     pub async fn geometry(&self, nsid: u32) -> Result<Geometry, HostError> {
         let namespace = self.identify_namespace(nsid).await?;
+        let limits = self.limits().await?;
         let (cap, controller) = (self.cap, &*self.identify);
-        let id = Identified { nsid, cap, controller, namespace: &namespace, limits: None, zoned: None };
+        let id = Identified { nsid, cap, controller, namespace: &namespace, limits: limits.as_deref(), zoned: None };
         Ok(Geometry::new(&id, self.transfer_max(), self.ticket.queue_size)?)
     }
 

@@ -61,6 +61,7 @@ impl Volume {
             let most = match io.op {
                 IoOp::Unmap => geometry.deallocate.range_max.min(geometry.deallocate.bytes_max),
                 IoOp::WriteZeroes => geometry.limits.zeroes_max,
+                IoOp::Verify => geometry.limits.verify_max,
                 IoOp::CompareAndWrite => geometry.compare_and_write_max,
                 _ => geometry.limits.transfer_max,
             };

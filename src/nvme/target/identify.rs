@@ -12,8 +12,8 @@ use crate::nvme::spec::{
     CTRATT_HOST_ID_128, Cns, Csi, FUSES_COMPARE_AND_WRITE, IDENTIFY_LEN, IdentifyController, IdentifyControllerNvm,
     IdentifyFields, IdentifyNamespaceNvm, LPA_COMMANDS_EFFECTS, LPA_EXTENDED_DATA, LPA_SUPPORTED_PAGES,
     NAMESPACE_LIST_MAX, NSID_BROADCAST, OAES_DISCOVERY_LOG, OAES_NAMESPACE_ATTRIBUTE, ONCS_COMPARE, ONCS_DSM,
-    ONCS_SAVE_SELECT, ONCS_WRITE_ZEROES, SGLS_OFFSET, SGLS_SUPPORTED, SGLS_TRANSPORT, Sqe, StatusCode, VERSION_2_0,
-    VWC_FLUSH_BROADCAST_REFUSED, VWC_PRESENT, put_text,
+    ONCS_SAVE_SELECT, ONCS_VERIFY, ONCS_WRITE_ZEROES, SGLS_OFFSET, SGLS_SUPPORTED, SGLS_TRANSPORT, Sqe, StatusCode,
+    VERSION_2_0, VWC_FLUSH_BROADCAST_REFUSED, VWC_PRESENT, put_text,
 };
 
 /// Writes the data structure that `sqe` asks for.
@@ -92,7 +92,8 @@ pub(super) fn identify(
                 put(out, &zoned::identify_controller(namespaces));
                 return Ok(());
             }
-            // All limits 0: a command is bounded by its own fields only.
+            // All limits 0: a command is bounded by its own fields only. A Verify of as many blocks as they can say, up to 256 MiB, is
+            // read a few pieces at a time where its volume has no better way.
             put(out, &IdentifyControllerNvm::new_zeroed());
         }
         Cns::COMMAND_SETS => {
@@ -154,7 +155,7 @@ fn identify_controller(
     id.ioccsz_16b.set((64 + params.in_capsule_len) / 16);
     id.nn.set(params.max_nsid);
     id.mnan.set(params.max_namespaces);
-    id.oncs.set(ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_SAVE_SELECT);
+    id.oncs.set(ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_SAVE_SELECT | ONCS_VERIFY);
     id.fuses.set(FUSES_COMPARE_AND_WRITE);
     // Always present: a namespace with a cache may be added while hosts are connected, and hosts that read 0 here never
     // send Flush.

@@ -22,6 +22,8 @@ pub enum IoOp {
     Compare,
     /// Write zeros.
     WriteZeroes,
+    /// Verify: read, and no data goes anywhere.
+    Verify,
     /// Make everything acknowledged durable.
     Flush,
     /// Dataset Management: ranges are in the data, see [`dsm_ranges`].
@@ -73,8 +75,8 @@ pub struct IoRequest {
     pub fuse: Fuse,
     /// Namespace.
     pub nsid: u32,
-    /// Force Unit Access: what a write changes, and what a read or compare returns or compares, is durable before the
-    /// answer.
+    /// Force Unit Access: what a write changes, and what a read, compare or verify returns, compares or reads, is durable before
+    /// the answer.
     pub fua: bool,
     /// Blocks may be deallocated: Write Zeroes with DEAC, Dataset Management with the Deallocate attribute.
     pub deallocate: bool,
@@ -106,6 +108,7 @@ pub fn decode_io<'a>(
         NvmOpcode::WRITE => IoOp::Write,
         NvmOpcode::COMPARE => IoOp::Compare,
         NvmOpcode::WRITE_ZEROES => IoOp::WriteZeroes,
+        NvmOpcode::VERIFY => IoOp::Verify,
         NvmOpcode::FLUSH => IoOp::Flush,
         NvmOpcode::DATASET_MANAGEMENT => IoOp::Dsm,
         NvmOpcode::ZONE_APPEND | NvmOpcode::ZONE_MANAGEMENT_SEND | NvmOpcode::ZONE_MANAGEMENT_RECEIVE => {
@@ -118,6 +121,7 @@ pub fn decode_io<'a>(
     let request = match op {
         IoOp::Read | IoOp::Write | IoOp::Compare => decode_rw(sqe, op, ns, capsule_len)?,
         IoOp::WriteZeroes => decode_write_zeroes(sqe, ns, capsule_len)?,
+        IoOp::Verify => decode_verify(sqe, ns, capsule_len)?,
         IoOp::Flush => without_data(IoOp::Flush, ns, capsule_len)?,
         _ => decode_dsm(sqe, ns, capsule_len)?,
     };
@@ -188,6 +192,15 @@ fn decode_write_zeroes(sqe: &Sqe, ns: &NamespaceInfo, capsule_len: u32) -> Resul
         blocks,
         ..without_data(IoOp::WriteZeroes, ns, capsule_len)?
     })
+}
+
+/// Of as many blocks as the field can say: no limit is told.
+fn decode_verify(sqe: &Sqe, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoRequest, Fault> {
+    let cdw12 = sqe.cdw12.get();
+    let (lba, blocks) = range_of(sqe, ns)?;
+    check_protection(cdw12)?;
+    let fua = cdw12 & RwCdw12::FUA != 0;
+    Ok(IoRequest { fua, lba, blocks, ..without_data(IoOp::Verify, ns, capsule_len)? })
 }
 
 fn decode_dsm(sqe: &Sqe, ns: &NamespaceInfo, capsule_len: u32) -> Result<IoRequest, Fault> {

@@ -197,6 +197,7 @@ fn commands_effects() -> CommandsEffectsLog {
         (NvmOpcode::READ, false),
         (NvmOpcode::COMPARE, false),
         (NvmOpcode::WRITE_ZEROES, true),
+        (NvmOpcode::VERIFY, false),
         (NvmOpcode::DATASET_MANAGEMENT, true),
         (NvmOpcode::FABRICS, false),
     ] {

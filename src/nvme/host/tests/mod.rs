@@ -235,6 +235,38 @@ fn every_operation_has_its_effect() {
 }
 
 #[test]
+fn a_verify_is_a_command_without_data_within_the_limit_that_is_told() {
+    for vsl in [None, Some(0), Some(1)] {
+        let peer = Peer::start(Config { vsl, ..Config::default() });
+        on_reactor(|reactor| async move {
+            let connected = Connected::new(&reactor, peer.address, options()).await;
+            let geometry = connected.volume.geometry();
+            let most = geometry.limits.verify_max;
+            assert_eq!(most, [0, 32 << 20, 8192][vsl.map_or(0, |vsl| 1 + usize::from(vsl))]);
+            assert_eq!(geometry.ops.has(IoOp::Verify), vsl.is_some());
+            let verify = async |offset, len| {
+                let ask = Ask { op: IoOp::Verify, offset, len, pieces: &[], data: &[] };
+                run(&reactor, &connected.volume, ask).await.0
+            };
+            if vsl.is_none() {
+                assert_eq!(verify(512, 512).await, IoStatus::Unsupported, "whoever wants one reads");
+            } else {
+                let size = most.min(geometry.size - 512);
+                assert_eq!(verify(512, size).await, IoStatus::Success);
+                assert_eq!(verify(0, 512).await, IoStatus::MediaError);
+                let more = if size == most { IoStatus::Unsupported } else { IoStatus::OutOfRange };
+                assert_eq!(verify(512, size + 512).await, more);
+                assert_eq!(verify(512, 0).await, IoStatus::Empty);
+                let ask = Ask { op: IoOp::Verify, offset: 512, len: 512, pieces: &[512], data: &[] };
+                assert_eq!(run(&reactor, &connected.volume, ask).await.0, IoStatus::DataLength);
+            }
+            assert_eq!(peer.seen.verifies.load(Ordering::SeqCst), if vsl.is_some() { 2 } else { 0 });
+            connected.end().await;
+        });
+    }
+}
+
+#[test]
 fn force_unit_access_reaches_the_controller() {
     let peer = Peer::start(Config::default());
     on_reactor(|reactor| async move {

@@ -70,6 +70,8 @@ pub struct Config {
     pub reverse: bool,
     pub fault: Fault,
     pub mdts: u8,
+    /// It has Verify, with this limit; `None`: neither the command nor limits of the NVM command set, as before NVMe 2.0.
+    pub vsl: Option<u8>,
 }
 
 impl Default for Config {
@@ -86,6 +88,7 @@ impl Default for Config {
             reverse: false,
             fault: Fault::None,
             mdts: 8,
+            vsl: None,
         }
     }
 }
@@ -102,6 +105,7 @@ pub struct Seen {
     pub in_capsule_writes: AtomicUsize,
     pub granted_writes: AtomicUsize,
     pub fused: AtomicUsize,
+    pub verifies: AtomicUsize,
     pub shutdowns: AtomicUsize,
     /// Fatal Error Status of the last termination request from the host.
     pub terminated: AtomicU32,
@@ -488,10 +492,10 @@ impl Connection {
     fn admin(&mut self, sqe: Sqe) -> End {
         let cid = sqe.cid.get();
         match sqe.admin_opcode() {
-            AdminOpcode::IDENTIFY => {
-                let data = self.identify(&sqe);
-                self.send_data(cid, &data);
-            }
+            AdminOpcode::IDENTIFY => match self.identify(&sqe) {
+                Some(data) => self.send_data(cid, &data),
+                None => self.respond(Cqe::new(cid, StatusCode::INVALID_FIELD.dnr())),
+            },
             AdminOpcode::SET_FEATURES => {
                 let queues = FeatureFields::of(&sqe).fid == FeatureId::NUMBER_OF_QUEUES;
                 self.respond(Cqe::with_result(cid, if queues { 0x0003_0003 } else { 0 }));
@@ -518,16 +522,16 @@ impl Connection {
         Ok(())
     }
 
-    fn identify(&self, sqe: &Sqe) -> Vec<u8> {
+    fn identify(&self, sqe: &Sqe) -> Option<Vec<u8>> {
         let config = &self.peer.config;
-        match IdentifyFields::of(sqe).cns {
+        Some(match IdentifyFields::of(sqe).cns {
             Cns::CONTROLLER => {
                 let mut c = IdentifyController::new_zeroed();
                 c.cntlid.set(CNTLID);
                 c.mdts = config.mdts;
                 c.cntrltype = ControllerType::IO;
                 c.oaes.set(async_event_config::NAMESPACE_ATTRIBUTE);
-                c.oncs.set(0xd);
+                c.oncs.set(0xd | if config.vsl.is_some() { 0x80 } else { 0 });
                 c.fuses.set(1);
                 c.acwu_z.set(7);
                 c.ioccsz_16b.set((64 + config.in_capsule) / 16);
@@ -546,8 +550,13 @@ impl Connection {
                 let first = sqe.nsid.get() + 1;
                 (first..first + 1024).flat_map(|n| if n <= 1027 { n } else { 0 }.to_le_bytes()).collect()
             }
+            Cns::CONTROLLER_CSI => {
+                let mut limits = IdentifyControllerNvm::new_zeroed();
+                limits.vsl = config.vsl?;
+                limits.as_bytes().to_vec()
+            }
             other => panic!("{other:?}"),
-        }
+        })
     }
 
     fn discovery_log(&self) -> Vec<u8> {
@@ -633,6 +642,13 @@ impl Connection {
             NvmOpcode::FLUSH => {
                 peer.seen.flushes.fetch_add(1, Ordering::SeqCst);
                 self.respond(ok);
+            }
+            NvmOpcode::VERIFY if peer.config.vsl.is_some() => {
+                assert!(data.is_empty() && cdw12.0 >> 16 == 0, "{sqe:?}");
+                peer.seen.verifies.fetch_add(1, Ordering::SeqCst);
+                // As if the first block could not be read.
+                let answer = if at == 0 { Cqe::new(cid, StatusCode::UNRECOVERED_READ_ERROR.dnr()) } else { ok };
+                self.respond(answer);
             }
             NvmOpcode::WRITE_ZEROES => {
                 disk[at..at + len].fill(0);

@@ -70,11 +70,11 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
     let (mut offset, mut len) = ns.bytes(request.lba, u64::from(request.blocks));
 
     // What comes before the device: data from the host, a buffer for the host.
-    let reads = request.op == NvmeOp::Read;
+    let (reads, verifies) = (request.op == NvmeOp::Read, request.op == NvmeOp::Verify);
     let mut reserved = false;
     let mut prepared = Ok(());
-    if reads && request.fua && ns.has_volatile_cache() {
-        // What a read with FUA returns is on the medium (NVM §3.2.4).
+    if (reads || verifies) && request.fua && ns.has_volatile_cache() {
+        // What a read with FUA returns is on the medium, and what a verify with it reads (NVM §3.2.4, §3.2.5).
         io.prepare(IoOp::Flush, 0, 0);
         (io, prepared) = finish(slot, &ns, io).await;
     }
@@ -83,6 +83,7 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
         NvmeOp::Write => IoOp::Write,
         NvmeOp::Compare => IoOp::Compare,
         NvmeOp::Flush => IoOp::Flush,
+        NvmeOp::Verify => IoOp::Verify,
         NvmeOp::WriteZeroes if request.deallocate && ns.can_unmap() => IoOp::Unmap,
         NvmeOp::WriteZeroes => IoOp::WriteZeroes,
         NvmeOp::Dsm => IoOp::Unmap,
@@ -119,7 +120,7 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
             result
         }
         Ok(()) => {
-            io.fua = request.fua && !reads;
+            io.fua = request.fua && !reads && !verifies;
             slot.set_in_device(true);
             io = ns.handle.execute(io).await;
             slot.set_in_device(false);

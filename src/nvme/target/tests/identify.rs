@@ -27,7 +27,8 @@ fn the_controller_meets_what_linux_requires() {
     assert_eq!(4096u32 << id.mdts, MAX_TRANSFER_LEN);
     assert_eq!(id.ver.get(), VERSION_2_0);
     assert_eq!((id.nn.get(), id.mnan.get()), (256, 256));
-    assert_eq!(id.oncs.get(), ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_SAVE_SELECT);
+    assert_eq!(id.oncs.get(), ONCS_COMPARE | ONCS_DSM | ONCS_WRITE_ZEROES | ONCS_SAVE_SELECT | ONCS_VERIFY);
+    assert_eq!(id.oncs.get(), 0x9d, "as it goes to the wire");
     assert_eq!((id.fuses.get(), id.oacs.get(), id.fna), (1, 0, 0));
     assert_eq!(id.vwc, 5, "present; flush of all namespaces refused");
     assert_eq!((id.sqes, id.cqes), (0x66, 0x44));

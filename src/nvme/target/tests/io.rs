@@ -129,7 +129,7 @@ fn bad_commands_have_their_status() {
         ),
         ("two places", write, 4096, StatusCode::SGL_DATA_LENGTH_INVALID),
         ("read with data", read, 8, StatusCode::SGL_DATA_LENGTH_INVALID),
-        ("verify", Sqe::nvm(NvmOpcode::VERIFY, 1), 0, StatusCode::INVALID_OPCODE),
+        ("copy", Sqe::nvm(NvmOpcode::COPY, 1), 0, StatusCode::INVALID_OPCODE),
         ("reservation", Sqe::nvm(NvmOpcode::RESERVATION_ACQUIRE, 1), 0, StatusCode::INVALID_OPCODE),
         ("property on an I/O queue", PropertyGetCmd::new(0, true).to_sqe(), 0, StatusCode::INVALID_OPCODE),
         ("second connect", ConnectCmd::new(1, 127, 0, 0).to_sqe(), 1024, StatusCode::COMMAND_SEQUENCE_ERROR),
@@ -158,6 +158,31 @@ fn flush_and_write_zeroes_have_no_data() {
     assert_eq!(status(&rw(NvmOpcode::WRITE_ZEROES, 4, 0, 1, 0), 0), StatusCode::NAMESPACE_WRITE_PROTECTED);
     let tagged = with(&zeroes, |s| s.cdw12.set(RwCdw12::PRINFO));
     assert_eq!(status(&tagged, 0), StatusCode::INVALID_PROTECTION_INFO);
+}
+
+#[test]
+fn a_verify_has_a_range_and_no_data() {
+    let table = table();
+    for nsid in [1, 4] {
+        let (request, _) = decode_io(&rw(NvmOpcode::VERIFY, nsid, 8, 16, 0), &table, 0).unwrap();
+        assert_eq!((request.op, request.place, request.data_len), (IoOp::Verify, DataPlace::None, 0));
+        assert_eq!((request.lba, request.blocks, request.fua), (8, 16, false), "of a namespace that is read-only too");
+    }
+    let most = with(&rw(NvmOpcode::VERIFY, 2, 64, 65536, 0), |s| s.cdw12.set(0xffff | RwCdw12::FUA));
+    let (request, _) = decode_io(&most, &table, 0).unwrap();
+    assert_eq!((request.blocks, request.fua), (65536, true), "beyond MDTS: VSL says that there is no limit");
+    assert!(decode_io(&rw(NvmOpcode::VERIFY, 1, 2047, 1, 0), &table, 0).is_ok(), "the last block");
+    assert_eq!(status(&rw(NvmOpcode::VERIFY, 1, 2047, 2, 0), 0), StatusCode::LBA_OUT_OF_RANGE);
+    assert_eq!(status(&rw(NvmOpcode::VERIFY, 3, 0, 1, 0), 0), StatusCode::INVALID_FIELD, "inactive");
+    assert_eq!(status(&rw(NvmOpcode::VERIFY, 1, 0, 1, 0), 512), StatusCode::SGL_DATA_LENGTH_INVALID);
+    for bit in 26..=29 {
+        let tagged = with(&most, |s| s.cdw12.set(1 << bit));
+        assert_eq!(status(&tagged, 0), StatusCode::INVALID_PROTECTION_INFO, "PRINFO, bit {bit}");
+    }
+    let tagged = with(&most, |s| s.cdw12.set(RwCdw12::STC));
+    assert_eq!(status(&tagged, 0), StatusCode::INVALID_PROTECTION_INFO);
+    let fused = with(&most, |s| s.flags |= Fuse::FIRST.0);
+    assert_eq!(status(&fused, 0), StatusCode::INVALID_FIELD);
 }
 
 fn dsm(nsid: u32, ranges: u32, len: u32, attributes: u32) -> Sqe {

@@ -149,6 +149,7 @@ fn effects_match_the_commands_that_work() {
     let writes = CommandEffects::CSUPP | CommandEffects::LBCC;
     assert_eq!(log.io[usize::from(NvmOpcode::WRITE.0)].get(), writes);
     assert_eq!(log.io[usize::from(NvmOpcode::READ.0)].get(), CommandEffects::CSUPP);
+    assert_eq!(log.io[usize::from(NvmOpcode::VERIFY.0)].get(), CommandEffects::CSUPP);
 }
 
 #[test]

@@ -89,6 +89,7 @@ fn the_log_of_effects_has_what_each_command_set_has() {
         (NvmOpcode::ZONE_MANAGEMENT_RECEIVE, 1),
         (NvmOpcode::WRITE, 3),
         (NvmOpcode::WRITE_ZEROES, 3),
+        (NvmOpcode::VERIFY, 1),
         (NvmOpcode::DATASET_MANAGEMENT, 1),
     ] {
         assert_eq!(of(&zoned_log, opcode), effects, "{opcode:?}");
