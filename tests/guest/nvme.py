@@ -35,7 +35,7 @@ from nvme_world import (
 from target import binary
 
 # Whose cases run after those here.
-PARTS = ["nvme_faults", "nvme_modes", "nvme_commands", "nvme_events", "nvme_zns"]
+PARTS = ["nvme_faults", "nvme_modes", "nvme_commands", "nvme_events", "nvme_zns", "nvme_verify"]
 PROBE = "/test/bin/nvme_probe"
 
 

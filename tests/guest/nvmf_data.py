@@ -118,6 +118,28 @@ def zeros_after(words):
 
 
 @suite.case
+def verify_reads_and_changes_nothing():
+    only_reactor("Verify")
+    for nqn, nsid, size in ((MAIN, 1, 512), (MAIN, 2, 512), (FOURK, 1, 4096), (GUARD, 1, 512)):
+        connect(nqn)
+        block = Block(nqn, nsid)
+        data = GUARDED if nqn == GUARD else pattern(MIB, 21)
+        if nqn != GUARD:
+            block.write(0, data)
+        blocks = block.size() // size
+        most = min(blocks, 1 << 16)
+        for first, count in ((0, 1), (0, most), (blocks - most, most), (blocks - 1, 1)):
+            nvme("verify", block.path, "-n", nsid, "-s", first, "-c", count - 1)
+        done = nvme("verify", block.path, "-n", nsid, "-s", blocks - 4, "-c", 4, succeed=False)
+        said = done.output + done.errors
+        check(done.code != 0 and "range" in said.lower(), f"across the end of namespace {nsid} of {nqn}: {said}")
+        done = nvme("verify", block.path, "-n", nsid, "-s", 0, "-c", 0, "-p", 1, succeed=False)
+        check(done.code != 0, f"a check of protection information that namespace {nsid} of {nqn} has not")
+        block.expect(0, data, f"namespace {nsid} of {nqn} after verifies")
+        disconnect_all()
+
+
+@suite.case
 def discard_gives_the_space_back():
     connect(MAIN)
     block = Block(MAIN, 2)
