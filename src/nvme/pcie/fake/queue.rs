@@ -480,6 +480,16 @@ impl Inner {
 
     // --- completions ---
 
+    /// Whether so many completions surely fit: one that nobody asked for beside those that are due, at most two, or it would be written
+    /// over one that was not taken.
+    fn spares(&self, cqid: u16, wanted: u32) -> bool {
+        let head = self.places[usize::from(cqid)].head.load(Ordering::Acquire);
+        self.cqs[usize::from(cqid)].lock().as_ref().is_some_and(|cq| {
+            let entries = u32::from(cq.entries);
+            (u32::from(cq.tail) + entries - head) % entries + wanted < entries
+        })
+    }
+
     /// Whether `wanted` completions fit. If not, a head doorbell wakes who waits.
     fn has_room(&self, cqid: u16, wanted: u16) -> bool {
         let place = &self.places[usize::from(cqid)];
@@ -535,7 +545,7 @@ impl Inner {
                 Fault::WrongPhase => phase = false,
                 Fault::Twice => twice = true,
                 Fault::Result(result) => right.result.set(result),
-                Fault::Extra(bits) => {
+                Fault::Extra(bits) if self.spares(sq.cqid, 3) => {
                     let mut extra = right;
                     extra.cid.set(answer.cid ^ bits);
                     sq.forget(extra.cid.get());
@@ -547,6 +557,7 @@ impl Inner {
         if right.cid.get() != answer.cid {
             sq.forget(right.cid.get());
         }
+        let twice = twice && self.spares(sq.cqid, 3);
         self.post(sq.cqid, &right, answer.status, phase);
         if twice {
             self.post(sq.cqid, &right, answer.status, phase);
