@@ -52,17 +52,20 @@
 //!                          ^        ^         +-- bdev::device
 //!                          +- net <-+---------+-- nvme::host (nvme::io) <- drain <- serve, control <- main
 //!   util <- nvme::spec <- nvme::tcp <---------+-- nvme::target::tcp
-//!                                   +---------+-- ublk
-//!                   ^---- nvme::target (engine) <-----^
+//!      ^            ^                +---------+-- ublk
+//!      |            +---- nvme::target (engine) <-----^
+//!      +---- scsi, iscsi: engines, which no door uses yet
 //! ```
 
 pub mod bdev;
 pub mod control;
 pub mod drain;
+pub mod iscsi;
 pub mod limits;
 pub mod net;
 pub mod nvme;
 pub mod reactor;
+pub mod scsi;
 pub mod serve;
 pub mod sys;
 pub mod ublk;

@@ -1,6 +1,7 @@
 //! What is nobody's: small helpers that depend on nothing else in the crate.
 
 mod bad;
+mod digest;
 mod hash;
 mod losses;
 mod open_enum;
@@ -8,6 +9,7 @@ mod zone;
 
 pub use bad::Bad;
 pub(crate) use bad::bad;
+pub use digest::{DataDigest, crc32c};
 pub(crate) use hash::fnv1a;
 pub use losses::Losses;
 pub(crate) use open_enum::open_enum;

@@ -6,7 +6,7 @@ use super::code::{Product, Token, only};
 
 /// Who may use whom. A file belongs to the longest prefix of its module path; each row names only rows above it, so nothing
 /// can lead back. `hugepages` and `io_uring` are crates.
-pub const HOUSE: [(&str, &[&str]); 22] = [
+pub const HOUSE: [(&str, &[&str]); 26] = [
     ("util", &[]),
     ("sys::limits", &[]),
     ("limits", &["sys::limits", "hugepages"]),
@@ -23,9 +23,15 @@ pub const HOUSE: [(&str, &[&str]); 22] = [
     ("nvme::spec", &["util"]),
     ("nvme::tcp", &["nvme::spec", "util"]),
     ("nvme::target", &["nvme::spec"]),
+    ("scsi::spec", &["util"]),
+    // Knows neither commands nor transports: the NVMe door may share it.
+    ("scsi::reservation", &["util"]),
+    ("scsi", &["scsi::spec", "scsi::reservation"]),
+    // Knows SCSI as bytes.
+    ("iscsi", &["util"]),
     // What initiators share, whatever the transport.
     ("nvme::io", &["nvme::spec", "bdev", "reactor", "limits", "hugepages"]),
-    ("nvme::pcie", &["nvme::io", "nvme::spec", "reactor", "sys", "limits", "hugepages"]),
+    ("nvme::pcie", &["nvme::io", "nvme::spec", "reactor", "sys", "limits", "util", "hugepages"]),
     (
         "nvme::host",
         &["nvme::io", "nvme::tcp", "nvme::spec", "bdev", "net", "reactor", "sys", "sys::limits", "limits", "hugepages"],

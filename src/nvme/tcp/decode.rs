@@ -4,10 +4,10 @@ use core::mem::size_of;
 
 use zerocopy::FromBytes;
 
-use super::digest::{DataDigest, crc32c};
 use super::negotiate::{IcRequest, IcResponse};
 use super::pdu::*;
 use crate::nvme::spec::{Cqe, Sqe};
+use crate::util::{DataDigest, crc32c};
 
 /// Which end of the connection this side is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

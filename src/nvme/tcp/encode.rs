@@ -6,10 +6,10 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::decode::Role;
-use super::digest::crc32c;
 use super::negotiate::{IcRequest, IcResponse, Negotiated};
 use super::pdu::*;
 use crate::nvme::spec::{Cqe, Sqe};
+use crate::util::crc32c;
 
 /// Most bytes that precede the data of a PDU, or that a PDU without data has: the room every encoder here needs.
 pub const MAX_PREFIX_LEN: usize = 152;

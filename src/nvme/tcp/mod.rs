@@ -14,7 +14,6 @@
 //! [`Event::C2hData`]), then [`Event::Data`] for each piece, then [`Event::DataEnd`] with the verdict on the digest.
 
 mod decode;
-mod digest;
 mod encode;
 mod negotiate;
 mod pdu;
@@ -23,8 +22,8 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
+pub use crate::util::{DataDigest, crc32c};
 pub use decode::{Decoder, Event, LONG_DATA, Limits, Role};
-pub use digest::{DataDigest, crc32c};
 pub use encode::{Framing, MAX_PREFIX_LEN, ic_req, ic_resp, term_req};
 pub use negotiate::{ControllerParams, HostParams, IcRequest, IcResponse, Negotiated, accept, conclude};
 pub use pdu::*;

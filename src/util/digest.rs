@@ -1,4 +1,4 @@
-//! CRC32C, the header and data digest (TCP §3.3.1.1).
+//! CRC32C, the header and data digest of NVMe/TCP (TCP §3.3.1.1) and iSCSI (RFC 7143 §13.1).
 
 use crc_fast::{CrcAlgorithm, Digest};
 
@@ -38,7 +38,7 @@ impl DataDigest {
         !self.register
     }
 
-    /// The DDGST field: the digest in wire order.
+    /// The digest in wire order.
     pub const fn to_bytes(self) -> [u8; 4] {
         self.value().to_le_bytes()
     }
@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn crc32c_check_values() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-        // RFC 3720, appendix B.4.
+        // RFC 7143, appendix A.4.
         assert_eq!(crc32c(&[0u8; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xffu8; 32]), 0x62a8_ab43);
     }
