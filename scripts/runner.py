@@ -260,6 +260,9 @@ def guest_ublk(report, prepared):
 def guest_nvme(report, prepared):
     """NVMe disks driven through VFIO, in guests with the newest and the 6.12 kernel"""
     in_guests(report, prepared, "guest-nvme", "nvme", ROOT / "tests/guest/nvme.py", examples=["nvme_probe"])
+    # What the driver stands on, and what a machine must have, by a program that uses that alone.
+    for name, shape in (("guest-nvme-vfio", "nvme"), ("guest-nvme-bare", "nvme-bare")):
+        in_guests(report, prepared, name, shape, ROOT / "tests/guest/nvme_probe.py", examples=["nvme_probe"])
 
 
 def in_guests(report, prepared, group, shape, script, arguments=(), examples=()):

@@ -12,6 +12,7 @@ use super::contract::{BlockDevice, Channel, Common, DeviceError};
 use super::forward::Forward;
 use super::split::{Split, Uncut};
 use super::stats::Stats;
+use super::told::Told;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
 use crate::reactor::futures::IoFuture;
@@ -253,19 +254,20 @@ impl Handle {
         self.stats.record(io, self.reactor.clock().stamp());
     }
 
-    /// The end of a flush for a user of the device who has been told of its losses up to `told`, in nanoseconds of the reactor's clock: if
-    /// it has lost something since, the flush has failed, whoever else has been told. Returns up to when this user has been told now.
+    /// The end of a flush for a user of the device who has been told of its losses so far: if it has lost something since, the flush has
+    /// failed, whoever else has been told. Returns what this user has been told now.
     #[inline]
     #[must_use = "who is not known to have been told is told again"]
-    pub fn end_flush(&self, io: &mut Io, told: u64) -> u64 {
-        if self.common.losses().last() <= told || !self.common.traits().volatile_cache {
-            return told;
-        }
-        if io.status == IoStatus::Success {
+    pub fn end_flush(&self, io: &mut Io, mut told: Told) -> Told {
+        let loss = self.common.losses().last();
+        if loss > 0
+            && self.common.traits().volatile_cache
+            && told.owes(loss, io.start, self.reactor.clock().now())
+            && io.status == IoStatus::Success
+        {
             io.status = IoStatus::DeviceError;
         }
-        // What was lost after it had begun is told by the next.
-        io.start.max(told)
+        told
     }
 
     /// Submits an I/O and waits for its end.

@@ -42,11 +42,13 @@ pub mod scatter;
 mod split;
 mod stats;
 pub mod steps;
+mod told;
 mod zoned;
 
 pub use contract::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 pub use handle::Handle;
 pub use stats::{Latency, OpCount, Stats, empty_histogram, percentiles};
+pub use told::Told;
 pub use zoned::{
     ZONE_FINISH_RECOMMENDED, ZONE_FINISHED_BY_DEVICE, ZONE_RESET_RECOMMENDED, ZoneRecord, ZoneState, Zones,
 };

@@ -12,7 +12,7 @@ use hugepages::Buf;
 
 use super::slot;
 use super::wire::{self, IoDesc};
-use crate::bdev::{BlockDevice, Handle, Unaddressed};
+use crate::bdev::{BlockDevice, Handle, Told, Unaddressed};
 use crate::reactor::{Reactor, Sink, TaskId};
 use crate::sys::op::{Completion, Ended, FileId, Owner, Payload, UblkCommand, UblkStep};
 use crate::sys::ublk::{Descriptors, RequestData, Requests, serve_disks};
@@ -120,8 +120,8 @@ pub(super) struct Queue {
     number: u16,
     file: FileId,
     failed: Cell<bool>,
-    /// Up to when its flushes have told of what the volume lost.
-    pub told: Cell<u64>,
+    /// What its flushes have told of what the volume lost.
+    pub told: Cell<Told>,
     // Dropped last: whoever waits for the end of all queues then finds the device closed here.
     faults: mpsc::Sender<String>,
 }
@@ -176,7 +176,7 @@ impl Queue {
             number,
             file,
             failed,
-            told: Cell::new(reactor.clock().now()),
+            told: Cell::new(Told::new(reactor.clock().now())),
             faults,
         });
         queue.sink.set(reactor.add_sink("ublk queue", queue.clone()));

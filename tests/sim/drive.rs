@@ -412,6 +412,8 @@ impl Drive {
         // No more of them than the driver promises to bear: five resets within a minute, of which each of these costs two at most, and five
         // repeats of a command within its 30 seconds.
         if trouble.resets() && trouble != Trouble::Storm && Drive::is_enough(&self.resets, now, 70 * S, 2)
+            // A reset is tried twice: one that it meets may fail once.
+            || trouble == Trouble::Down && self.is_resetting()
             || trouble.repeats() && Drive::is_enough(&self.repeats, now, 35 * S, 4)
         {
             return;

@@ -397,8 +397,10 @@ impl Session {
         if op.writes() && !zeros {
             data.extend(model.payload(&step));
         }
+        let begun = self.reactor.clock().now();
         let (status, back) = execute(&self.reactor, volume, op, (offset, len, fua), &data).await;
-        let seen = Seen { op, status, fua, expected, sent: data, back };
+        let took_ns = self.reactor.clock().now() - begun;
+        let seen = Seen { op, status, fua, took_ns, expected, sent: data, back };
         match self.judge(index, volume, &step, seen) {
             Ok(goes_on) => goes_on,
             Err(why) => panic!("volume {index}, {op:?} of {len} bytes at {offset}: {status:?}: {why}"),
@@ -441,7 +443,7 @@ impl Session {
     /// Checks an answer and tells the model.
     fn judge(&self, index: usize, volume: &Volume, step: &Step, seen: Seen) -> Result<bool, String> {
         let (context, model) = (&self.context, self.context.model(index));
-        let Seen { op, status, fua, expected, sent, back } = seen;
+        let Seen { op, status, fua, took_ns, expected, sent, back } = seen;
         if !back.is_empty() && op != IoOp::Read && back != sent {
             return Err("the data that was sent is not what it was".to_owned());
         }
@@ -454,6 +456,8 @@ impl Session {
                     IoOp::Read => model.end_read(step, &back)?,
                     IoOp::Compare => model.end_read(step, &expected)?,
                     IoOp::Verify => model.end_unheard(step),
+                    // One that was asked for before a loss, and came to the target when that had been told of for long enough.
+                    IoOp::Flush if took_ns > 30_000 * MS && !model.is_after_loss(step) => model.end_unheard(step),
                     IoOp::Flush => model.end_flush(step),
                     _ => {
                         if op == IoOp::CompareAndWrite {
@@ -511,6 +515,7 @@ struct Seen {
     op: IoOp,
     status: IoStatus,
     fua: bool,
+    took_ns: u64,
     /// Of a compare.
     expected: Vec<u8>,
     sent: Vec<u8>,

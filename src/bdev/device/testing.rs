@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use hugepages::{Arena, ArenaOptions, HugepagePolicy};
 
-use crate::bdev::{BlockDevice, Handle};
+use crate::bdev::{BlockDevice, Handle, Told};
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
 use crate::reactor::start::{Reactors, solo};
 use crate::reactor::{Idle, Reactor};
@@ -37,8 +37,8 @@ pub(crate) fn io_with(reactor: &Reactor, op: IoOp, offset: u64, len: u64, data: 
     io
 }
 
-/// Flushes for a user who has been told of losses up to `told`, and tells it of more.
-pub(crate) async fn flush_for(handle: &Handle, told: &mut u64) -> IoStatus {
+/// Flushes for a user who has been `told` of losses, and tells it of more.
+pub(crate) async fn flush_for(handle: &Handle, told: &mut Told) -> IoStatus {
     let mut io = handle.execute(io_with(handle.reactor(), IoOp::Flush, 0, 0, &[], &[])).await;
     *told = handle.end_flush(&mut io, *told);
     let status = io.status;

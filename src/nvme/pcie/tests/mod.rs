@@ -23,6 +23,7 @@ use hugepages::{Buf, DeviceBuf};
 
 use super::fake::{DiskOptions, FakeDisk, FakeOptions, FakePort, FakeRegisters, Fault, NamespaceOptions, Point, Rule};
 use super::{ControllerError, ControllerOptions, Drive, DriveOptions, Force, Held, Life, Port};
+use crate::bdev::Told as LossTold;
 use crate::bdev::device::nvme::{Nvme, NvmeDrive};
 use crate::bdev::device::testing::{Done, end as end_of, flush_for, io_with, pattern};
 use crate::bdev::{BlockDevice, Handle};

@@ -55,7 +55,7 @@ fn faults() -> [Rule; 9] {
 /// What one task does on its own part of a namespace.
 async fn load(handle: Handle, first: u64, model: Model, seed: u64) {
     let chance = Entropy::new(seed);
-    let mut told = handle.reactor().clock().now();
+    let mut told = LossTold::new(handle.reactor().clock().now());
     for step in 1..=STEPS {
         let from = chance.below(BLOCKS);
         let count = 1 + chance.below((BLOCKS - from).min(20));

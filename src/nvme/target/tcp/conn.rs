@@ -20,7 +20,7 @@ use std::task::Poll;
 
 use hugepages::Buf;
 
-use super::hosts::Told;
+use super::hosts::HostTold;
 use super::local::{Local, Subsystem};
 use super::receive::{Fusing, Receiver};
 use super::{admin, slot};
@@ -64,7 +64,7 @@ pub struct Queue {
     /// Commands may address namespaces of all command sets.
     pub all_command_sets: bool,
     /// Up to when the flushes of this queue have told of losses.
-    pub told: RefCell<Told>,
+    pub told: RefCell<HostTold>,
 }
 
 /// A command that a slot works on.

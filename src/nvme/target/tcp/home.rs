@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 
-use super::hosts::{HostKey, Hosts, Told};
+use super::hosts::{HostKey, HostTold, Hosts};
 use super::local::Local;
 use crate::net::Listener;
 use crate::nvme::spec::{Cqe, Sqe};
@@ -163,7 +163,7 @@ impl Home {
         local: IpAddr,
         from: u16,
         connection: u64,
-    ) -> Result<(Connected, String, Told), Cqe> {
+    ) -> Result<(Connected, String, HostTold), Cqe> {
         let request = ConnectRequest { sqe, data, local, now_ns: reactor.clock().now() };
         let connected = self.target.borrow_mut().connect(&request)?;
         self.queues.borrow_mut().insert((connected.controller, connected.qid), Place { reactor: from, connection });
@@ -332,7 +332,7 @@ impl Home {
 
 /// Makes everything acknowledged in a subsystem durable: only then is a shutdown complete (Base §3.6.2). Returns
 /// whether it is, to the knowledge of a host that has been told so much.
-async fn flush_all(reactor: &Rc<Reactor>, nqn: &str, told: Option<&Told>) -> bool {
+async fn flush_all(reactor: &Rc<Reactor>, nqn: &str, told: Option<&HostTold>) -> bool {
     let Some(local) = Local::of(reactor) else { return false };
     let mut io = loop {
         match reactor.create_io() {
@@ -345,7 +345,7 @@ async fn flush_all(reactor: &Rc<Reactor>, nqn: &str, told: Option<&Told>) -> boo
         io.prepare(IoOp::Flush, 0, 0);
         io = ns.handle.execute(io).await;
         if let Some(told) = told {
-            let _ = ns.handle.end_flush(&mut io, told.until(ns.info().nsid));
+            let _ = ns.handle.end_flush(&mut io, told.of(ns.info().nsid));
         }
         if io.status != IoStatus::Success {
             durable = false;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::bdev::Told;
 use crate::limits::{HOST_REMEMBERED_NS, HOSTS_REMEMBERED};
 
 /// A host that still sends flushes so many nanoseconds after the answer to one has got that answer: else its keep alive timer had ended
@@ -14,7 +15,7 @@ const ARRIVED_NS: u64 = 300_000_000_000;
 
 /// Up to when a host has been told of losses, in nanoseconds of the reactors' clocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct HostTold {
     since: u64,
     /// By NSID: what it was told later.
     later: BTreeMap<u32, Later>,
@@ -22,34 +23,33 @@ pub struct Told {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Later {
-    until: u64,
+    told: Told,
     /// The answer has surely reached the host.
     sure: bool,
 }
 
-impl Told {
+impl HostTold {
     /// A host that writes nothing before `now`.
-    fn new(now: u64) -> Told {
-        Told { since: now, later: BTreeMap::new() }
+    fn new(now: u64) -> HostTold {
+        HostTold { since: now, later: BTreeMap::new() }
     }
 
     /// Of the losses of a namespace.
-    pub fn until(&self, nsid: u32) -> u64 {
-        self.later.get(&nsid).map_or(0, |later| later.until).max(self.since)
+    pub fn of(&self, nsid: u32) -> Told {
+        self.later.get(&nsid).map_or(Told::new(self.since), |later| later.told)
     }
 
-    /// An answer tells it of a namespace's losses up to `until`.
-    pub fn tell(&mut self, nsid: u32, until: u64) {
-        let until = until.max(self.until(nsid));
-        self.later.insert(nsid, Later { until, sure: false });
+    /// An answer tells it of a namespace's losses.
+    pub fn tell(&mut self, nsid: u32, told: Told) {
+        self.later.insert(nsid, Later { told, sure: false });
     }
 
     /// It sends another flush at `now`. Returns up to when it has surely been told, if that is news.
     pub fn hear(&mut self, nsid: u32, now: u64) -> Option<u64> {
         let later = self.later.get_mut(&nsid)?;
-        let is_news = !later.sure && now.saturating_sub(later.until) > ARRIVED_NS;
+        let is_news = !later.sure && now.saturating_sub(later.told.at()) > ARRIVED_NS;
         later.sure |= is_news;
-        is_news.then_some(later.until)
+        is_news.then_some(later.told.at())
     }
 }
 
@@ -58,7 +58,7 @@ pub type HostKey = (String, String);
 
 #[derive(Debug)]
 struct Host {
-    told: Told,
+    told: HostTold,
     controllers: usize,
     /// It took leave, with all that it wrote durable.
     in_order: bool,
@@ -73,28 +73,28 @@ impl Hosts {
     /// A controller of the host begins.
     pub fn arrive(&mut self, key: HostKey, now: u64) {
         let host = self.0.entry(key).or_insert_with(|| Host {
-            told: Told::new(now),
+            told: HostTold::new(now),
             controllers: 0,
             in_order: false,
             gone_at: now,
         });
         let is_new = host.in_order || now.saturating_sub(host.gone_at) > HOST_REMEMBERED_NS;
         if host.controllers == 0 && is_new {
-            host.told = Told::new(now);
+            host.told = HostTold::new(now);
         }
         host.in_order = false;
         host.controllers += 1;
     }
 
     /// What a connected host has been told.
-    pub fn told(&self, key: &HostKey) -> Option<Told> {
+    pub fn told(&self, key: &HostKey) -> Option<HostTold> {
         self.0.get(key).map(|host| host.told.clone())
     }
 
     /// A connected host has surely been told of a namespace's losses up to `until`.
     pub fn tell(&mut self, key: &HostKey, nsid: u32, until: u64) {
         if let Some(host) = self.0.get_mut(key) {
-            host.told.tell(nsid, until);
+            host.told.tell(nsid, Told::new(until));
         }
     }
 
@@ -127,32 +127,32 @@ mod tests {
         ("vol".to_owned(), format!("host{host}"))
     }
 
+    fn told(hosts: &Hosts, nsid: u32) -> Told {
+        hosts.told(&key(1)).expect("a host that is known").of(nsid)
+    }
+
     #[test]
     fn a_host_that_comes_back_is_told_what_it_was_not() {
         let mut hosts = Hosts::default();
         hosts.arrive(key(1), 100);
         hosts.tell(&key(1), 3, 150);
-        let told = hosts.told(&key(1)).unwrap();
-        assert_eq!((told.until(1), told.until(3)), (100, 150));
+        assert_eq!((told(&hosts, 1), told(&hosts, 3)), (Told::new(100), Told::new(150)));
         hosts.leave(&key(1), 200);
         hosts.arrive(key(1), 300);
-        assert_eq!(hosts.told(&key(1)).unwrap(), told);
-        // Earlier news change nothing.
-        hosts.tell(&key(1), 3, 120);
-        assert_eq!(hosts.told(&key(1)).unwrap().until(3), 150);
+        assert_eq!((told(&hosts, 1), told(&hosts, 3)), (Told::new(100), Told::new(150)));
     }
 
     #[test]
     fn an_answer_is_sure_to_have_arrived_after_a_while() {
-        let mut told = Told::new(100);
-        assert_eq!(told.hear(1, 1 << 60), None);
-        told.tell(1, 200);
-        assert_eq!((told.until(1), told.until(2)), (200, 100));
-        assert_eq!(told.hear(1, 200 + ARRIVED_NS), None);
-        assert_eq!(told.hear(1, 201 + ARRIVED_NS), Some(200));
-        assert_eq!(told.hear(1, 202 + ARRIVED_NS), None);
-        told.tell(1, 900);
-        assert_eq!(told.hear(1, 901 + ARRIVED_NS), Some(900));
+        let mut host = HostTold::new(100);
+        assert_eq!(host.hear(1, 1 << 60), None);
+        let mut later = host.of(1);
+        assert!(later.owes(150, 180, 200));
+        host.tell(1, later);
+        assert_eq!((host.of(1), host.of(2)), (later, Told::new(100)));
+        assert_eq!(host.hear(1, 200 + ARRIVED_NS), None);
+        assert_eq!(host.hear(1, 201 + ARRIVED_NS), Some(200));
+        assert_eq!(host.hear(1, 202 + ARRIVED_NS), None);
     }
 
     #[test]
@@ -164,19 +164,19 @@ mod tests {
         hosts.leave(&key(1), 200);
         // It has another controller, and what that wrote.
         hosts.arrive(key(1), 300);
-        assert_eq!(hosts.told(&key(1)).unwrap().until(1), 100);
+        assert_eq!(told(&hosts, 1), Told::new(100));
         hosts.leave(&key(1), 400);
         hosts.shut_down(&key(1));
         hosts.leave(&key(1), 400);
         hosts.arrive(key(1), 500);
-        assert_eq!(hosts.told(&key(1)).unwrap().until(1), 500);
+        assert_eq!(told(&hosts, 1), Told::new(500));
         // Without a word, and too long ago.
         hosts.leave(&key(1), 600);
         hosts.arrive(key(1), 600 + HOST_REMEMBERED_NS);
-        assert_eq!(hosts.told(&key(1)).unwrap().until(1), 500);
+        assert_eq!(told(&hosts, 1), Told::new(500));
         hosts.leave(&key(1), 600);
         hosts.arrive(key(1), 601 + HOST_REMEMBERED_NS);
-        assert_eq!(hosts.told(&key(1)).unwrap().until(1), 601 + HOST_REMEMBERED_NS);
+        assert_eq!(told(&hosts, 1), Told::new(601 + HOST_REMEMBERED_NS));
     }
 
     #[test]

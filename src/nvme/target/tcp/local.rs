@@ -310,10 +310,10 @@ impl Local {
     pub fn end_flush(&self, queue: &Queue, ns: &Namespace, io: &mut Io) {
         let nsid = ns.info.nsid;
         let mut told = queue.told.borrow_mut();
-        let before = told.until(nsid);
-        let until = ns.handle.end_flush(io, before);
-        if until != before {
-            told.tell(nsid, until);
+        let before = told.of(nsid);
+        let after = ns.handle.end_flush(io, before);
+        if after != before {
+            told.tell(nsid, after);
         } else if let Some(until) = told.hear(nsid, io.start) {
             let controller = queue.controller;
             let tell = move |home: &Rc<Reactor>| {
