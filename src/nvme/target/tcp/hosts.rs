@@ -94,7 +94,7 @@ impl Hosts {
     /// A connected host has surely been told of a namespace's losses up to `until`.
     pub fn tell(&mut self, key: &HostKey, nsid: u32, until: u64) {
         if let Some(host) = self.0.get_mut(key) {
-            host.told.tell(nsid, Told::new(until));
+            host.told.later.insert(nsid, Later { told: Told::new(until), sure: true });
         }
     }
 
@@ -140,6 +140,8 @@ mod tests {
         hosts.leave(&key(1), 200);
         hosts.arrive(key(1), 300);
         assert_eq!((told(&hosts, 1), told(&hosts, 3)), (Told::new(100), Told::new(150)));
+        let mut queue = hosts.told(&key(1)).expect("it is there");
+        assert_eq!(queue.hear(3, 1 << 60), None, "no news");
     }
 
     #[test]
