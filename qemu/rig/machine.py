@@ -20,8 +20,11 @@ MARKER = re.compile(rb"^rig: exit (\d+)\r?$", re.MULTILINE)
 TRIAL_TIMEOUT_S = 20
 # How long a guest that has said its exit code may take to go. One whose kernel has crashed may not go at all.
 GONE_TIMEOUT_S = 60
-# QEMU's TCG with several threads now and then fails an assertion of its own while the firmware or the kernel sets up devices.
+# QEMU's TCG with several threads now and then fails an assertion of its own while the firmware or the kernel sets up devices, or loses a
+# timer of the kernel's for good.
 BOOTS_MAX = 3
+# How long a boot may take: 8 to 30 s emulated on a quiet machine.
+BEGIN_TIMEOUT_S = 240
 # name in /test -> directory of the repository whose files every payload has
 CARRIED = {
     "fio": REPOSITORY / "scripts/fio",
@@ -161,8 +164,8 @@ class _RunDirectory:
 
 
 def _wait(command, environment, log, timeout_s, echo):
-    """Runs QEMU to its end. Returns the exit code that the guest said, or None if it said none in time; and whether QEMU itself
-    crashed before the payload said a word."""
+    """Runs QEMU to its end. Returns the exit code that the guest said, or None if it said none in time; and whether the payload did not
+    even begin: QEMU itself crashed, or the kernel did not come up."""
     pathlib.Path(log).write_bytes(b"")
     process = subprocess.Popen(
         command,
@@ -171,7 +174,8 @@ def _wait(command, environment, log, timeout_s, echo):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    end = time.monotonic() + timeout_s
+    started = time.monotonic()
+    end = started + timeout_s
     seen = size = 0
     said = False
     try:
@@ -180,6 +184,8 @@ def _wait(command, environment, log, timeout_s, echo):
             if echo:
                 seen = _echo_lines(log, seen, echo)
             before, size = size, os.stat(log).st_size
+            if not size and time.monotonic() > started + BEGIN_TIMEOUT_S:
+                break
             if size != before and not said and MARKER.search(pathlib.Path(log).read_bytes()):
                 said = True
                 end = min(end, time.monotonic() + GONE_TIMEOUT_S)
@@ -189,7 +195,8 @@ def _wait(command, environment, log, timeout_s, echo):
         errors = process.communicate()[1]
     if echo:
         _echo_lines(log, seen, echo)
-    crashed = process.returncode == -signal.SIGABRT and not pathlib.Path(log).read_bytes()
+    stuck = time.monotonic() > started + BEGIN_TIMEOUT_S
+    crashed = (stuck or process.returncode == -signal.SIGABRT) and not pathlib.Path(log).read_bytes()
     with open(log, "ab") as file:
         file.write(errors)
     found = MARKER.search(pathlib.Path(log).read_bytes())
