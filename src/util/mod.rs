@@ -5,6 +5,8 @@ mod digest;
 mod hash;
 mod losses;
 mod open_enum;
+#[cfg(test)]
+mod random;
 mod zone;
 
 pub use bad::Bad;
@@ -13,4 +15,6 @@ pub use digest::{DataDigest, crc32c};
 pub(crate) use hash::fnv1a;
 pub use losses::Losses;
 pub(crate) use open_enum::open_enum;
+#[cfg(test)]
+pub(crate) use random::Random;
 pub use zone::ZoneState;

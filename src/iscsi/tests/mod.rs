@@ -18,24 +18,10 @@ mod whole;
 use zerocopy::FromZeros;
 
 use super::*;
+use crate::util::Random;
 
-/// SplitMix64.
-#[derive(Clone)]
-struct Random(u64);
-
+/// What the tests here draw beside numbers.
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
     fn flip(&mut self) -> bool {
         self.below(2) == 0
     }

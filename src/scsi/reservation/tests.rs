@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::scsi::tests::Seeded;
+use crate::scsi::tests::Random;
 
 fn nexus(number: u8) -> Nexus {
     Nexus { initiator: vec![number; 3], port: 1 }
@@ -341,9 +341,9 @@ fn damaged_snapshots_are_refused() {
     ] {
         assert_eq!(sealed(&bad), Err(SnapshotError::Impossible), "{bad:x?}");
     }
-    let mut chance = Seeded(3);
+    let mut chance = Random(3);
     for _ in 0..20_000 {
-        let len = chance.below(80) as usize;
+        let len = chance.up_to(80) as usize;
         let body = [b"RSV1".to_vec(), chance.bytes(len)].concat();
         if let Ok(all) = sealed(&body) {
             assert_eq!(all.snapshot()[..body.len()], body);
@@ -387,7 +387,7 @@ impl Model {
 #[test]
 fn it_does_what_a_simple_model_says() {
     for seed in 0..400 {
-        let mut chance = Seeded(seed);
+        let mut chance = Random(seed);
         let (mut all, mut model) = (Reservations::default(), Model::default());
         for step in 0..300 {
             act(&mut chance, &mut all, &mut model);
@@ -407,18 +407,18 @@ fn it_does_what_a_simple_model_says() {
     }
 }
 
-fn act(chance: &mut Seeded, all: &mut Reservations, model: &mut Model) {
-    let who = nexus(1 + chance.below(4) as u8);
+fn act(chance: &mut Random, all: &mut Reservations, model: &mut Model) {
+    let who = nexus(1 + chance.up_to(4) as u8);
     let own = model.keys.get(&who).copied();
     // Mostly the right key; keys are few, so that several nexuses have the same.
-    let key = if chance.below(5) == 0 { chance.below(4) } else { own.unwrap_or(0) };
-    let other_key = chance.below(4);
-    let kind = Kind::ALL[chance.below(6) as usize];
+    let key = if chance.up_to(5) == 0 { chance.up_to(4) } else { own.unwrap_or(0) };
+    let other_key = chance.up_to(4);
+    let kind = Kind::ALL[chance.up_to(6) as usize];
     let is_right = own == Some(key);
     let before = model.clone();
-    match chance.below(8) {
+    match chance.up_to(8) {
         0 | 1 => {
-            let ignore = chance.below(2) == 0;
+            let ignore = chance.up_to(2) == 0;
             let result = all.register(&who, register((!ignore).then_some(key), other_key));
             let allowed = ignore || key == own.unwrap_or(0);
             assert_eq!(result.is_ok(), allowed);
@@ -455,7 +455,7 @@ fn act(chance: &mut Seeded, all: &mut Reservations, model: &mut Model) {
                 model.held = None;
             }
         }
-        5 if chance.below(4) == 0 => {
+        5 if chance.up_to(4) == 0 => {
             assert_eq!(all.clear(&who, key).is_ok(), is_right);
             if is_right {
                 *model = Model { generation: model.generation + 1, ..Model::default() };
@@ -463,8 +463,8 @@ fn act(chance: &mut Seeded, all: &mut Reservations, model: &mut Model) {
         }
         5 | 6 => preempt(chance, all, model, (&who, key, is_right), other_key, kind),
         _ => {
-            let to = nexus(1 + chance.below(4) as u8);
-            let ask = Move { key, new_key: other_key, to: &to, unregister: chance.below(2) == 0, persistent: false };
+            let to = nexus(1 + chance.up_to(4) as u8);
+            let ask = Move { key, new_key: other_key, to: &to, unregister: chance.up_to(2) == 0, persistent: false };
             let lone = model.held.as_ref().is_some_and(|held| held.1.as_ref() == Some(&who));
             let allowed = is_right && lone && other_key != 0 && to != who;
             assert_eq!(all.register_and_move(&who, ask).is_ok(), allowed);
@@ -483,14 +483,14 @@ fn act(chance: &mut Seeded, all: &mut Reservations, model: &mut Model) {
 }
 
 fn preempt(
-    chance: &mut Seeded,
+    chance: &mut Random,
     all: &mut Reservations,
     model: &mut Model,
     (who, key, is_right): (&Nexus, u64, bool),
     victim: u64,
     kind: Kind,
 ) {
-    let abort = chance.below(2) == 0;
+    let abort = chance.up_to(2) == 0;
     let result = all.preempt(who, key, victim, Some(kind), abort);
     let all_hold = matches!(model.held, Some((_, None)));
     let hit: BTreeSet<_> =

@@ -164,22 +164,22 @@ fn wrong_lists() {
 
 #[test]
 fn random_lists_never_leave_the_unit() {
-    let mut chance = Seeded(8);
+    let mut chance = Random(8);
     let mut planned = 0;
     for _ in 0..100_000 {
         let mut segments = Vec::new();
-        for _ in 0..chance.below(4) {
+        for _ in 0..chance.up_to(4) {
             let (from, to, count) =
-                (chance.below(END + 2), chance.below(END + 2), chance.next() as u16 >> chance.below(16));
-            segments.push(match chance.below(2) {
+                (chance.up_to(END + 2), chance.up_to(END + 2), chance.next() as u16 >> chance.up_to(16));
+            segments.push(match chance.up_to(2) {
                 0 => blocks(0, 0, count, from, to),
                 _ => bytes(0, 0, u32::from(count) * 512, from, to),
             });
         }
         let mut list = list(chance.next() as u8, 2, &[cscd(&unit())], &segments);
-        for _ in 0..chance.below(3) {
-            let at = chance.below(list.len() as u64) as usize;
-            list[at] ^= 1 << chance.below(8);
+        for _ in 0..chance.up_to(3) {
+            let at = chance.up_to(list.len() as u64) as usize;
+            list[at] ^= 1 << chance.up_to(8);
         }
         let Ok(steps) = plan(&list) else { continue };
         planned += 1;
@@ -191,7 +191,7 @@ fn random_lists_never_leave_the_unit() {
     }
     assert!(planned > 1000);
     for _ in 0..50_000 {
-        let len = chance.below(200) as usize;
+        let len = chance.up_to(200) as usize;
         let _ = plan(&chance.bytes(len));
     }
 }

@@ -353,14 +353,14 @@ fn the_catalogue_is_in_order_and_its_lengths_are_those_of_the_groups() {
 /// A bit of which the usage data say that it is not evaluated changes nothing, whatever the other bits are.
 #[test]
 fn bits_that_are_not_evaluated_change_nothing() {
-    let mut chance = Seeded(1);
+    let mut chance = Random(1);
     let unit = Unit { can_anchor: true, ..unit() };
     for entry in CATALOGUE {
         let mut evaluated = vec![0u8; entry.usage.len()];
         for _ in 0..20_000 {
             let mut cdb = random_cdb(&mut chance, entry.opcode.0, entry.action, entry.usage);
             let before = try_decode(&cdb, &unit);
-            let (byte, bit) = (chance.below(entry.usage.len() as u64) as usize, chance.below(8) as u32);
+            let (byte, bit) = (chance.up_to(entry.usage.len() as u64) as usize, chance.up_to(8) as u32);
             if byte == 0 || byte == 1 && entry.action.is_some() && bit < 5 {
                 continue;
             }
@@ -384,7 +384,7 @@ fn bits_that_are_not_evaluated_change_nothing() {
 }
 
 /// A CDB that is often a good one: the least that its command takes, with some bits or bytes changed.
-fn random_cdb(chance: &mut Seeded, opcode: u8, action: Option<u8>, usage: &[u8]) -> [u8; 16] {
+fn random_cdb(chance: &mut Random, opcode: u8, action: Option<u8>, usage: &[u8]) -> [u8; 16] {
     let mut cdb = [0; 16];
     match usage.len() {
         10 => cdb[8] = 1,
@@ -403,9 +403,9 @@ fn random_cdb(chance: &mut Seeded, opcode: u8, action: Option<u8>, usage: &[u8])
         Opcode::MAINTENANCE_IN => cdb[2] = 2,
         _ => {}
     }
-    for _ in 0..chance.below(4) {
-        let at = if chance.below(3) == 0 { 1 } else { chance.below(usage.len() as u64) as usize };
-        cdb[at] ^= if chance.below(2) == 0 { 1 << chance.below(8) } else { chance.next() as u8 };
+    for _ in 0..chance.up_to(4) {
+        let at = if chance.up_to(3) == 0 { 1 } else { chance.up_to(usage.len() as u64) as usize };
+        cdb[at] ^= if chance.up_to(2) == 0 { 1 << chance.up_to(8) } else { chance.next() as u8 };
     }
     cdb[0] = opcode;
     if let Some(action) = action {
@@ -416,15 +416,15 @@ fn random_cdb(chance: &mut Seeded, opcode: u8, action: Option<u8>, usage: &[u8])
 
 #[test]
 fn random_cdbs_never_leave_the_unit() {
-    let mut chance = Seeded(2);
+    let mut chance = Random(2);
     let tiny = Unit { blocks: 3, transfer_max: 0, write_same_max: 0, atomic: None, ..unit() };
     let huge = Unit { blocks: u64::MAX >> 12, block_size: 4096, transfer_max: 0, write_same_max: 0, ..unit() };
     for unit in [unit(), tiny, huge] {
         unit.check().unwrap();
         for _ in 0..300_000 {
             let mut cdb = Cdb::new(&chance.bytes(16));
-            if chance.below(4) != 0 {
-                let entry = &CATALOGUE[chance.below(CATALOGUE.len() as u64) as usize];
+            if chance.up_to(4) != 0 {
+                let entry = &CATALOGUE[chance.up_to(CATALOGUE.len() as u64) as usize];
                 cdb = Cdb(random_cdb(&mut chance, entry.opcode.0, entry.action, entry.usage));
             }
             match decode(&cdb, &unit, &ModeState::new(&unit)) {

@@ -119,21 +119,21 @@ fn a_list_of_another_command_is_no_success() {
 /// A gate lets a command on blocks through if and only if the engine does, with the same request, and never answers itself otherwise.
 #[test]
 fn gates_decide_as_the_engine() {
-    let mut chance = Seeded(9);
+    let mut chance = Random(9);
     let mut rig = Rig::new();
     let mut seen = [0; 5];
     for step in 0..200_000u32 {
         if step.is_multiple_of(50) {
             change(&mut chance, &mut rig);
         }
-        let id = if chance.below(2) == 0 { A } else { B };
-        let entry = &CATALOGUE[chance.below(CATALOGUE.len() as u64) as usize];
+        let id = if chance.up_to(2) == 0 { A } else { B };
+        let entry = &CATALOGUE[chance.up_to(CATALOGUE.len() as u64) as usize];
         let mut cdb = [0; 16];
-        for _ in 0..chance.below(4) {
-            cdb[chance.below(16) as usize] = chance.next() as u8;
+        for _ in 0..chance.up_to(4) {
+            cdb[chance.up_to(16) as usize] = chance.next() as u8;
         }
         (cdb[0], cdb[1]) = (entry.opcode.0, cdb[1] & 0xe0 | entry.action.unwrap_or(cdb[1] & 0x1f));
-        if chance.below(50) == 0 {
+        if chance.up_to(50) == 0 {
             cdb[0] = chance.next() as u8;
         }
         let gate = rig.lu.gate(id).unwrap();
@@ -175,17 +175,17 @@ fn gates_decide_as_the_engine() {
     assert!(seen.iter().all(|&count| count > 1000), "{seen:?}");
 }
 
-fn change(chance: &mut Seeded, rig: &mut Rig) {
-    match chance.below(6) {
-        0 => rig.lu.set_started(chance.below(4) != 0),
+fn change(chance: &mut Random, rig: &mut Rig) {
+    match chance.up_to(6) {
+        0 => rig.lu.set_started(chance.up_to(4) != 0),
         1 => rig.lu.raise(A, UnitAttention::CapacityChanged),
         2 => rig.lu.reset(UnitAttention::DeviceReset),
-        3 => rig.lu.update(Unit { read_only: chance.below(2) == 0, ..unit() }).unwrap(),
+        3 => rig.lu.update(Unit { read_only: chance.up_to(2) == 0, ..unit() }).unwrap(),
         _ => {
-            let key = chance.below(2);
+            let key = chance.up_to(2);
             let list = [&[0; 8][..], &key.to_be_bytes(), &[0; 8]].concat();
-            let action = crate::scsi::spec::PersistOut(chance.below(7) as u8);
-            let kind = reservation::Kind::ALL[chance.below(6) as usize];
+            let action = crate::scsi::spec::PersistOut(chance.up_to(7) as u8);
+            let kind = reservation::Kind::ALL[chance.up_to(6) as usize];
             let _ = rig.lu.finish(A, UnitCommand::PersistOut { action, kind: Some(kind) }, &list);
             let list = [&key.to_be_bytes()[..], &[0; 16]].concat();
             let _ = rig.lu.finish(A, UnitCommand::PersistOut { action, kind: Some(kind) }, &list);
@@ -196,13 +196,13 @@ fn change(chance: &mut Seeded, rig: &mut Rig) {
 /// Random bytes: never a panic, and every refusal has a sense key.
 #[test]
 fn random_commands() {
-    let mut chance = Seeded(10);
+    let mut chance = Random(10);
     let mut rig = Rig::new();
     for _ in 0..200_000 {
-        let len = chance.below(17) as usize;
+        let len = chance.up_to(17) as usize;
         let mut cdb = chance.bytes(len);
-        if chance.below(2) == 0 && len > 1 {
-            let entry = &CATALOGUE[chance.below(CATALOGUE.len() as u64) as usize];
+        if chance.up_to(2) == 0 && len > 1 {
+            let entry = &CATALOGUE[chance.up_to(CATALOGUE.len() as u64) as usize];
             (cdb[0], cdb[1]) = (entry.opcode.0, entry.action.unwrap_or(cdb[1]));
         }
         match rig.begin(A, &cdb) {

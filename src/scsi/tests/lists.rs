@@ -56,13 +56,13 @@ fn unmap_lists_that_are_cut() {
 
 #[test]
 fn random_unmap_lists() {
-    let mut chance = Seeded(5);
+    let mut chance = Random(5);
     let mut taken = 0;
     for _ in 0..100_000 {
-        let len = chance.below(100) as usize;
+        let len = chance.up_to(100) as usize;
         let mut list = chance.bytes(len);
         if len > 8 {
-            list[..4].copy_from_slice(&[0, 200, 0, chance.below(190) as u8]);
+            list[..4].copy_from_slice(&[0, 200, 0, chance.up_to(190) as u8]);
             for at in (8..len).filter(|at| matches!((at - 8) % 16, 0..=5 | 8 | 9)) {
                 list[at] = 0;
             }

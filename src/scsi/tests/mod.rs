@@ -41,24 +41,15 @@ mod report;
 
 use super::reservation::Reservations;
 use super::spec::{Asc, Pointer, SenseKey, TransportId};
+pub(in crate::scsi) use crate::util::Random;
 
-/// Chance under a seed (SplitMix64).
-pub(in crate::scsi) struct Seeded(pub u64);
-
-impl Seeded {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
+/// What the tests here draw beside numbers.
+impl Random {
+    pub(in crate::scsi) fn up_to(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+    pub(in crate::scsi) fn bytes(&mut self, len: usize) -> Vec<u8> {
         (0..len).map(|_| self.next() as u8).collect()
     }
 }

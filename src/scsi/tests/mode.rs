@@ -176,22 +176,22 @@ fn wrong_lists_change_nothing() {
 
 #[test]
 fn random_lists_are_taken_whole_or_not_at_all() {
-    let mut chance = Seeded(4);
+    let mut chance = Random(4);
     let mut taken = 0;
     for _ in 0..60_000 {
         let mut rig = Rig::new();
-        let ten = chance.below(2) == 1;
+        let ten = chance.up_to(2) == 1;
         let mut list = vec![0; if ten { 8 } else { 4 }];
-        for _ in 0..chance.below(4) {
-            match chance.below(3) {
+        for _ in 0..chance.up_to(4) {
+            match chance.up_to(3) {
                 0 => list.extend_from_slice(&CACHING),
                 1 => list.extend_from_slice(&CONTROL),
                 _ => list.extend_from_slice(&EXCEPTIONS),
             }
         }
-        for _ in 0..chance.below(4) {
-            let at = chance.below(list.len() as u64) as usize;
-            list[at] ^= 1 << chance.below(8);
+        for _ in 0..chance.up_to(4) {
+            let at = chance.up_to(list.len() as u64) as usize;
+            list[at] ^= 1 << chance.up_to(8);
         }
         let before = *rig.lu.mode();
         match rig.lu.finish(A, UnitCommand::ModeSelect { ten }, &list).reply {

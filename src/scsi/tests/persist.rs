@@ -287,27 +287,27 @@ fn reserve_6_and_release_6() {
 
 #[test]
 fn random_lists_change_all_or_nothing() {
-    let mut chance = Seeded(6);
+    let mut chance = Random(6);
     let mut done = 0;
     let mut rig = Rig::new();
     for step in 0..200_000u32 {
         if step.is_multiple_of(500) {
             rig = Rig::new();
         }
-        let id = if chance.below(2) == 0 { A } else { B };
-        let flags = if chance.below(3) == 0 { chance.next() as u8 } else { 0 };
-        let mut list = basic(chance.below(3), chance.below(3), flags);
-        if chance.below(3) == 0 {
-            let ids = initiator("x", chance.below(3) as u8).encode();
+        let id = if chance.up_to(2) == 0 { A } else { B };
+        let flags = if chance.up_to(3) == 0 { chance.next() as u8 } else { 0 };
+        let mut list = basic(chance.up_to(3), chance.up_to(3), flags);
+        if chance.up_to(3) == 0 {
+            let ids = initiator("x", chance.up_to(3) as u8).encode();
             list.extend_from_slice(&(ids.len() as u32).to_be_bytes());
             list.extend_from_slice(&ids);
         }
-        if chance.below(4) == 0 {
-            let at = chance.below(list.len() as u64) as usize;
-            list[at] ^= 1 << chance.below(8);
+        if chance.up_to(4) == 0 {
+            let at = chance.up_to(list.len() as u64) as usize;
+            list[at] ^= 1 << chance.up_to(8);
         }
-        let action = PersistOut(chance.below(9) as u8);
-        let kind = Kind::ALL.get(chance.below(8) as usize).copied();
+        let action = PersistOut(chance.up_to(9) as u8);
+        let kind = Kind::ALL.get(chance.up_to(8) as usize).copied();
         let before = rig.lu.clone();
         let reaction = rig.lu.finish(id, UnitCommand::PersistOut { action, kind }, &list);
         match reaction.reply {
