@@ -1,7 +1,8 @@
 //! SCSI disks as pure engines: CDBs to requests, logical units, unit attention conditions, mode parameters, reservations.
 //!
-//! Nothing here does I/O, reads a clock or waits, and nothing knows a transport: initiators and target ports have the names that their
-//! transport gives them. All state is plain data that may be cloned, printed and moved to another process.
+//! Nothing here does I/O, reads a clock or waits, but [`disk`], the owner of the blocks. Nothing knows a transport: initiators and target
+//! ports have the names that their transport gives them. All state of the engines is plain data that may be cloned, printed and moved to
+//! another process.
 //!
 //! ```text
 //!   transport                              home reactor of the unit          every reactor
@@ -9,7 +10,7 @@
 //!     CDB ------------------------------------------------------------->  Gate::admit -> Media: read, write, ...
 //!                                             begin <------------------------------- Engine
 //!                                              |-> Reply: data, sense
-//!                                              |-> Media: carried out by the data path
+//!                                              |-> Media: carried out by `disk`
 //!                                              `-> List: data-out, then finish -> Reaction
 //! ```
 //!
@@ -20,6 +21,7 @@ mod command;
 mod copy;
 mod data;
 mod decode;
+pub mod disk;
 mod inquiry;
 mod lists;
 mod logical_unit;

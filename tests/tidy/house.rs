@@ -6,7 +6,7 @@ use super::code::{Product, Token, only};
 
 /// Who may use whom. A file belongs to the longest prefix of its module path; each row names only rows above it, so nothing
 /// can lead back. `hugepages` and `io_uring` are crates.
-pub const HOUSE: [(&str, &[&str]); 26] = [
+pub const HOUSE: [(&str, &[&str]); 27] = [
     ("util", &[]),
     ("sys::limits", &[]),
     ("limits", &["sys::limits", "hugepages"]),
@@ -27,6 +27,8 @@ pub const HOUSE: [(&str, &[&str]); 26] = [
     // Knows neither commands nor transports: the NVMe door may share it.
     ("scsi::reservation", &["util"]),
     ("scsi", &["scsi::spec", "scsi::reservation"]),
+    // The data path: knows no transport.
+    ("scsi::disk", &["scsi", "scsi::spec", "bdev", "reactor", "limits"]),
     // Knows SCSI as bytes.
     ("iscsi", &["util"]),
     // What initiators share, whatever the transport.

@@ -37,6 +37,8 @@ open_enum! {
         NONE = 0x0000,
         /// Operation in progress.
         OPERATION_IN_PROGRESS = 0x0016,
+        /// Logical unit not ready, cause not reportable.
+        NOT_READY = 0x0400,
         /// Logical unit not ready, initializing command required.
         NOT_READY_INITIALIZE = 0x0402,
         /// Logical unit not ready, format in progress.
@@ -107,6 +109,8 @@ open_enum! {
         CAPACITY_CHANGED = 0x2a09,
         /// Commands cleared by another initiator.
         COMMANDS_CLEARED = 0x2f00,
+        /// Commands cleared by device server.
+        COMMANDS_CLEARED_BY_SERVER = 0x2f02,
         /// Saving parameters not supported.
         SAVING_NOT_SUPPORTED = 0x3900,
         /// Logical unit failed self-test.
