@@ -2,18 +2,20 @@
 
 mod texts;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use reactor::bdev::device::nvme::{InterruptCoalescing, Mode, Tuning};
 use reactor::control::config::{
-    Change, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus, Machine,
-    NullComplete, Source, Style, Subsystem, Trigger, derived_uuid, diff, load, parse,
+    Change, Chap, ChapAlgorithm, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule,
+    InjectStatus, IscsiChange, IscsiConfig, IscsiSteps, IscsiTarget, Lun, Machine, MutualChap, NullComplete, Source,
+    Style, Subsystem, TargetKey, Trigger, derived_uuid, diff, load, parse,
 };
+use reactor::iscsi::{AllowedInitiators, ChapConfig, Credentials, DigestPolicy, Redirect, Secret};
 use texts::{file, machine, parsed_in, said};
 
 const EXAMPLE: &str = include_str!("../poll.toml");
@@ -91,7 +93,7 @@ fn an_empty_file_has_the_defaults() {
     let config = parsed.config;
     assert_eq!((config.reactor.cores.as_slice(), config.reactor.idle), ([0].as_slice(), Idle::Adaptive));
     assert_eq!((config.memory.size, config.memory.hugepages), (256 << 20, Hugepages::Prefer));
-    assert!(config.bdevs.is_empty() && config.nvmf.is_none());
+    assert!(config.bdevs.is_empty() && config.nvmf.is_none() && config.iscsi.is_none());
 }
 
 #[test]
@@ -481,6 +483,11 @@ fn spoil() -> impl Strategy<Value = Spoil> {
             "[bdev]\n",
             "[nvmf]\n",
             "[[ublk]]\n",
+            "[[iscsi.target]]\n",
+            "[iscsi]\n",
+            "iqn = \"iqn.2026-11.io.reactor:v\"\n",
+            "portals = [1]\n",
+            "chap = { user = \"a\", secret_file = \"s\" }\n",
             "bdev = \"ram0\"\n",
             "id = 0\n",
             "base = \"ram0\"\n",
@@ -564,6 +571,10 @@ bdev = "disk0"
 #[test]
 fn the_texts_to_spoil_are_valid() {
     assert_eq!(config(&dense_example()).bdevs.len(), 5);
+    let iscsi = config(&dense_example()).iscsi.unwrap();
+    let [target] = iscsi.targets.as_slice() else { panic!("{:?}", iscsi.targets) };
+    assert!(iscsi.discovery_chap.is_some() && target.chap.is_some() && target.redirect.is_some());
+    assert_eq!((target.iqn.as_str(), target.luns.len()), ("iqn.2026-11.io.reactor:vol0", 2));
     assert_eq!(config(LOCAL).ublk.len(), 2);
 }
 
@@ -578,8 +589,9 @@ proptest! {
         let text = spoiled(&text, &ways);
         let source = Source::new("poll.toml", "/nonexistent", text.as_str());
         let list = match parse(&source, &machine()) {
-            Ok(parsed) => {
-                prop_assert_eq!(diff(&parsed.config, &parsed.config).changes, Vec::<Change>::new());
+            Ok(mut parsed) => {
+                let same = diff(&parsed.config, &parsed.config);
+                prop_assert_eq!((same.changes, same.iscsi), (Vec::<Change>::new(), IscsiSteps::default()));
                 [parsed.probe(None), parsed.warnings].concat()
             }
             Err(errors) => {
@@ -605,9 +617,11 @@ proptest! {
         let (old, new) = (config(&written(&old)), config(&written(&new)));
         let result = diff(&old, &new);
         let mut world = World::of(&old);
+        world.carry_out_iscsi(&result.iscsi.before, &result.running);
         for change in &result.changes {
             world.carry_out(change, &result.running);
         }
+        world.carry_out_iscsi(&result.iscsi.after, &result.running);
         prop_assert_eq!(&world, &World::of(&result.running));
         for bdev in &new.bdevs {
             let refused = result.changes.iter().any(|change| matches!(change, Change::Refused { .. }));
@@ -625,10 +639,11 @@ proptest! {
         }
         let again = diff(&result.running, &new);
         prop_assert!(again.changes.iter().all(|change| matches!(change, Change::Refused { .. })), "{:?}", again.changes);
+        prop_assert_eq!(again.iscsi, IscsiSteps::default());
     }
 }
 
-/// One of four volumes: driver, what it stands on, MiB, whether each of two subsystems has it, and number and depth of its local
+/// One of four volumes: driver, what it stands on, MiB, whether each of two subsystems and targets has it, and number and depth of its local
 /// block device.
 type Choice = (u8, usize, u8, [bool; 2], Option<(u32, u16)>);
 
@@ -672,6 +687,10 @@ fn written(choices: &[Option<Choice>]) -> String {
     for (index, list) in namespaces.iter().enumerate().filter(|(_, list)| !list.is_empty()) {
         text += &format!("[[nvmf.subsystem]]\nnqn = \"nqn.2026-11.io.reactor:{index}\"\nnamespaces = [{list}]\n");
     }
+    text += "[iscsi]\nlisten = [\"127.0.0.1:3260\"]\n";
+    for (index, list) in namespaces.iter().enumerate().filter(|(_, list)| !list.is_empty()) {
+        text += &format!("[[iscsi.target]]\niqn = \"iqn.2026-11.io.reactor:{index}\"\nluns = [{list}]\n");
+    }
     text + &local
 }
 
@@ -682,6 +701,8 @@ struct World {
     bdevs: BTreeMap<String, (Option<String>, u64)>,
     /// Volume of each namespace of each subsystem.
     subsystems: BTreeMap<String, BTreeMap<u32, String>>,
+    /// Volume of each logical unit of each target.
+    targets: BTreeMap<String, BTreeMap<u16, String>>,
     /// Number and depth of the local block device of each volume that has one.
     ublk: BTreeMap<String, (Option<u32>, u16)>,
 }
@@ -692,10 +713,40 @@ impl World {
         let namespaces = |subsystem: &Subsystem| {
             subsystem.namespaces.iter().map(|one| (one.nsid, one.bdev.clone())).collect::<BTreeMap<_, _>>()
         };
+        let luns = |target: &IscsiTarget| target.luns.iter().map(|one| (one.lun, one.bdev.clone())).collect();
         Self {
             bdevs: config.bdevs.iter().map(|bdev| (bdev.name.clone(), (base(&bdev.driver), bdev.size))).collect(),
             subsystems: config.subsystems().iter().map(|one| (one.nqn.clone(), namespaces(one))).collect(),
+            targets: config.targets().iter().map(|one| (one.iqn.clone(), luns(one))).collect(),
             ublk: config.ublk.iter().map(|one| (one.bdev.clone(), (one.id, one.depth))).collect(),
+        }
+    }
+
+    fn carry_out_iscsi(&mut self, steps: &[IscsiChange], running: &Config) {
+        let target = Self::of(running);
+        for change in steps {
+            match change {
+                IscsiChange::TargetRemoved { iqn } => assert!(self.targets.remove(iqn).is_some(), "{change}"),
+                IscsiChange::TargetAdded { iqn } => {
+                    let luns = target.targets[iqn].clone();
+                    assert!(luns.values().all(|bdev| self.bdevs.contains_key(bdev)), "{change}: no volume");
+                    assert!(self.targets.insert(iqn.clone(), luns).is_none(), "{change}: is there");
+                }
+                IscsiChange::LunRemoved { iqn, lun } => {
+                    let removed = self.targets.get_mut(iqn).and_then(|one| one.remove(&lun.lun));
+                    assert_eq!(removed.as_ref(), Some(&lun.bdev), "{change}");
+                }
+                IscsiChange::LunAdded { iqn, lun } => {
+                    assert!(self.bdevs.contains_key(&lun.bdev), "{change}: no volume");
+                    let luns = self.targets.get_mut(iqn).expect("is there");
+                    assert!(luns.insert(lun.lun, lun.bdev.clone()).is_none(), "{change}: is there");
+                }
+                IscsiChange::PortalRemoved { .. }
+                | IscsiChange::PortalChanged { .. }
+                | IscsiChange::PortalAdded { .. }
+                | IscsiChange::TargetChanged { .. }
+                | IscsiChange::DiscoveryChapChanged => panic!("{change}: nothing asked for it"),
+            }
         }
     }
 
@@ -719,6 +770,7 @@ impl World {
                     self.subsystems.values().all(|one| one.values().all(|bdev| bdev != name)),
                     "{change}: is exported"
                 );
+                assert!(self.targets.values().all(|one| one.values().all(|bdev| bdev != name)), "{change}: is a LUN");
                 assert!(!self.ublk.contains_key(name), "{change}: is a local block device");
             }
             Change::UblkRemoved { bdev } => {
@@ -793,4 +845,586 @@ fn an_nvme_disk_has_defaults_and_keeps_its_keys() {
     let renamed = config("[[bdev]]\nname = \"new0\"\ndriver = \"nvme\"\nserial = \"S1\"");
     let said: Vec<String> = diff(&plain, &renamed).changes.iter().map(Change::to_string).collect();
     assert_eq!(said, ["bdev \"fast0\" is removed", "bdev \"new0\" is added"]);
+}
+
+/// Two volumes for iSCSI.
+const UNITS: &str = r#"
+[[bdev]]
+name = "ram0"
+driver = "malloc"
+size = "1MiB"
+[[bdev]]
+name = "ram1"
+driver = "malloc"
+size = "1MiB"
+"#;
+
+/// The two volumes, and `[iscsi]` with these keys and targets.
+fn iscsi(keys: &str) -> Config {
+    config(&format!("{UNITS}[iscsi]\n{keys}"))
+}
+
+/// The only target that `[iscsi]` has, with these keys.
+fn target(keys: &str) -> IscsiTarget {
+    let config = iscsi(&format!("{LISTEN}{TARGET}{keys}"));
+    let [target] = config.targets() else { panic!("{:?}", config.targets()) };
+    target.clone()
+}
+
+const LISTEN: &str = "listen = [\"127.0.0.1:3260\"]\n";
+const TARGET: &str = "[[iscsi.target]]\niqn = \"iqn.2026-11.io.reactor:vol0\"\n";
+
+fn units(target: &IscsiTarget) -> Vec<(u16, &str, bool)> {
+    target.luns.iter().map(|Lun { lun, bdev, read_only, place: _ }| (*lun, bdev.as_str(), *read_only)).collect()
+}
+
+fn portals(config: &Config) -> Vec<(String, u16, Option<String>)> {
+    let told = |advertise: Option<std::net::SocketAddr>| advertise.map(|address| address.to_string());
+    let portals = config.iscsi_portals().iter();
+    portals.map(|portal| (portal.listen.to_string(), portal.tpgt, told(portal.advertise))).collect()
+}
+
+#[test]
+fn iscsi_has_defaults() {
+    let config = iscsi(&format!("{LISTEN}{TARGET}luns = [{{ bdev = \"ram1\" }}, {{ bdev = \"ram0\" }}]\n"));
+    assert_eq!(portals(&config), [("127.0.0.1:3260".to_owned(), 1, None)]);
+    let iscsi = config.iscsi.as_ref().unwrap();
+    assert_eq!((&iscsi.state, &iscsi.discovery_chap), (&PathBuf::from("/srv/iscsi-state"), &None));
+    let target = config.target("iqn.2026-11.io.reactor:vol0").unwrap();
+    assert_eq!(units(target), [(0, "ram1", false), (1, "ram0", false)]);
+    assert_eq!((&target.alias, &target.chap, &target.portals, &target.redirect), (&None, &None, &None, &None));
+    assert_eq!(target.initiators, AllowedInitiators::Any);
+    assert_eq!((target.header_digest, target.data_digest), (DigestPolicy::Offer, DigestPolicy::Offer));
+    assert_eq!(config.at(target.place), "poll.toml:13");
+    assert_eq!(config.at(iscsi.portals[0].place), "poll.toml:11");
+    assert_eq!(config.at(target.luns[1].place), "poll.toml:14");
+    assert!(config.target("iqn.2026-11.io.reactor:vol1").is_none());
+    assert_eq!(units(&self::target("")), [], "LUNs may come by reload");
+}
+
+#[test]
+fn portals_and_the_directory_of_reservations_are_as_given() {
+    let keys = r#"
+state = "reservations"
+portals = [
+  { listen = "10.0.0.1:3260", tpgt = 65535, advertise = "203.0.113.9:3261" },
+  { listen = "[::1]:0" },
+  { listen = "[::1]:0", tpgt = 2, advertise = "[2001:db8::1]:3260" },
+]
+"#;
+    let (first, second) = ("[[iscsi.target]]\niqn = \"eui.02004567a425678d\"\nportals = [2, 1]\n", TARGET);
+    let parsed = parsed_in("/srv", &format!("{UNITS}[iscsi]{keys}{first}{second}"));
+    assert_eq!(parsed.warnings.len(), 1, "the first is reached on loopback alone: {:?}", parsed.warnings);
+    let config = parsed.config;
+    let expected = [
+        ("10.0.0.1:3260".to_owned(), 65535, Some("203.0.113.9:3261".to_owned())),
+        ("[::1]:0".to_owned(), 1, None),
+        ("[::1]:0".to_owned(), 2, Some("[2001:db8::1]:3260".to_owned())),
+    ];
+    assert_eq!(portals(&config), expected);
+    let iscsi = config.iscsi.as_ref().unwrap();
+    assert_eq!(iscsi.state, PathBuf::from("/srv/reservations"));
+    let [first, second] = iscsi.targets.as_slice() else { panic!("{:?}", iscsi.targets) };
+    assert_eq!(first.portals, Some(BTreeSet::from([1, 2])));
+    let of = |target| iscsi.portals_of(target).map(|(index, portal)| (index, portal.tpgt)).collect::<Vec<_>>();
+    assert_eq!(of(first), [(1, 1), (2, 2)]);
+    assert_eq!(of(second), [(0, 65535), (1, 1), (2, 2)]);
+}
+
+#[test]
+fn keys_of_targets_have_their_effect() {
+    let target = target(
+        r#"
+        alias = "the database"
+        luns = [{ lun = 255, bdev = "ram1" }, { bdev = "ram1", read_only = true }, { lun = 0, bdev = "ram0" }]
+        initiators = ["iqn.1991-05.com.microsoft:HOST", "iqn.1993-08.org.debian:01:host"]
+        header_digest = "require"
+        data_digest = "off"
+        portals = [1]
+        redirect = { address = "[2001:db8::2]:3260", permanent = true }
+        "#,
+    );
+    assert_eq!(target.alias.as_deref(), Some("the database"));
+    assert_eq!(units(&target), [(0, "ram0", false), (1, "ram1", true), (255, "ram1", false)]);
+    let names = ["iqn.1991-05.com.microsoft:host", "iqn.1993-08.org.debian:01:host"];
+    assert_eq!(target.initiators, AllowedInitiators::Listed(BTreeSet::from(names.map(str::to_owned))));
+    assert!(target.initiators.allows("iqn.1991-05.com.microsoft:HOST") && !target.initiators.allows("iqn.other"));
+    assert_eq!((target.header_digest, target.data_digest), (DigestPolicy::Require, DigestPolicy::Off));
+    assert!(target.is_in_group(1) && !target.is_in_group(2));
+    assert_eq!(target.redirect, Some(Redirect { address: "[2001:db8::2]:3260".to_owned(), permanent: true }));
+    let elsewhere = self::target("redirect = { address = \"10.0.0.2:3260\" }\ndata_digest = \"offer\"");
+    assert_eq!(elsewhere.redirect, Some(Redirect { address: "10.0.0.2:3260".to_owned(), permanent: false }));
+}
+
+#[test]
+fn names_of_targets_have_three_forms() {
+    let naa = format!("naa.{}", "0123456789abcdef".repeat(2));
+    for name in ["iqn.2026-11.io", "iqn.0001-01.a-b.c:x:y.z", "eui.0123456789abcdef", "naa.0123456789abcdef", &naa] {
+        let config = iscsi(&format!("{LISTEN}[[iscsi.target]]\niqn = \"{name}\"\n"));
+        assert!(config.target(name).is_some(), "{name}");
+        assert!(reactor::iscsi::is_name(name), "{name}");
+    }
+}
+
+#[test]
+fn portals_and_luns_have_an_end() {
+    let said = |text: String| {
+        let source = Source::new("poll.toml", "/srv", text);
+        parse(&source, &machine()).map(|_| ()).map_err(|errors| {
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            (errors[0].place(&source).line, errors[0].message().to_owned())
+        })
+    };
+    let listen = |count| said(format!("[iscsi]\nlisten = [\n{}]\n", "\"127.0.0.1:0\",\n".repeat(count)));
+    assert_eq!(listen(64), Ok(()));
+    assert_eq!(listen(66), Err((67, "there are at most 64 portals, not 66".to_owned())));
+    let luns = |count: usize| {
+        let names: String =
+            (0..count).map(|i| format!("[[bdev]]\nname = \"n{i}\"\ndriver = \"null\"\nsize = 512\n")).collect();
+        let luns: String = (0..count).map(|i| format!("{{ bdev = \"n{i}\" }},\n")).collect();
+        said(format!("[iscsi]\n{LISTEN}{TARGET}luns = [\n{luns}]\n{names}"))
+    };
+    assert_eq!(luns(256), Ok(()));
+    assert_eq!(luns(257), Err((262, "a target has at most 256 LUNs, this one has 257".to_owned())));
+}
+
+#[test]
+fn the_same_volume_has_all_doors_and_several_targets() {
+    let lun = "luns = [{ bdev = \"ram0\" }]\n";
+    let config = iscsi(&format!(
+        "{LISTEN}{TARGET}{lun}{}{lun}\
+        [nvmf]\nlisten = [\"127.0.0.1:4420\"]\n[[nvmf.subsystem]]\nnqn = \"nqn.2026-11.io.reactor:v\"\nnamespaces = [{{ bdev = \"ram0\" }}]\n\
+        [[ublk]]\nbdev = \"ram0\"\n",
+        TARGET.replace("vol0", "vol1")
+    ));
+    assert_eq!((config.targets().len(), config.subsystems().len(), config.ublk.len()), (2, 1, 1));
+}
+
+#[test]
+fn connect_lines_say_what_a_linux_host_does() {
+    let of = |listen: &str, bound: &str| {
+        let config = iscsi(&format!("portals = [{{ {listen} }}]\n"));
+        config.iscsi_portals()[0].connect_lines("iqn.2026-11.io.reactor:vol0", bound.parse().unwrap())
+    };
+    let login = |address: &str| format!("iscsiadm -m node -T iqn.2026-11.io.reactor:vol0 -p {address} --login");
+    let find = |address: &str| format!("iscsiadm -m discovery -t sendtargets -p {address}");
+    assert_eq!(of("listen = \"127.0.0.1:0\"", "127.0.0.1:33260"), [find("127.0.0.1:33260"), login("127.0.0.1:33260")]);
+    assert_eq!(of("listen = \"[::1]:3260\"", "[::1]:3260"), [find("[::1]:3260"), login("[::1]:3260")]);
+    let told = of("listen = \"10.0.0.1:3260\", advertise = \"203.0.113.9:3261\"", "10.0.0.1:3260");
+    assert_eq!(told, [find("10.0.0.1:3260"), login("203.0.113.9:3261")]);
+}
+
+/// Secrets for a configuration of the same folder.
+struct Secrets {
+    folder: tempfile::TempDir,
+}
+
+impl Secrets {
+    const OWN: &str = "twelve bytes";
+    const MUTUAL: &str = "thirteen char";
+
+    fn new() -> Self {
+        let secrets = Self { folder: tempfile::tempdir().unwrap() };
+        secrets.write("own", &format!("{}\n", Self::OWN), 0o600);
+        secrets.write("mutual", Self::MUTUAL, 0o400);
+        secrets
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, secret: &str, mode: u32) {
+        let _ = fs::remove_file(self.path(name));
+        fs::write(self.path(name), secret).unwrap();
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// The configuration with its secrets, or what is wrong with them.
+    fn load(&self, keys: &str) -> Result<Config, Vec<String>> {
+        self.write("poll.toml", &format!("{UNITS}[iscsi]\n{keys}"), 0o644);
+        load(&self.path("poll.toml"), &machine(), None, Style::Plain).map(|loaded| loaded.config)
+    }
+
+    /// The same for one target with this `chap`.
+    fn chap(&self, keys: &str) -> Result<Config, Vec<String>> {
+        self.load(&format!("{LISTEN}{TARGET}chap = {{ user = \"alice\", secret_file = \"own\"{keys} }}\n"))
+    }
+}
+
+const MUTUAL_KEYS: &str = ", mutual_user = \"target\", mutual_secret_file = \"mutual\"";
+
+fn credentials(user: &str, secret: &str) -> Credentials {
+    Credentials::new(user.to_owned(), Secret::new(secret.as_bytes().to_vec()).unwrap()).unwrap()
+}
+
+#[test]
+fn secrets_are_read_when_the_file_is_loaded() {
+    let secrets = Secrets::new();
+    let proof = |user: &str| ChapConfig::new(credentials(user, Secrets::OWN), None).unwrap();
+    let config = secrets.chap("").unwrap();
+    let own = Chap {
+        user: "alice".to_owned(),
+        secret_file: secrets.path("own"),
+        mutual: None,
+        algorithms: BTreeSet::from([ChapAlgorithm::Md5, ChapAlgorithm::Sha256]),
+        proof: Some(proof("alice")),
+    };
+    assert_eq!(config.targets()[0].chap.as_ref(), Some(&own));
+    let both = secrets.chap(&format!(", algorithms = [\"sha256\"]{MUTUAL_KEYS}")).unwrap();
+    let with_mutual = ChapConfig::new(credentials("alice", Secrets::OWN), Some(credentials("target", Secrets::MUTUAL)));
+    let expected = Chap {
+        mutual: Some(MutualChap { user: "target".to_owned(), secret_file: secrets.path("mutual") }),
+        algorithms: BTreeSet::from([ChapAlgorithm::Sha256]),
+        proof: Some(with_mutual.unwrap()),
+        ..own
+    };
+    assert_eq!(both.targets()[0].chap.as_ref(), Some(&expected));
+    let discovery =
+        format!("{LISTEN}discovery_chap = {{ user = \"bob\", secret_file = \"{}\" }}\n", secrets.path("own").display());
+    let config = secrets.load(&discovery).unwrap();
+    assert_eq!(config.iscsi.unwrap().discovery_chap.unwrap().proof, Some(proof("bob")));
+    let unread = parsed_in(secrets.folder.path(), &format!("[iscsi]\n{discovery}")).config;
+    assert_eq!(unread.iscsi.unwrap().discovery_chap.unwrap().proof, None, "a parser opens nothing");
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let secrets = Secrets::new();
+    let config = secrets.chap(MUTUAL_KEYS).unwrap();
+    let shown = format!("{config:?} {config:#?}");
+    assert!(shown.contains("alice") && !shown.contains(Secrets::OWN) && !shown.contains(Secrets::MUTUAL), "{shown}");
+    let bytes = |secret: &str| format!("{:?}", secret.as_bytes());
+    assert!(!shown.contains(&bytes(Secrets::OWN)) && !shown.contains(&bytes(Secrets::MUTUAL)), "{shown}");
+    for (content, mode) in [("eleven char", 0o600), ("twelve bytes\nand more\n", 0o600), (Secrets::OWN, 0o644)] {
+        secrets.write("own", content, mode);
+        let errors = secrets.chap("").unwrap_err().concat();
+        assert!(content.lines().all(|line| !errors.contains(line)), "{errors}");
+    }
+}
+
+#[test]
+fn secrets_have_12_to_255_bytes_in_one_line() {
+    let secrets = Secrets::new();
+    let check = |content: &str, accepted: Option<&str>| {
+        secrets.write("own", content, 0o600);
+        let loaded = secrets.chap("");
+        match (&loaded, accepted) {
+            (Ok(config), Some(secret)) => {
+                let proof = ChapConfig::new(credentials("alice", secret), None).unwrap();
+                assert_eq!(config.targets()[0].chap.as_ref().unwrap().proof, Some(proof), "{content:?}");
+            }
+            (Err(errors), None) => assert_eq!(errors.len(), 1, "{content:?}: {errors:?}"),
+            _ => panic!("{content:?}: {loaded:?}"),
+        }
+    };
+    let (longest, longer) = ("x".repeat(255), "x".repeat(256));
+    check("twelve bytes", Some("twelve bytes"));
+    check(" blanks stay \n", Some(" blanks stay "));
+    check("zwölf Bytes\n", Some("zwölf Bytes"));
+    check(&longest, Some(&longest));
+    check(&format!("{longest}\n"), Some(&longest));
+    for refused in [
+        "",
+        "\n",
+        "eleven char",
+        "eleven char\n",
+        "twelve bytes\r\n",
+        "twelve bytes\n\n",
+        "twelve\nbytes",
+        "\0twelve bytes",
+    ] {
+        check(refused, None);
+    }
+    check(&longer, None);
+    check(&format!("{longer}\n"), None);
+    check(&"x\n".repeat(100_000), None);
+}
+
+#[test]
+fn secrets_are_for_their_owner_alone() {
+    let secrets = Secrets::new();
+    for mode in 0..0o1000_u32 {
+        secrets.write("own", Secrets::OWN, 0o600);
+        fs::set_permissions(secrets.path("own"), fs::Permissions::from_mode(mode)).unwrap();
+        if mode & 0o400 == 0 && mode & 0o077 == 0 {
+            continue; // Whether it can be read depends on who runs this.
+        }
+        let loaded = secrets.chap("");
+        assert_eq!(loaded.is_ok(), mode & 0o077 == 0, "{mode:o}: {loaded:?}");
+        if let Err(errors) = loaded {
+            let expected = format!("help: chmod 600 {}\n", secrets.path("own").display());
+            assert!(errors.len() == 1 && errors[0].ends_with(&expected), "{errors:?}");
+        }
+    }
+}
+
+#[test]
+fn secrets_belong_to_this_user_or_root() {
+    let secrets = Secrets::new();
+    if chown(secrets.path("own"), Some(12345), None).is_err() {
+        eprintln!("this user may not give files away: not tested");
+        return;
+    }
+    let errors = secrets.chap("").unwrap_err();
+    assert!(errors.len() == 1 && errors[0].contains("\"own\" belongs to user 12345, neither to user"), "{errors:?}");
+}
+
+/// A named pipe without a writer would block who opens it.
+#[test]
+fn secrets_are_regular_files_or_links_to_them() {
+    let secrets = Secrets::new();
+    fs::rename(secrets.path("own"), secrets.path("there")).unwrap();
+    std::os::unix::fs::symlink("there", secrets.path("own")).unwrap();
+    assert!(secrets.chap("").is_ok());
+    fs::remove_file(secrets.path("own")).unwrap();
+    let made = std::process::Command::new("mkfifo").args(["-m", "600"]).arg(secrets.path("own")).status().unwrap();
+    assert!(made.success());
+    let errors = secrets.chap("").unwrap_err();
+    assert!(errors.len() == 1 && errors[0].contains("\"own\" is not a regular file"), "{errors:?}");
+}
+
+/// Where it is not given it is for who needs it: most never do, and their folder may be read-only.
+#[test]
+fn the_directory_of_reservations_is_looked_at() {
+    let secrets = Secrets::new();
+    let load = |keys: &str| secrets.load(&format!("{LISTEN}{keys}")).map(|config| config.iscsi.unwrap().state);
+    assert_eq!(load("state = \"kept\"\n"), Ok(secrets.path("kept")));
+    assert_eq!(load(""), Ok(secrets.path("iscsi-state")));
+    assert!(!secrets.path("kept").exists() && !secrets.path("iscsi-state").exists(), "nothing is created");
+    fs::create_dir(secrets.path("kept")).unwrap();
+    assert_eq!(load("state = \"kept/\"\n"), Ok(secrets.path("kept/")));
+    secrets.write("iscsi-state", "", 0o600);
+    let errors = load("").unwrap_err();
+    assert!(errors.len() == 1 && errors[0].contains("iscsi-state\" is not a directory"), "{errors:?}");
+}
+
+/// Sentences of the two parts.
+fn steps(old: &Config, new: &Config) -> [Vec<String>; 2] {
+    let result = diff(old, new);
+    assert_eq!(diff(&result.running, new).iscsi, IscsiSteps::default(), "all is done");
+    [&result.iscsi.before, &result.iscsi.after].map(|part| part.iter().map(ToString::to_string).collect())
+}
+
+const LUNS: &str = "luns = [{ bdev = \"ram0\" }, { bdev = \"ram1\" }]\n";
+
+#[test]
+fn targets_leave_before_volumes_and_come_after_them() {
+    let old = iscsi(&format!("{LISTEN}{TARGET}{LUNS}{}{LUNS}", TARGET.replace("vol0", "gone")));
+    let text = format!(
+        "{UNITS}[iscsi]\nlisten = [\"127.0.0.1:3261\"]\n{TARGET}\
+         luns = [{{ bdev = \"new0\" }}, {{ bdev = \"ram1\", read_only = true }}, {{ bdev = \"ram1\", lun = 7 }}]\n{}{LUNS}",
+        TARGET.replace("vol0", "come")
+    )
+    .replace("\"ram0\"", "\"new0\"");
+    let new = config(&text);
+    let before = [
+        "127.0.0.1:3260 no longer listens for iSCSI",
+        "target \"iqn.2026-11.io.reactor:gone\" is removed",
+        "LUN 0 of \"iqn.2026-11.io.reactor:vol0\" is removed",
+        "LUN 1 of \"iqn.2026-11.io.reactor:vol0\" is removed",
+    ];
+    let after = [
+        "target \"iqn.2026-11.io.reactor:come\" is added",
+        "LUN 0 of \"iqn.2026-11.io.reactor:vol0\" is added: bdev \"new0\"",
+        "LUN 1 of \"iqn.2026-11.io.reactor:vol0\" is added: bdev \"ram1\", read only",
+        "LUN 7 of \"iqn.2026-11.io.reactor:vol0\" is added: bdev \"ram1\"",
+        "127.0.0.1:3261 listens for iSCSI, in portal group 1",
+    ];
+    assert_eq!(steps(&old, &new), [before.map(str::to_owned).to_vec(), after.map(str::to_owned).to_vec()]);
+    assert_eq!(said(&diff(&old, &new).changes), ["bdev \"ram0\" is removed", "bdev \"new0\" is added"]);
+}
+
+#[test]
+fn the_door_comes_and_goes_as_a_whole() {
+    let (without, with) = (config(UNITS), iscsi(&format!("{LISTEN}{TARGET}{LUNS}")));
+    let come =
+        ["target \"iqn.2026-11.io.reactor:vol0\" is added", "127.0.0.1:3260 listens for iSCSI, in portal group 1"];
+    assert_eq!(steps(&without, &with), [vec![], come.map(str::to_owned).to_vec()]);
+    let go = ["127.0.0.1:3260 no longer listens for iSCSI", "target \"iqn.2026-11.io.reactor:vol0\" is removed"];
+    assert_eq!(steps(&with, &without), [go.map(str::to_owned).to_vec(), vec![]]);
+}
+
+#[test]
+fn the_same_targets_on_other_lines_change_nothing() {
+    let chap = "chap = { user = \"alice\", secret_file = \"own\" }\nalias = \"a\"\n";
+    let (old, new) =
+        (format!("{LISTEN}{TARGET}{LUNS}{chap}"), format!("# moved\n{LISTEN}{TARGET}\n{chap}{LUNS}portals = [1]\n"));
+    let (old, new) = (iscsi(&old), iscsi(&new.replace("portals = [1]\n", "")));
+    let result = diff(&old, &new);
+    assert_eq!((result.changes, &result.iscsi), (vec![], &IscsiSteps::default()));
+    assert!(result.iscsi.is_empty());
+    assert_eq!(result.running.targets()[0].place, new.targets()[0].place);
+}
+
+#[test]
+fn each_key_of_a_target_changes_by_reload() {
+    let old = iscsi(&format!("{LISTEN}{TARGET}{LUNS}"));
+    let chap = "chap = { user = \"alice\", secret_file = \"own\" }\n";
+    let each = [
+        ("alias = \"a\"\n", TargetKey::Alias),
+        (chap, TargetKey::Chap),
+        ("initiators = [\"iqn.1993-08.org.debian:01:host\"]\n", TargetKey::Initiators),
+        ("header_digest = \"require\"\n", TargetKey::HeaderDigest),
+        ("data_digest = \"off\"\n", TargetKey::DataDigest),
+        ("portals = [1]\n", TargetKey::Portals),
+        ("redirect = { address = \"10.0.0.2:3260\" }\n", TargetKey::Redirect),
+    ];
+    let changed = |keys: &[TargetKey]| {
+        let iqn = "iqn.2026-11.io.reactor:vol0".to_owned();
+        IscsiSteps { before: vec![IscsiChange::TargetChanged { iqn, keys: keys.to_vec() }], after: vec![] }
+    };
+    for (text, key) in each {
+        let new = iscsi(&format!("{LISTEN}{TARGET}{LUNS}{text}"));
+        assert_eq!(diff(&old, &new).iscsi, changed(&[key]));
+        assert_eq!(diff(&new, &old).iscsi, changed(&[key]));
+        let [before, _] = steps(&old, &new);
+        assert_eq!(before, [format!("target \"iqn.2026-11.io.reactor:vol0\" has other {} from now on", key.name())]);
+        assert!(text.starts_with(key.name()), "a key is called as the file calls it");
+    }
+    let all: String = each.iter().map(|(text, _)| *text).collect();
+    let new = iscsi(&format!("{LISTEN}{TARGET}{LUNS}{all}"));
+    assert_eq!(diff(&old, &new).iscsi, changed(&each.map(|(_, key)| key)));
+    let algorithms = chap.replace(" }", ", algorithms = [\"md5\"] }");
+    let (one, other) =
+        (iscsi(&format!("{LISTEN}{TARGET}{LUNS}{chap}")), iscsi(&format!("{LISTEN}{TARGET}{LUNS}{algorithms}")));
+    assert_eq!(diff(&one, &other).iscsi, changed(&[TargetKey::Chap]));
+}
+
+#[test]
+fn another_secret_in_the_same_file_is_a_change() {
+    let secrets = Secrets::new();
+    let discovery = "discovery_chap = { user = \"bob\", secret_file = \"mutual\" }\n";
+    let text = format!("{LISTEN}{discovery}{TARGET}chap = {{ user = \"alice\", secret_file = \"own\" }}\n");
+    let old = secrets.load(&text).unwrap();
+    assert!(diff(&old, &secrets.load(&text).unwrap()).iscsi.is_empty());
+    secrets.write("own", "another secret", 0o600);
+    let chap = "target \"iqn.2026-11.io.reactor:vol0\" has other chap from now on".to_owned();
+    assert_eq!(steps(&old, &secrets.load(&text).unwrap()), [vec![chap.clone()], vec![]]);
+    secrets.write("mutual", "one more secret", 0o600);
+    let both = [chap, "iscsi.discovery_chap is another from now on".to_owned()];
+    assert_eq!(steps(&old, &secrets.load(&text).unwrap()), [both.to_vec(), vec![]]);
+}
+
+/// Of one address there may be several whose port is 0: each has at most one that it becomes.
+#[test]
+fn portals_keep_their_sockets_where_they_can() {
+    let portal = |rest: &str| format!("{{ listen = \"127.0.0.1:0\"{rest} }}");
+    let with = |portals: &[String]| iscsi(&format!("portals = [{}]\n", portals.join(", ")));
+    let (plain, second, told) =
+        (portal(""), portal(", tpgt = 2"), portal(", tpgt = 2, advertise = \"203.0.113.9:3260\""));
+    let old = with(&[plain.clone(), plain.clone(), second.clone()]);
+    let changed = steps(&old, &with(&[told.clone(), plain.clone(), plain.clone()]));
+    assert_eq!(
+        changed,
+        [vec!["127.0.0.1:0 is in portal group 2, told as 203.0.113.9:3260 from now on".to_owned()], vec![]]
+    );
+    let result = diff(&old, &with(&[plain.clone(), second.clone()]));
+    let removed = IscsiChange::PortalRemoved { portal: old.iscsi_portals()[1].clone() };
+    assert_eq!((result.iscsi.before, result.iscsi.after), (vec![removed], vec![]));
+    let added = steps(&with(std::slice::from_ref(&plain)), &old);
+    let listens = |group| format!("127.0.0.1:0 listens for iSCSI, in portal group {group}");
+    assert_eq!(added, [vec![], vec![listens(1), listens(2)]]);
+    let same = iscsi("listen = [\"127.0.0.1:0\"]\n");
+    assert!(diff(&same, &with(&[plain])).iscsi.is_empty(), "listen is short for portals");
+}
+
+#[test]
+fn the_directory_of_reservations_stays_until_a_restart() {
+    let with = |state: &str| iscsi(&format!("{LISTEN}state = \"{state}\"\n"));
+    let result = diff(&with("/var/lib/a"), &with("/var/lib/b"));
+    assert_eq!(said(&result.changes), ["poll.toml: iscsi.state stays /var/lib/a until a restart"]);
+    assert_eq!(result.running.iscsi.unwrap().state, PathBuf::from("/var/lib/a"));
+    let fresh = diff(&config(UNITS), &with("/var/lib/b"));
+    assert_eq!((said(&fresh.changes), fresh.running.iscsi.unwrap().state), (vec![], PathBuf::from("/var/lib/b")));
+}
+
+/// `a` keeps the file that `b` wants, and what is of `b` is left out with it.
+#[test]
+fn a_volume_that_is_not_added_is_no_logical_unit() {
+    let door = |luns: &str| format!("[iscsi]\n{LISTEN}{TARGET}luns = [{luns}]\n");
+    let old = config(&format!("{}{}", file("a", "x"), door("")));
+    let new = format!("{}{}{}", file("a", "y"), file("b", "x"), door("{ bdev = \"b\" }, { bdev = \"a\" }"));
+    let result = diff(&old, &config(&new));
+    let added: Vec<String> = result.iscsi.after.iter().map(ToString::to_string).collect();
+    assert_eq!(added, ["LUN 1 of \"iqn.2026-11.io.reactor:vol0\" is added: bdev \"a\""]);
+    assert_eq!((result.changes.len(), units(&result.running.targets()[0])), (2, vec![(1, "a", false)]));
+}
+
+fn door(config: &Config) -> String {
+    // All but the places, which a debug print has too.
+    let iscsi = config.iscsi.as_ref().map(|IscsiConfig { portals, state, discovery_chap, targets }| {
+        let mut targets: Vec<String> = targets
+            .iter()
+            .map(|one| {
+                let IscsiTarget {
+                    iqn,
+                    alias,
+                    luns: _,
+                    chap,
+                    initiators,
+                    header_digest,
+                    data_digest,
+                    portals,
+                    redirect,
+                    place: _,
+                } = one;
+                let keys = (alias, chap, initiators, header_digest, data_digest, portals, redirect);
+                format!("{iqn} {keys:?} {:?}", units(one))
+            })
+            .collect();
+        targets.sort();
+        let mut portals: Vec<_> = portals.iter().map(|one| (one.listen, one.tpgt, one.advertise)).collect();
+        portals.sort();
+        format!("{portals:?} {state:?} {discovery_chap:?} {targets:?}")
+    });
+    format!("{iscsi:?}")
+}
+
+/// What failed stays as it was, and the next reload tries it again: each alone, and all together.
+#[test]
+fn changes_of_the_door_that_failed_are_taken_back() {
+    let old = iscsi(&format!(
+        "portals = [{{ listen = \"127.0.0.1:1\" }}, {{ listen = \"127.0.0.1:2\" }}]\n\
+         {TARGET}luns = [{{ bdev = \"ram0\" }}, {{ bdev = \"ram1\" }}]\n{}",
+        TARGET.replace("vol0", "gone")
+    ));
+    let new = iscsi(&format!(
+        "portals = [{{ listen = \"127.0.0.1:2\", tpgt = 9 }}, {{ listen = \"127.0.0.1:3\" }}]\n\
+         discovery_chap = {{ user = \"bob\", secret_file = \"s\" }}\n\
+         {TARGET}luns = [{{ bdev = \"ram1\", read_only = true }}, {{ bdev = \"ram1\" }}, {{ bdev = \"ram0\" }}]\n\
+         alias = \"a\"\nchap = {{ user = \"alice\", secret_file = \"s\" }}\ninitiators = [\"iqn.a\"]\nheader_digest = \"off\"\n\
+         data_digest = \"require\"\nportals = [9]\nredirect = {{ address = \"10.0.0.2:3260\" }}\n{}",
+        TARGET.replace("vol0", "come")
+    ));
+    let result = diff(&old, &new);
+    let all: Vec<&IscsiChange> = result.iscsi.before.iter().chain(&result.iscsi.after).collect();
+    let mut kinds: Vec<_> = all.iter().map(|change| std::mem::discriminant(*change)).collect();
+    kinds.dedup();
+    assert_eq!(kinds.len(), 9, "every kind of change: {all:?}");
+    for failed in &all {
+        let mut running = result.running.clone();
+        failed.undo(&mut running, &old);
+        let again = diff(&running, &new).iscsi;
+        // Who keeps a LUN keeps out who was to have its number, too.
+        let lun = match failed {
+            IscsiChange::LunRemoved { lun, .. } => Some(lun.lun),
+            _ => None,
+        };
+        let follows =
+            |change: &&IscsiChange| matches!(change, IscsiChange::LunAdded { lun: one, .. } if Some(one.lun) == lun);
+        let expected: Vec<&IscsiChange> =
+            all.iter().copied().filter(|change| change == failed || follows(change)).collect();
+        assert_eq!(again.before.iter().chain(&again.after).collect::<Vec<_>>(), expected);
+    }
+    let undo_all = |old: &Config, new: &Config| {
+        let result = diff(old, new);
+        let mut running = result.running;
+        let IscsiSteps { before, after } = result.iscsi;
+        before.iter().chain(&after).for_each(|change| change.undo(&mut running, old));
+        running
+    };
+    assert_eq!(door(&undo_all(&old, &new)), door(&old));
+    assert_eq!(door(&undo_all(&new, &old)), door(&new));
+    assert_eq!(door(&undo_all(&old, &config(UNITS))), door(&old), "the door stays where it was to go");
 }

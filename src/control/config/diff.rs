@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use super::iscsi::{IscsiSteps, settle_iscsi};
 use super::model::{BdevConfig, Config, Driver, HostAccess, Namespace, NvmfConfig, Subsystem, UblkConfig};
 use super::reader::all_of;
 use super::value::{format_core_list, format_size};
@@ -14,6 +15,8 @@ pub struct Diff {
     /// Steps in an order that can be carried out one by one: at no step does an export name a volume that is not open,
     /// or a layer stand on one that is closed. What is refused comes first.
     pub changes: Vec<Change>,
+    /// What changes at the iSCSI door: one part before `changes`, one after them.
+    pub iscsi: IscsiSteps,
     /// The configuration in service once every change is done: the new one, with the old value where the new one was
     /// refused. The next reload is compared with this.
     pub running: Config,
@@ -227,7 +230,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         listeners_only_in(&running, old).map(|address| Change::ListenerAdded { address }).collect::<Vec<_>>(),
         ublk_only_in(&running, old).map(|ublk| Change::UblkAdded { bdev: ublk.bdev.clone() }).collect(),
     ];
-    Diff { changes: steps.into_iter().flatten().collect(), running }
+    Diff { changes: steps.into_iter().flatten().collect(), iscsi: IscsiSteps::between(old, &running), running }
 }
 
 fn bdevs_only_in<'a>(a: &'a Config, b: &'a Config) -> impl DoubleEndedIterator<Item = &'a BdevConfig> {
@@ -309,11 +312,12 @@ fn settle(old: &Config, new: &Config) -> (Config, Vec<Change>) {
         let open = |namespace: &Namespace| running.bdevs.iter().any(|bdev| bdev.name == namespace.bdev);
         nvmf.subsystems.iter_mut().for_each(|subsystem| subsystem.namespaces.retain(open));
     }
+    settle_iscsi(old, &mut running, &mut refuse);
     (running, refused)
 }
 
 /// Where a refusal goes: a place and a sentence.
-type Refuse<'a> = &'a mut dyn FnMut(String, String);
+pub(super) type Refuse<'a> = &'a mut dyn FnMut(String, String);
 
 /// Threads and memory are made at start.
 fn settle_process(old: &Config, new: &Config, refuse: Refuse<'_>) {

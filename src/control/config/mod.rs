@@ -3,15 +3,16 @@
 //! | step | needs | gives |
 //! |---|---|---|
 //! | [`Source::read`] | the file | text |
-//! | [`parse`] | the text and the cores of the [`Machine`] | [`Parsed`]: the [`Config`], warnings, places |
-//! | [`Parsed::probe`] | a look at the paths of the file volumes | what does not fit there |
-//! | [`diff`] | the running configuration and the new one | what a reload changes, what it must leave |
+//! | [`parse()`] | the text and the cores of the [`Machine`] | [`Parsed`]: the [`Config`], warnings, places |
+//! | [`Parsed::probe`] | a look at the paths of file volumes and of the iSCSI door | secrets, and what does not fit there |
+//! | [`diff()`] | the running configuration and the new one | what a reload changes, what it must leave |
 //!
 //! [`load`] does the first three. Each step reports every independent error it can find; each error has a place in the
-//! file, and says what to write instead. Nothing is opened or created here.
+//! file, and says what to write instead. Nothing is created here, and nothing but secrets is opened.
 
 mod bdev;
 mod diff;
+mod iscsi;
 mod machine;
 mod model;
 mod nvme;
@@ -27,11 +28,12 @@ use std::path::Path;
 
 pub use self::bdev::derived_uuid;
 pub use self::diff::{Change, Diff, diff};
+pub use self::iscsi::{IscsiChange, IscsiSteps, TargetKey};
 pub use self::machine::Machine;
 pub use self::model::{
-    BdevConfig, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus,
-    Listener, MemoryConfig, Namespace, NullComplete, NvmfConfig, ReactorConfig, Subsystem, Trigger, UblkConfig,
-    UblkMode,
+    BdevConfig, Chap, ChapAlgorithm, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule,
+    InjectStatus, IscsiConfig, IscsiPortal, IscsiTarget, Listener, Lun, MemoryConfig, MutualChap, Namespace,
+    NullComplete, NvmfConfig, ReactorConfig, Subsystem, Trigger, UblkConfig, UblkMode,
 };
 pub use self::parse::{Parsed, parse};
 pub use self::source::{Diagnostic, Place, Source, Style};
@@ -54,7 +56,7 @@ pub struct Loaded {
 pub fn load(path: &Path, machine: &Machine, running: Option<&Config>, style: Style) -> Result<Loaded, Vec<String>> {
     let source = Source::read(path).map_err(|message| vec![message])?;
     let render = |list: Vec<Diagnostic>| list.iter().map(|one| one.render(&source, style)).collect::<Vec<_>>();
-    let parsed = parse(&source, machine).map_err(render)?;
+    let mut parsed = parse(&source, machine).map_err(render)?;
     let misfits = parsed.probe(running);
     if misfits.is_empty() {
         Ok(Loaded { config: parsed.config, warnings: render(parsed.warnings) })

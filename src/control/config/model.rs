@@ -3,6 +3,7 @@
 //! Everything is resolved here: sizes are bytes, paths are absolute, names exist, defaults are filled in. The one trace
 //! of the text that remains is the [`Place`] of each volume and export, for messages at run time.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 
 use super::source::Place;
 use crate::bdev::device::nvme::Wanted;
+use crate::iscsi::{AllowedInitiators, ChapConfig, DigestPolicy, Redirect};
 
 /// A whole configuration that passed every check which needs no look at the file system.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct Config {
     pub bdevs: Vec<BdevConfig>,
     /// `[nvmf]`; `None` exports nothing over NVMe/TCP.
     pub nvmf: Option<NvmfConfig>,
+    /// `[iscsi]`; `None` exports nothing over iSCSI.
+    pub iscsi: Option<IscsiConfig>,
     /// Every `[[ublk]]` in the order of the file, at most one for each of `bdevs`.
     pub ublk: Vec<UblkConfig>,
     /// `[control]`: absolute path of the control socket; `None` has none.
@@ -51,6 +55,21 @@ impl Config {
     /// NVMe subsystems, none without `[nvmf]`.
     pub fn subsystems(&self) -> &[Subsystem] {
         self.nvmf.as_ref().map_or(&[], |nvmf| nvmf.subsystems.as_slice())
+    }
+
+    /// iSCSI portals, none without `[iscsi]`.
+    pub fn iscsi_portals(&self) -> &[IscsiPortal] {
+        self.iscsi.as_ref().map_or(&[], |iscsi| iscsi.portals.as_slice())
+    }
+
+    /// iSCSI targets, none without `[iscsi]`.
+    pub fn targets(&self) -> &[IscsiTarget] {
+        self.iscsi.as_ref().map_or(&[], |iscsi| iscsi.targets.as_slice())
+    }
+
+    /// The target of this name, in lower case.
+    pub fn target(&self, iqn: &str) -> Option<&IscsiTarget> {
+        self.targets().iter().find(|target| target.iqn == iqn)
     }
 
     /// The local block device of the volume called `bdev`.
@@ -340,6 +359,150 @@ pub struct Namespace {
     pub read_only: bool,
     /// Its entry in `namespaces`.
     pub place: Place,
+}
+
+/// `[iscsi]`: the iSCSI door.
+#[derive(Clone, Debug)]
+pub struct IscsiConfig {
+    /// In the order of the file, 1 to 64. Of one address there may be several where its port is 0.
+    pub portals: Vec<IscsiPortal>,
+    /// Absolute path of the directory where persistent reservations are kept that outlive the process (APTPL). It may not exist.
+    pub state: PathBuf,
+    /// What initiators must prove before they are told of targets; `None`: nothing.
+    pub discovery_chap: Option<Chap>,
+    /// In the order of the file.
+    pub targets: Vec<IscsiTarget>,
+}
+
+impl IscsiConfig {
+    /// The portals where a target is reached, each with its index in `portals`.
+    pub fn portals_of<'a>(&'a self, target: &'a IscsiTarget) -> impl Iterator<Item = (usize, &'a IscsiPortal)> {
+        self.portals.iter().enumerate().filter(|(_, portal)| target.is_in_group(portal.tpgt))
+    }
+}
+
+/// One address of the iSCSI door. Two are equal if their keys are, wherever they stand.
+#[derive(Clone, Debug)]
+pub struct IscsiPortal {
+    /// Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Target portal group tag, 1 to 65,535; portals with one tag are one group. Default: 1.
+    pub tpgt: u16,
+    /// What initiators are told instead of the address they came by.
+    pub advertise: Option<SocketAddr>,
+    /// Its entry in `listen` or `portals`.
+    pub place: Place,
+}
+
+impl IscsiPortal {
+    /// The commands that find a target and log in to it from a Linux host, where `listen` has become `bound`.
+    pub fn connect_lines(&self, iqn: &str, bound: SocketAddr) -> [String; 2] {
+        // A record of a host has the address that discovery told.
+        let told = self.advertise.unwrap_or(bound);
+        [
+            format!("iscsiadm -m discovery -t sendtargets -p {bound}"),
+            format!("iscsiadm -m node -T {iqn} -p {told} --login"),
+        ]
+    }
+}
+
+impl PartialEq for IscsiPortal {
+    fn eq(&self, other: &Self) -> bool {
+        let keys = |Self { listen, tpgt, advertise, place: _ }: &Self| (*listen, *tpgt, *advertise);
+        keys(self) == keys(other)
+    }
+}
+
+impl Eq for IscsiPortal {}
+
+/// One `[[iscsi.target]]`.
+#[derive(Clone, Debug)]
+pub struct IscsiTarget {
+    /// iSCSI name (RFC 7143 §4.2.7.1) in lower case, at most 223 bytes, unique.
+    pub iqn: String,
+    /// What initiators show beside the name, 1 to 255 bytes.
+    pub alias: Option<String>,
+    /// Ascending by LUN, at most 256.
+    pub luns: Vec<Lun>,
+    /// What initiators must prove; `None`: nothing.
+    pub chap: Option<Chap>,
+    /// Who may log in and is told of it.
+    pub initiators: AllowedInitiators,
+    /// Digest of headers.
+    pub header_digest: DigestPolicy,
+    /// Digest of data.
+    pub data_digest: DigestPolicy,
+    /// Tags of the portal groups where it is reached, never empty; `None`: all, those that a reload adds too.
+    pub portals: Option<BTreeSet<u16>>,
+    /// Where logins are sent instead.
+    pub redirect: Option<Redirect>,
+    /// Its `iqn`.
+    pub place: Place,
+}
+
+impl IscsiTarget {
+    /// Whether it is reached at the portals of this tag.
+    pub fn is_in_group(&self, tpgt: u16) -> bool {
+        self.portals.as_ref().is_none_or(|tags| tags.contains(&tpgt))
+    }
+}
+
+/// One logical unit of a target. Two are equal if their keys are, wherever they stand.
+#[derive(Clone, Debug)]
+pub struct Lun {
+    /// Logical unit number, 0 to 255, unique in its target.
+    pub lun: u16,
+    /// Name of a volume of [`Config::bdevs`]; in a target at most once writable and once write protected.
+    pub bdev: String,
+    /// Write protected towards initiators.
+    pub read_only: bool,
+    /// Its entry in `luns`.
+    pub place: Place,
+}
+
+impl PartialEq for Lun {
+    fn eq(&self, other: &Self) -> bool {
+        fn keys(Lun { lun, bdev, read_only, place: _ }: &Lun) -> (u16, &str, bool) {
+            (*lun, bdev, *read_only)
+        }
+        keys(self) == keys(other)
+    }
+}
+
+impl Eq for Lun {}
+
+/// What initiators must prove by CHAP (RFC 7143 §12.1.3), and what the target proves to those that ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chap {
+    /// Name of the initiators' side (CHAP_N), 1 to 255 bytes.
+    pub user: String,
+    /// Absolute path of their secret.
+    pub secret_file: PathBuf,
+    /// The target's own side; `None`: it proves nothing.
+    pub mutual: Option<MutualChap>,
+    /// Hashes that may be used, never empty. Default: all.
+    pub algorithms: BTreeSet<ChapAlgorithm>,
+    /// Both sides with their secrets. [`super::load`] and [`super::Parsed::probe`] read them: `None` before, and nobody can prove
+    /// anything then.
+    pub proof: Option<ChapConfig>,
+}
+
+/// The target's side of mutual CHAP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MutualChap {
+    /// Name of the target's side (CHAP_N), 1 to 255 bytes.
+    pub user: String,
+    /// Absolute path of its secret, which is not that of the initiators.
+    pub secret_file: PathBuf,
+}
+
+/// A hash that CHAP is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChapAlgorithm {
+    /// `md5`.
+    Md5,
+    /// `sha256`.
+    Sha256,
 }
 
 /// One `[[ublk]]`: a volume as the local block device `/dev/ublkbN`.

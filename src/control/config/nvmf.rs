@@ -5,11 +5,14 @@ use std::net::SocketAddr;
 
 use super::bdev::{Bdevs, unknown_bdev};
 use super::model::{HostAccess, Listener, Namespace, NvmfConfig, Subsystem};
-use super::reader::{Key, Messages, Table};
+use super::reader::{At, Key, Messages, Table};
 use super::source::Source;
 use super::value::parse_address;
 use crate::limits::NAMESPACES_MAX;
 use crate::nvme::spec::{DISCOVERY_NQN, check_nqn};
+
+/// The port of NVMe/TCP I/O controllers as IANA has it.
+const PORT: u16 = 4420;
 
 const LISTEN: Key = Key::new("listen", "write listen = [\"127.0.0.1:4420\"]");
 const SUBSYSTEM: Key = Key::new("subsystem", "write [[nvmf.subsystem]] in double brackets, once for each");
@@ -66,25 +69,42 @@ fn read_listen(source: &Source, table: &Table<'_>) -> Option<Vec<Listener>> {
     let mut listen: Vec<Listener> = Vec::with_capacity(entries.len());
     let mut complete = true;
     for entry in entries {
-        let Some(address) = entry.text().and_then(|text| messages.accept(&text.span, parse_address(text.value))) else {
+        let address = entry.text().and_then(|text| messages.accept(&text.span, parse_address(text.value, PORT)));
+        let Some(address) = address.map(|value| At { value, span: entry.span.clone() }) else {
             complete = false;
             continue;
         };
-        if let Some(other) =
-            listen.iter().find(|other| covers(other.address, address) || covers(address, other.address))
-        {
-            let message = if other.address == address {
-                format!("{address} is here for the second time")
-            } else {
-                format!("{address} and {} cannot both be had: one covers the other", other.address)
-            };
-            messages.error(&entry.span, message, "remove one of the two, or write another port");
+        if refuse_overlap(&address, messages, listen.iter().map(|other| other.address)) {
             complete = false;
             continue;
         }
-        listen.push(Listener { address, place: source.place(entry.span.start) });
+        listen.push(Listener { address: address.value, place: source.place(entry.span.start) });
     }
     complete.then_some(listen)
+}
+
+/// Whether there is a message that an address cannot be had beside one of `others`, which were there before.
+pub(super) fn refuse_overlap(
+    given: &At<SocketAddr>,
+    messages: &Messages,
+    mut others: impl Iterator<Item = SocketAddr>,
+) -> bool {
+    let address = given.value;
+    let Some(other) = others.find(|other| overlap(*other, address)) else {
+        return false;
+    };
+    let message = if other == address {
+        format!("{address} is here for the second time")
+    } else {
+        format!("{address} and {other} cannot both be had: one covers the other")
+    };
+    messages.error(&given.span, message, "remove one of the two, or write another port");
+    true
+}
+
+/// Whether one of two listeners takes what the other would listen on.
+pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    covers(a, b) || covers(b, a)
 }
 
 /// Whether a listener on `a` takes what `b` would listen on. Port 0 is another port each time.

@@ -1,10 +1,11 @@
-//! The file as a whole, and its small tables. `bdev`, `nvmf` and `ublk` read theirs.
+//! The file as a whole, and its small tables. `bdev`, `nvmf`, `iscsi` and `ublk` read theirs.
 
 use std::path::PathBuf;
 
 use toml::de::DeTable;
 
 use super::bdev::{self, BdevSpans};
+use super::iscsi::{self, IscsiSpans};
 use super::machine::Machine;
 use super::model::{Config, Hugepages, Idle, MemoryConfig, ReactorConfig};
 use super::nvmf;
@@ -23,12 +24,15 @@ pub struct Parsed {
     pub warnings: Vec<Diagnostic>,
     /// Places of each of `config.bdevs`, for the probe.
     pub(super) spans: Vec<BdevSpans>,
+    /// Places of `config.iscsi`, for the probe.
+    pub(super) iscsi_spans: Option<IscsiSpans>,
 }
 
 const REACTOR: Key = Key::new("reactor", "write reactor = { cores = [0] }");
 const MEMORY: Key = Key::new("memory", "write memory = { size = \"256MiB\" }");
 const BDEV: Key = Key::new("bdev", "write [[bdev]] in double brackets, once for each");
 const NVMF: Key = Key::new("nvmf", "write nvmf = { listen = [\"127.0.0.1:4420\"] }");
+const ISCSI: Key = Key::new("iscsi", "write iscsi = { listen = [\"127.0.0.1:3260\"] }");
 const UBLK: Key = Key::new("ublk", "write [[ublk]] in double brackets, once for each");
 const CONTROL: Key = Key::new("control", "write control = { socket = \"/run/reactor/control.sock\" }");
 const SOCKET: Key = Key::new("socket", "write socket = \"/run/reactor/control.sock\"");
@@ -39,8 +43,6 @@ const IDLE: Key = Key::new("idle", "write idle = \"adaptive\"");
 const SIZE: Key = Key::new("size", "write size = \"256MiB\"");
 const HUGEPAGES: Key = Key::new("hugepages", "write hugepages = \"prefer\"");
 
-/// Tables of the format whose part is not compiled in, and what that part is.
-const NOT_IN_THIS_BUILD: [(&str, &str); 1] = [("iscsi", "the iSCSI door")];
 /// Bytes of the path of a socket, its end included (unix(7)).
 const SOCKET_PATH_MAX: usize = 108;
 
@@ -61,25 +63,30 @@ pub fn parse(source: &Source, machine: &Machine) -> Result<Parsed, Vec<Diagnosti
     let messages = Messages::default();
     let warnings = Messages::default();
     let top = Table::new(document.get_ref(), 0..0, "the file", &messages);
-    only_known_tables(&top);
+    top.only(&[REACTOR, MEMORY, CONTROL, BDEV, NVMF, ISCSI, UBLK]);
     let reactor = read_reactor(&top, machine);
     let memory = read_memory(&top);
     let socket = read_control(source, &top);
     let bdevs = bdev::read(source, &top, BDEV);
     let nvmf = nvmf::read(source, &top, NVMF, &bdevs, &warnings);
+    let taken = nvmf.iter().flatten().flat_map(|nvmf| &nvmf.listen).cloned().collect::<Vec<_>>();
+    let iscsi = iscsi::read(source, &top, ISCSI, &bdevs, &taken, &warnings);
     // Without cores there is an error already, and any number will do.
     let reactors = reactor.as_ref().map_or(1, |reactor| reactor.cores.len());
     let ublk = ublk::read(source, &top, UBLK, &bdevs, reactors);
     let errors = messages.into_sorted();
-    match (reactor, memory, socket, bdevs.resolved, nvmf, ublk) {
-        (Some(reactor), Some(memory), Some(socket), Some(resolved), Some(nvmf), Some(ublk)) if errors.is_empty() => {
-            if nvmf.is_none() && ublk.is_empty() {
-                let help = "add an [nvmf] table with a subsystem, or a [[ublk]] table";
+    match (reactor, memory, socket, bdevs.resolved, nvmf, iscsi, ublk) {
+        (Some(reactor), Some(memory), Some(socket), Some(resolved), Some(nvmf), Some(iscsi), Some(ublk))
+            if errors.is_empty() =>
+        {
+            if nvmf.is_none() && iscsi.is_none() && ublk.is_empty() {
+                let help = "add an [nvmf] table with a subsystem, an [iscsi] table with a target, or a [[ublk]] table";
                 warnings.warning(&(0..0), "no volume is exported", help);
             }
             let (bdevs, spans) = resolved.into_iter().unzip();
-            let config = Config { file: source.name().to_owned(), reactor, memory, bdevs, nvmf, ublk, socket };
-            Ok(Parsed { config, warnings: warnings.into_sorted(), spans })
+            let (iscsi, iscsi_spans) = iscsi.unzip();
+            let config = Config { file: source.name().to_owned(), reactor, memory, bdevs, nvmf, iscsi, ublk, socket };
+            Ok(Parsed { config, warnings: warnings.into_sorted(), spans, iscsi_spans })
         }
         _ => Err(errors),
     }
@@ -118,30 +125,17 @@ fn syntax_help(message: &str) -> String {
     }
 }
 
-/// A second `[bdev]` most often wants to be another `[[bdev]]`.
+/// A second `[bdev]` most often wants to be another `[[bdev]]`, and `[iscsi.target]` another `[[iscsi.target]]`.
 fn duplicate_help(source: &Source, span: &Span, name: &str) -> String {
     let (before, after) = (&source.text()[..span.start], &source.text()[span.end..]);
-    if before.ends_with('[')
-        && !before.ends_with("[[")
+    let header = before.rsplit('\n').next().and_then(|line| line.trim_start().strip_prefix('['));
+    if let Some(parent) = header.filter(|parent| !parent.starts_with('['))
         && after.starts_with(']')
-        && matches!(name, "bdev" | "subsystem" | "ublk")
+        && matches!(name, "bdev" | "subsystem" | "target" | "ublk")
     {
-        format!("write [[{name}]] in double brackets, each time")
+        format!("write [[{parent}{name}]] in double brackets, each time")
     } else {
         "remove one of the two".to_owned()
-    }
-}
-
-/// Refuses unknown tables, and those whose effect this build does not have.
-fn only_known_tables(top: &Table<'_>) {
-    let known = [REACTOR, MEMORY, CONTROL, BDEV, NVMF, UBLK];
-    top.only_besides(&known, &NOT_IN_THIS_BUILD.map(|(name, _)| name));
-    for (name, part) in NOT_IN_THIS_BUILD {
-        if let Some(span) = top.key_span(name) {
-            let help =
-                "remove the table; this build exports over NVMe/TCP, by [nvmf], and on this machine, by [[ublk]]";
-            top.messages.error(span, format!("{name} is not available in this build, which lacks {part}"), help);
-        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! What the file system says about the paths of file volumes. Nothing is opened or created.
+//! What the file system says about the paths of file volumes and of the iSCSI door. Nothing is created, and nothing but secrets is
+//! opened.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -9,6 +10,7 @@ use std::path::Path;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::bdev::BdevSpans;
+use super::iscsi;
 use super::model::{BdevConfig, Config, Driver};
 use super::parse::Parsed;
 use super::reader::Messages;
@@ -35,8 +37,10 @@ struct Probe<'a> {
 impl Parsed {
     /// Looks at the path of every file volume: it can be created with its size, or is there with that size. On a reload
     /// `running` is the configuration in service: a volume in it may be larger now, and one whose path changes is left
-    /// to [`super::diff`], which refuses that.
-    pub fn probe(&self, running: Option<&Config>) -> Vec<Diagnostic> {
+    /// to [`super::diff()`], which refuses that.
+    ///
+    /// The secrets of the iSCSI door are read into the configuration: before, it has none.
+    pub fn probe(&mut self, running: Option<&Config>) -> Vec<Diagnostic> {
         let messages = Messages::default();
         let mut inodes = BTreeMap::new();
         for (bdev, spans) in self.config.bdevs.iter().zip(&self.spans) {
@@ -57,6 +61,9 @@ impl Parsed {
                 Found::Nothing => probe.check_creatable(),
                 Found::Size(size, is_device) => probe.check_size(bdev, size, is_device, running),
             }
+        }
+        if let (Some(config), Some(spans)) = (&mut self.config.iscsi, &self.iscsi_spans) {
+            iscsi::probe(config, spans, &messages);
         }
         messages.into_sorted()
     }
@@ -174,7 +181,7 @@ impl Probe<'_> {
 }
 
 /// The words of an error, without its number.
-fn reason(error: &std::io::Error) -> String {
+pub(super) fn reason(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }

@@ -69,7 +69,7 @@ pub(super) struct Value<'a> {
     /// What it is called in messages.
     name: String,
     help: &'static str,
-    messages: &'a Messages,
+    pub(super) messages: &'a Messages,
 }
 
 impl<'a> Value<'a> {
@@ -89,6 +89,16 @@ impl<'a> Value<'a> {
 
     fn at<T>(&self, value: T) -> At<T> {
         At { value, span: self.span.clone() }
+    }
+
+    /// What it is called in messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What to write instead.
+    pub(super) fn help(&self) -> &'static str {
+        self.help
     }
 
     /// The text, where it is one; no message otherwise.

@@ -82,37 +82,37 @@ pub fn format_size(size: u64) -> String {
     format!("{}{unit}", size / factor)
 }
 
-/// An address to listen on: `a.b.c.d:port` or `[v6]:port`.
+/// An address with a port: `a.b.c.d:port` or `[v6]:port`. `usual` is the port that help names.
 ///
 /// # Errors
 /// Anything else; names are not looked up.
-pub(super) fn parse_address(text: &str) -> Result<SocketAddr, Bad> {
+pub(super) fn parse_address(text: &str, usual: u16) -> Result<SocketAddr, Bad> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
     let message = format!("\"{text}\" is not an address with a port");
     if text.parse::<Ipv4Addr>().is_ok() {
-        return bad(message, format!("write \"{text}:4420\""));
+        return bad(message, format!("write \"{text}:{usual}\""));
     }
     let inner = text.trim_start_matches('[').trim_end_matches(']');
     if inner.parse::<Ipv6Addr>().is_ok() {
         // `::1:4420` is an address by itself, and more likely one with a port.
         return match inner.rsplit_once(':') {
             Some((host, port)) if inner == text && host.parse::<Ipv6Addr>().is_ok() && port.parse::<u16>().is_ok() => {
-                bad(message, format!("write \"[{host}]:{port}\" or \"[{inner}]:4420\""))
+                bad(message, format!("write \"[{host}]:{port}\" or \"[{inner}]:{usual}\""))
             }
-            _ => bad(message, format!("write \"[{inner}]:4420\"")),
+            _ => bad(message, format!("write \"[{inner}]:{usual}\"")),
         };
     }
     if let Some((host, port)) = text.rsplit_once(':') {
         if port.parse::<u16>().is_err() && port.bytes().all(|b| b.is_ascii_digit()) && !port.is_empty() {
-            return bad(format!("{port} is not a port"), format!("ports go from 0 to 65535: write \"{host}:4420\""));
+            return bad(format!("{port} is not a port"), format!("ports go from 0 to 65535: write \"{host}:{usual}\""));
         }
         if host == "localhost" {
             return bad(message, format!("names are not looked up: write \"127.0.0.1:{port}\""));
         }
     }
-    bad(message, "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6")
+    bad(message, format!("write \"127.0.0.1:{usual}\", or \"[::1]:{usual}\" for IPv6"))
 }
 
 /// Highest core number this program counts with: beyond the largest machine Linux runs on (`NR_CPUS`).
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn addresses() {
         for text in ["127.0.0.1:4420", "0.0.0.0:0", "[::1]:4420", "[fe80::1%2]:1"] {
-            assert_eq!(parse_address(text).unwrap().to_string(), text);
+            assert_eq!(parse_address(text, 4420).unwrap().to_string(), text);
         }
         for (text, help) in [
             ("127.0.0.1", "write \"127.0.0.1:4420\""),
@@ -228,8 +228,9 @@ mod tests {
             ("127.0.0.1:", "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6"),
             ("", "write \"127.0.0.1:4420\", or \"[::1]:4420\" for IPv6"),
         ] {
-            assert_eq!(parse_address(text).unwrap_err().help, help, "{text}");
+            assert_eq!(parse_address(text, 4420).unwrap_err().help, help, "{text}");
         }
+        assert_eq!(parse_address("10.0.0.1", 3260).unwrap_err().help, "write \"10.0.0.1:3260\"");
     }
 
     #[test]
