@@ -144,6 +144,9 @@ const ALL: [Work; 10] = [
     (IoOp::Verify, 1 << 20),
 ];
 
+/// What doors that tell of extents ask besides.
+const EXTENTS: [Work; 4] = [(IoOp::Extents, 24), (IoOp::Extents, 4096), (IoOp::Write, 4096), (IoOp::Unmap, 65_536)];
+
 /// Of a volume with zones of a MiB, which nobody has written.
 const ZONED: [Work; 4] =
     [(IoOp::ZoneReport, 4096), (IoOp::ZoneReport, 65_536), (IoOp::Read, 4096), (IoOp::ZoneReset, MIB)];
@@ -315,6 +318,9 @@ fn devices_and_layers_allocate_nothing_per_io() {
     locally("null, in submit", null(CompleteIn::Submit), 0, &ALL);
     locally("null, on the next poll", null(CompleteIn::Poll), 0, &ALL);
     locally("malloc", ram(), 0, &ALL);
+    locally("malloc, extents", ram(), 0, &EXTENTS);
+    locally("null, extents", null(CompleteIn::Poll), 0, &EXTENTS);
+    locally("inject over malloc, extents", inject(ram()), 0, &EXTENTS);
     locally("file, direct", file(folder.path(), true), 0, &ALL);
     locally("file, page cache", file(folder.path(), false), 0, &ALL);
     let memory = tempfile::TempDir::new_in("/dev/shm").unwrap();

@@ -273,6 +273,11 @@ impl Region {
         Ok(())
     }
 
+    /// Bytes of a page, in which memory comes with the first write and is given back.
+    pub fn page_size(&self) -> usize {
+        self.inner.page_size
+    }
+
     /// Address of a byte, to map the region for a device or another process. It stays valid while a clone lives.
     ///
     /// # Panics

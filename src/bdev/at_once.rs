@@ -1,5 +1,5 @@
 //! Channels of devices whose I/O ends within its submission, all but what has to wait for others: a contended compare and write, a
-//! write to the range of one, a reset behind these.
+//! write to the range of one, a reset behind these, and a report of extents, which may take a while.
 //!
 //! Copies between a device and requests of the kernel's ([`Segment::Request`]) are calls into the kernel, from which a processor comes
 //! back with its caches of code and branches cold. So those of many short requests that have arrived together wait until all of them
@@ -19,7 +19,7 @@ use crate::reactor::{Deferred, Reactor};
 /// (100 to 250 at worst), filling it with zeros 80 to 95; giving back what holds no memory 1 us.
 pub const ZEROES_MAX: u64 = 1 << 20;
 
-/// Compare and writes of one channel that wait for other reactors at a time.
+/// Compare and writes of one channel that wait for other reactors, and reports of extents, at a time.
 const HELPERS: usize = 4;
 
 /// From so many requests that arrive together their copies are made together. Of 64 a 4 KiB read through ublk then takes 77 ns beside its
@@ -45,6 +45,12 @@ pub trait AtOnce: 'static {
     fn compare(&self, io: &mut Io);
     /// Carries out a compare and write: nobody else writes the range meanwhile.
     fn compare_and_write(&self, io: &mut Io);
+
+    /// Carries out a report of extents, on a helper task: other I/O goes on meanwhile. Of a device whose traits have it.
+    fn extents(&self, io: &mut Io) -> impl Future<Output = ()> {
+        io.status = IoStatus::Unsupported;
+        std::future::ready(())
+    }
 }
 
 /// The channel on `reactor` of a device that is carried out by `device` there.
@@ -60,15 +66,21 @@ pub fn open(reactor: &Rc<Reactor>, common: &Common, device: impl AtOnce) -> Resu
         collected: RefCell::default(),
         spare: RefCell::default(),
         gate: Gate::open(reactor, common, me.clone()),
-        contended: WorkQueue::new(reactor),
+        slow: WorkQueue::new(reactor),
         outstanding: Outstanding::new(reactor),
     });
+    let traits = common.traits();
     // Nobody writes what is read-only, so nothing has to be excluded.
-    let helpers = if common.traits().read_only { 0 } else { HELPERS };
+    let helpers = if traits.read_only && !traits.ops.has(IoOp::Extents) { 0 } else { HELPERS };
     for _ in 0..helpers {
         let inner = inner.clone();
         reactor.spawn("compare and write", async move {
-            while let Some(mut io) = inner.contended.next().await {
+            while let Some(mut io) = inner.slow.next().await {
+                if io.op == IoOp::Extents {
+                    inner.device.extents(&mut io).await;
+                    inner.end(io);
+                    continue;
+                }
                 let grant = inner.gate.acquire(Range::of(&io)).await;
                 inner.device.compare_and_write(&mut io);
                 drop(grant);
@@ -90,7 +102,8 @@ struct Inner<D> {
     /// The other list of the two that take turns, empty but while one is carried out.
     spare: RefCell<Vec<Io>>,
     gate: Rc<Gate>,
-    contended: WorkQueue,
+    /// What helpers carry out.
+    slow: WorkQueue,
     /// What did not end within its submission.
     outstanding: Outstanding,
 }
@@ -119,10 +132,11 @@ impl<D: AtOnce> Channel for AtOnceChannel<D> {
             IoOp::Verify => {}
             IoOp::CompareAndWrite => {
                 if !inner.gate.is_exclusive_now(Range::of(&io)) {
-                    return inner.wait(io, |io| inner.contended.push(io));
+                    return inner.wait(io, |io| inner.slow.push(io));
                 }
                 inner.device.compare_and_write(&mut io);
             }
+            IoOp::Extents => return inner.wait(io, |io| inner.slow.push(io)),
             IoOp::Reset => {
                 inner.abort_held();
                 return inner.outstanding.reset(io);
@@ -140,7 +154,7 @@ impl<D: AtOnce> Channel for AtOnceChannel<D> {
 
 impl<D: AtOnce> Drop for AtOnceChannel<D> {
     fn drop(&mut self) {
-        self.0.contended.close();
+        self.0.slow.close();
         // What is collected would go on to the gate, from where nobody takes it any more.
         for io in self.0.collected.take() {
             self.0.end(io.with_status(IoStatus::Aborted));

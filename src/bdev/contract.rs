@@ -13,11 +13,11 @@ use crate::util::Losses;
 
 /// A set of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpSet(u16);
+pub struct OpSet(u32);
 
 impl OpSet {
     /// All that a device without zones can do.
-    pub const ALL: OpSet = OpSet((1 << IoOp::ZoneAppend as u16) - 1);
+    pub const ALL: OpSet = OpSet((1 << IoOp::ZoneAppend as u32) - 1);
 
     /// The set and all operations of zones.
     pub const fn with_zones(self) -> OpSet {
@@ -27,13 +27,13 @@ impl OpSet {
 
     /// The set without `op`.
     pub const fn without(self, op: IoOp) -> OpSet {
-        OpSet(self.0 & !(1 << op as u16))
+        OpSet(self.0 & !(1 << op as u32))
     }
 
     /// Whether `op` is in it.
     #[inline]
     pub const fn has(self, op: IoOp) -> bool {
-        self.0 & (1 << op as u16) != 0
+        self.0 & (1 << op as u32) != 0
     }
 }
 
@@ -99,7 +99,7 @@ pub struct Traits {
     pub block_size: u32,
     /// Physical block size in bytes, a multiple of the logical one.
     pub physical_block_size: u32,
-    /// What it can do.
+    /// What it can do. Of [`IoOp::Extents`] whether it knows more than the handle says for every device: that all is mapped.
     pub ops: OpSet,
     /// Writes are refused.
     pub read_only: bool,

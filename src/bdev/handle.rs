@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::contract::{BlockDevice, Channel, Common, DeviceError};
+use super::extents;
 use super::forward::Forward;
 use super::split::{Split, Uncut};
 use super::stats::Stats;
@@ -184,7 +185,7 @@ impl Handle {
         if common.is_closing() && io.op != IoOp::Reset {
             return Err(IoStatus::Gone);
         }
-        if !traits.ops.has(io.op) {
+        if !traits.ops.has(io.op) && io.op != IoOp::Extents {
             return Err(IoStatus::Unsupported);
         }
         if traits.read_only && io.op.writes() {
@@ -201,12 +202,15 @@ impl Handle {
                 return Err(IoStatus::OutOfRange);
             }
         }
+        if io.op == IoOp::Extents {
+            extents::check(io, traits.block_size, common.size())?;
+        }
         if let Some(zones) = &traits.zones {
             zones.check(io, common.size())?;
         }
         let data = io.data.bytes();
         let wrong = data != io.op.data_len(io.len) || data > TRANSFER_MAX as u64;
-        if wrong && !(traits.keeps_nothing && data == 0) {
+        if wrong && !(traits.keeps_nothing && data == 0 && !io.op.is_report()) {
             return Err(IoStatus::DataLength);
         }
         Ok(())
@@ -227,6 +231,9 @@ impl Handle {
             return self.channel.submit(io);
         }
         match self.check(&io) {
+            Ok(()) if io.op == IoOp::Extents && !self.common.traits().ops.has(io.op) => {
+                Poll::Ready(extents::answer(io, &self.common))
+            }
             Ok(()) => self.pass(io),
             Err(status) => Poll::Ready(io.with_status(status)),
         }
@@ -296,6 +303,7 @@ impl Handle {
             return self.relay(io);
         }
         debug_assert!(matches!(self.check(&io), Ok(()) | Err(IoStatus::Gone)), "{io:?}");
+        debug_assert!(self.common.traits().ops.has(io.op), "{io:?}: a layer knows of its extents what its base does");
         self.pass(io)
     }
 

@@ -31,6 +31,7 @@ pub mod conformance;
 mod contract;
 pub mod device;
 pub mod exclusion;
+mod extents;
 mod forward;
 mod handle;
 pub mod layer;
@@ -46,6 +47,7 @@ mod told;
 mod zoned;
 
 pub use contract::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
+pub use extents::{ExtentRecord, ExtentState, ExtentWriter, extents};
 pub use handle::Handle;
 pub use stats::{Latency, OpCount, Stats, empty_histogram, percentiles};
 pub use told::Told;

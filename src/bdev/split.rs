@@ -53,7 +53,7 @@ impl Uncut {
             IoOp::Verify if verifies => u64::MAX,
             // Whether it is refused is known from its end.
             IoOp::Verify => 0,
-            op if op.is_of_zones() => u64::MAX,
+            op if op.is_of_zones() || op.is_report() => u64::MAX,
             IoOp::Unmap | IoOp::WriteZeroes => zeroes_max.saturating_add(1),
             _ => transfer_max.saturating_add(1),
         });
@@ -282,8 +282,8 @@ impl Splitter {
             self.verifies.push(io);
             return Poll::Pending;
         }
-        // Those of zones have no range that could be cut, or limits of their own.
-        if whole || io.op.is_of_zones() || self.piece(io.op, io.offset, io.len) == io.len {
+        // Reports and those of zones have no range that could be cut, or limits of their own.
+        if whole || io.op.is_report() || io.op.is_of_zones() || self.piece(io.op, io.offset, io.len) == io.len {
             return self.below.submit(io);
         }
         if io.op == IoOp::CompareAndWrite {

@@ -47,6 +47,9 @@ pub enum IoOp {
     Reset,
     /// Succeeds if all of the range can be read from the medium, else fails as a read of it does. Changes nothing and gives nothing back.
     Verify,
+    /// Fills the data, `len` bytes, with records (`ExtentRecord` of the block layer) of what holds data and what was never written or is
+    /// unmapped, from the byte `offset` on: contiguous, as many as there are and fit, or as are known for little; the rest is zeroed.
+    Extents,
     /// Stores the data at the write pointer of the zone that begins at `offset`; durable before completion if `fua`. On success
     /// [`IoCell::info`] is the byte of the device where the data begins. Appends to a zone may be in flight together.
     ZoneAppend,
@@ -66,7 +69,7 @@ pub enum IoOp {
 
 impl IoOp {
     /// All operations, in the order of their numbers.
-    pub const ALL: [IoOp; 15] = [
+    pub const ALL: [IoOp; 16] = [
         IoOp::Read,
         IoOp::Write,
         IoOp::Flush,
@@ -76,6 +79,7 @@ impl IoOp {
         IoOp::CompareAndWrite,
         IoOp::Reset,
         IoOp::Verify,
+        IoOp::Extents,
         IoOp::ZoneAppend,
         IoOp::ZoneOpen,
         IoOp::ZoneClose,
@@ -87,7 +91,13 @@ impl IoOp {
     /// Whether offset and length are those of a range of blocks.
     #[inline]
     pub fn has_range(self) -> bool {
-        !matches!(self, IoOp::Flush | IoOp::Reset | IoOp::ZoneReport)
+        !matches!(self, IoOp::Flush | IoOp::Reset) && !self.is_report()
+    }
+
+    /// Whether its data tells of the device from `offset` on: `len` is that of the data, and says nothing of a range.
+    #[inline]
+    pub fn is_report(self) -> bool {
+        matches!(self, IoOp::Extents | IoOp::ZoneReport)
     }
 
     /// Whether only devices with zones can have it.
@@ -114,7 +124,8 @@ impl IoOp {
         match self {
             IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes | IoOp::CompareAndWrite | IoOp::ZoneAppend => true,
             IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset => true,
-            IoOp::Read | IoOp::Flush | IoOp::Compare | IoOp::Reset | IoOp::Verify | IoOp::ZoneReport => false,
+            IoOp::Read | IoOp::Flush | IoOp::Compare | IoOp::Reset | IoOp::Verify => false,
+            IoOp::Extents | IoOp::ZoneReport => false,
         }
     }
 
@@ -122,7 +133,7 @@ impl IoOp {
     #[inline]
     pub fn data_len(self, len: u64) -> u64 {
         match self {
-            IoOp::Read | IoOp::Write | IoOp::Compare | IoOp::ZoneAppend | IoOp::ZoneReport => len,
+            IoOp::Read | IoOp::Write | IoOp::Compare | IoOp::Extents | IoOp::ZoneAppend | IoOp::ZoneReport => len,
             IoOp::CompareAndWrite => 2 * len,
             IoOp::Flush | IoOp::Unmap | IoOp::WriteZeroes | IoOp::Reset | IoOp::Verify => 0,
             IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset => 0,

@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::SeekFrom;
+
 use super::predecessor::outlast;
 
 /// What statfs(2) says of ramfs.
@@ -197,4 +199,24 @@ pub fn try_direct_read(file: &File, align: DirectAlign) -> io::Result<()> {
     let mut bytes = vec![0; len + memory];
     let skip = bytes.as_ptr().align_offset(memory);
     file.read_at(&mut bytes[skip..skip + len], 0).map(drop)
+}
+
+/// Where at `offset` or behind it the next data is; `None` if only a hole follows. May read from the disk.
+///
+/// # Errors
+/// What lseek(2) says: EINVAL where the file system does not tell.
+pub fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(at) => Ok(Some(at)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Where at `offset` or behind it the next hole is; the end of the file is one. May read from the disk.
+///
+/// # Errors
+/// As [`next_data`]; ENXIO for an offset that is not in the file.
+pub fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
+    Ok(rustix::fs::seek(file, SeekFrom::Hole(offset))?)
 }

@@ -15,6 +15,7 @@ pub mod nvme_ioctl;
 pub mod nvme_nodes;
 pub mod nvme_ring;
 pub mod op;
+pub mod pagemap;
 pub mod pci;
 pub mod predecessor;
 pub mod socket;

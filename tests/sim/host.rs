@@ -194,7 +194,7 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
             geometry => geometry?,
         };
         assert_eq!((geometry.size, 1 << geometry.block_shift), (volume.size, volume.block));
-        let all = OpSet::ALL.without(IoOp::Reset);
+        let all = OpSet::ALL.without(IoOp::Reset).without(IoOp::Extents);
         let ops = if plan.queue_size > 2 { all } else { all.without(IoOp::CompareAndWrite) };
         assert!(IoOp::ALL.iter().all(|op| geometry.ops.has(*op) == ops.has(*op)), "{:?}", geometry.ops);
         geometries.push(geometry);

@@ -20,6 +20,7 @@
 
 mod altered;
 mod effects;
+mod extents;
 mod races;
 mod random;
 mod rig;
@@ -315,6 +316,7 @@ impl Suite<'_> {
         self.one(&claim, "compare", effects::compare)?;
         self.one(&claim, "compare and write", effects::compare_and_write)?;
         self.one(&claim, "verify", effects::verify)?;
+        self.one(&claim, "extents", extents::extents)?;
         self.one(&claim, "segments", effects::segments)?;
         self.one(&claim, "bounds", effects::bounds)?;
         self.one(&claim, "reset", races::reset)?;
@@ -482,7 +484,8 @@ impl Suite<'_> {
     /// Read-only, and what the device cannot do.
     fn refusals(&self) -> Outcome {
         for (read_only, status) in [(true, IoStatus::ReadOnly), (false, IoStatus::Unsupported)] {
-            let can = |op: &IoOp| matches!(op, IoOp::Read | IoOp::Flush | IoOp::Reset);
+            // Of its extents each device says something.
+            let can = |op: &IoOp| matches!(op, IoOp::Read | IoOp::Flush | IoOp::Reset | IoOp::Extents);
             let claim = self.make(|traits| {
                 traits.read_only = read_only;
                 if !read_only {

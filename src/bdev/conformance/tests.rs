@@ -155,6 +155,13 @@ fn every_fault_is_caught_by_its_scenario() {
         (Fault::KeepsIoOfClosing, Way::Home, &["closing"]),
         (Fault::VerifyFailsOnZeros, Way::Home, &["verify"]),
         (Fault::VerifyClears, Way::Home, &["verify"]),
+        (Fault::ExtentsHideData, Way::Home, &["extents"]),
+        (Fault::ExtentsKeepUnmapped, Way::Home, &["extents"]),
+        (Fault::ExtentsKeepUnmapped, Way::Split, &["extents"]),
+        (Fault::ExtentsBeginElsewhere, Way::Home, &["extents"]),
+        (Fault::ExtentsLeaveGaps, Way::Home, &["extents"]),
+        (Fault::ExtentsLeaveRest, Way::Home, &["extents"]),
+        (Fault::ExtentsRunOver, Way::Home, &["extents"]),
         (Fault::LargeWritesTear, Way::Home, &["writes"]),
         (Fault::RandomlyLost, Way::Home, &["random"]),
     ] {

@@ -199,7 +199,7 @@ impl Custom {
             uuid: options.uuid,
             block_size,
             physical_block_size: block_size,
-            ops: OpSet::ALL,
+            ops: OpSet::ALL.without(IoOp::Extents),
             read_only: !disk.writable(),
             volatile_cache: disk.volatile_cache(),
             keeps_nothing: false,

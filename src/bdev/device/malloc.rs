@@ -2,24 +2,34 @@
 //! within its submission.
 //!
 //! Memory comes with the first write of a page, so a volume of any size opens at once; unmap and write zeroes give whole
-//! pages back. Nothing survives the process.
+//! pages back. Nothing survives the process. What is mapped the kernel knows: no write keeps an account of it.
 //!
 //! A read or compare that races a write of the same block on another reactor may see parts of both, as the contract of the
 //! block layer allows; writes that race a compare and write wait for it (see [`crate::bdev::exclusion`]).
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use hugepages::{Region, RegionOptions};
 
 use crate::bdev::at_once::{self, AtOnce, ZEROES_MAX};
 use crate::bdev::scatter::{self, BOUNCE};
-use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
+use crate::bdev::{
+    BlockDevice, Channel, Common, DeviceError, DeviceLimits, ExtentState, ExtentWriter, OpSet, Traits, Unaddressed,
+};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoCell, IoOp, IoStatus, Segment};
+use crate::sys::pagemap::{PageUse, Pagemap};
 
-/// From this many bytes on zeroing gives pages back instead of filling them: 4 to 5 us for this much against 2, but a host that
-/// zeroes its whole volume must not make it take its whole size in memory.
+/// From this many bytes on write zeroes gives pages back instead of filling them: 4 to 5 us for this much against 2, but a host that
+/// zeroes its whole volume must not make it take its whole size in memory. An unmap gives back each whole page.
 const DISCARD_MIN: u64 = 16 << 10;
+
+/// Pages that the kernel is asked about at a time: some 20 us, most of it where each was only ever read, and has to be looked at.
+const PAGES: usize = 128;
+
+/// How far one report of extents looks: beyond that it is asked for again.
+const REPORT_MAX: u64 = 256 << 20;
 
 /// What a RAM volume is made from.
 #[derive(Clone, Debug)]
@@ -47,6 +57,8 @@ pub struct Options {
 pub struct Malloc {
     common: Common,
     region: Region,
+    /// `None` where there is no /proc.
+    pagemap: Option<Arc<Pagemap>>,
 }
 
 impl Malloc {
@@ -58,13 +70,14 @@ impl Malloc {
         let region_options = RegionOptions { hugepages: options.hugepages, ..RegionOptions::default() };
         let region = Region::new(options.size as usize, region_options)
             .map_err(|error| DeviceError::Refused(format!("volume \"{}\": {error}", options.name)))?;
+        let pagemap = Pagemap::open().ok().map(Arc::new);
         let traits = Traits {
             name: options.name,
             driver: "malloc",
             uuid: options.uuid,
             block_size: options.block_size,
             physical_block_size: options.physical_block_size,
-            ops: OpSet::ALL,
+            ops: if pagemap.is_some() { OpSet::ALL } else { OpSet::ALL.without(IoOp::Extents) },
             read_only: false,
             volatile_cache: false,
             keeps_nothing: false,
@@ -79,7 +92,7 @@ impl Malloc {
             },
             zones: None,
         };
-        Ok(Malloc { common: Common::new(traits, options.size, options.home), region })
+        Ok(Malloc { common: Common::new(traits, options.size, options.home), region, pagemap })
     }
 }
 
@@ -89,7 +102,13 @@ impl BlockDevice for Malloc {
     }
 
     fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
-        at_once::open(reactor, &self.common, Memory { region: self.region.clone() })
+        let memory = Memory {
+            reactor: reactor.clone(),
+            common: self.common.clone(),
+            region: self.region.clone(),
+            pagemap: self.pagemap.clone(),
+        };
+        at_once::open(reactor, &self.common, memory)
     }
 
     fn grow(&self, size: u64) -> Result<(), DeviceError> {
@@ -102,7 +121,10 @@ impl BlockDevice for Malloc {
 }
 
 struct Memory {
+    reactor: Rc<Reactor>,
+    common: Common,
     region: Region,
+    pagemap: Option<Arc<Pagemap>>,
 }
 
 impl AtOnce for Memory {
@@ -152,7 +174,7 @@ impl AtOnce for Memory {
                 }
                 _ => self.store(io, 0),
             }
-        } else if io.len >= DISCARD_MIN {
+        } else if io.op == IoOp::Unmap || io.len >= DISCARD_MIN {
             self.region.discard(io.offset as usize, io.len as usize);
         } else {
             self.region.zero(io.offset as usize, io.len as usize);
@@ -180,6 +202,34 @@ impl AtOnce for Memory {
         }
     }
 
+    async fn extents(&self, io: &mut Io) {
+        let Some(pagemap) = &self.pagemap else {
+            io.status = IoStatus::Unsupported;
+            return;
+        };
+        let page = self.region.page_size() as u64;
+        let end = self.common.size().min(io.offset + REPORT_MAX);
+        let mut writer = ExtentWriter::new(io);
+        'report: while writer.end() < end {
+            let offset = writer.end();
+            let pages = (end.div_ceil(page) - offset / page).min(PAGES as u64) as usize;
+            let mut states = [ExtentState::MAPPED; PAGES];
+            let states = &mut states[..pages];
+            // What cannot be told may hold data.
+            if self.look(pagemap, offset, states).is_err() {
+                states.fill(ExtentState::MAPPED);
+            }
+            for state in states {
+                let at = writer.end();
+                if !writer.push(((at / page + 1) * page).min(end) - at, *state) {
+                    break 'report;
+                }
+            }
+            self.reactor.yield_now().await;
+        }
+        writer.finish();
+    }
+
     fn compare_and_write(&self, io: &mut Io) {
         self.compare(io);
         if io.status == IoStatus::Success {
@@ -189,6 +239,33 @@ impl AtOnce for Memory {
 }
 
 impl Memory {
+    /// What is in the pages from the one that `offset` is in on. A page that was only ever read may be one that the kernel has for all
+    /// such, which is told from others that are shared by its zeros.
+    fn look(&self, pagemap: &Pagemap, offset: u64, into: &mut [ExtentState]) -> std::io::Result<()> {
+        let page = self.region.page_size();
+        let first = offset as usize / page * page;
+        let mut uses = [PageUse::None; PAGES];
+        let uses = &mut uses[..into.len()];
+        pagemap.read(self.region.address_of(first) / page, uses)?;
+        for (index, (state, is)) in into.iter_mut().zip(uses).enumerate() {
+            let at = first + index * page;
+            let holds = match is {
+                PageUse::None => false,
+                PageUse::Own => true,
+                PageUse::Shared => !self.is_zero(at, page.min(self.region.len() - at)),
+            };
+            *state = if holds { ExtentState::MAPPED } else { ExtentState::DEALLOCATED };
+        }
+        Ok(())
+    }
+
+    fn is_zero(&self, at: usize, len: usize) -> bool {
+        (at..at + len).step_by(BOUNCE).all(|start| {
+            let zeros = &[0; BOUNCE][..BOUNCE.min(at + len - start)];
+            self.region.compare(start, zeros).is_ok()
+        })
+    }
+
     /// Stores the last `len` bytes of the data, which begin at `from` of it.
     #[inline]
     fn store(&self, io: &mut Io, from: usize) {
@@ -351,6 +428,46 @@ mod tests {
         one.write(size - 4096, &data);
         assert_eq!(one.read(size - 4096, 4096), data);
         assert_eq!(one.status(IoOp::Unmap, size - 4096, 8192), IoStatus::OutOfRange);
+        one.close();
+    }
+
+    #[test]
+    fn pages_that_hold_nothing_are_told_to_be_deallocated() {
+        const D: ExtentState = ExtentState::DEALLOCATED;
+        const M: ExtentState = ExtentState::MAPPED;
+        let one = One::new(&device(1 << 30, 0));
+        let told = |offset| {
+            let done = one.run(IoOp::Extents, offset, 4096, &[1; 4096]);
+            assert_eq!(done.status, IoStatus::Success);
+            crate::bdev::extents(&done.data).map(|e| (e.offset.get(), e.len.get(), e.state)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(512), [(512, REPORT_MAX, D)], "it looks so far, and no farther");
+        one.read(0, 1 << 20);
+        assert_eq!(told(0), [(0, REPORT_MAX, D)], "reading makes nothing");
+        one.write(8192 + 512, &[1; 512]);
+        one.write(16384, &[1; 8192]);
+        let rest = (24576, REPORT_MAX - 24576, D);
+        assert_eq!(told(0), [(0, 8192, D), (8192, 4096, M), (12288, 4096, D), (16384, 8192, M), rest]);
+        assert_eq!(told(9216)[..2], [(9216, 3072, M), (12288, 4096, D)], "from the middle of a page on");
+        assert_eq!(one.status(IoOp::Unmap, 16384 + 512, 8192 - 512), IoStatus::Success);
+        assert_eq!(told(16384)[0], (16384, 4096, M), "a part of a page frees nothing");
+        assert_eq!(one.status(IoOp::WriteZeroes, 16384, 512), IoStatus::Success);
+        assert_eq!(one.status(IoOp::Unmap, 16384, 4096), IoStatus::Success);
+        assert_eq!(told(12288), [(12288, REPORT_MAX, D)]);
+        one.write((1 << 30) - 512, &[0; 512]);
+        let last = told((1 << 30) - 8192);
+        assert_eq!(
+            last,
+            [((1 << 30) - 8192, 4096, D), ((1 << 30) - 4096, 4096, M)],
+            "zeros that were written are there"
+        );
+        // More pieces than fit.
+        for page in (0..64).step_by(2) {
+            one.write(page << 12, &[1; 512]);
+        }
+        let done = one.run(IoOp::Extents, 0, 100, &[1; 100]);
+        let first: Vec<_> = crate::bdev::extents(&done.data).map(|e| (e.offset.get(), e.state)).collect();
+        assert_eq!(first, [(0, M), (4096, D), (8192, M), (12288, D)]);
         one.close();
     }
 

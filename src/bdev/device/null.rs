@@ -5,7 +5,7 @@ use std::task::Poll;
 
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 use crate::reactor::Reactor;
-use crate::reactor::io::Io;
+use crate::reactor::io::{Io, IoOp};
 
 /// When an I/O of this device is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -50,7 +50,7 @@ impl Null {
             uuid: options.uuid,
             block_size: options.block_size,
             physical_block_size: options.physical_block_size,
-            ops: OpSet::ALL,
+            ops: OpSet::ALL.without(IoOp::Extents),
             read_only: false,
             volatile_cache: false,
             keeps_nothing: true,

@@ -180,7 +180,7 @@ impl Geometry {
             // A pair takes two slots.
             IoOp::CompareAndWrite => controller.fuses.get() & FUSES_COMPARE_AND_WRITE != 0 && queue_size > 2,
             // No command.
-            IoOp::Reset => false,
+            IoOp::Reset | IoOp::Extents => false,
             _ => zoned.is_some(),
         });
         let blocks_z = |z: u16| (u32::from(z) + 1) << shift;

@@ -87,8 +87,8 @@ pub fn command(io: &IoCell, place: Place) -> Sqe {
             sqe
         }
         IoOp::Unmap => dataset_management(place.nsid, 0, DsmAttributes::DEALLOCATE),
-        // A reset is a matter of the transport, and no command: none offers it.
-        IoOp::Flush | IoOp::Reset => Sqe::bare(NvmOpcode::FLUSH.0, place.nsid),
+        // A reset is a matter of the transport, and no command tells of extents: no namespace offers them.
+        IoOp::Flush | IoOp::Reset | IoOp::Extents => Sqe::bare(NvmOpcode::FLUSH.0, place.nsid),
         IoOp::ZoneAppend => ranged(NvmOpcode::ZONE_APPEND, fua(io)),
         IoOp::ZoneReport => zone_report(io, place),
         IoOp::ZoneOpen | IoOp::ZoneClose | IoOp::ZoneFinish | IoOp::ZoneReset => zone_send(io, place, false),

@@ -137,7 +137,8 @@ fn a_plain_namespace() {
         (geometry.limits.boundary, geometry.physical_block_size, geometry.compare_and_write_max),
         (0, 4096, 4096)
     );
-    assert!(geometry.ops == OpSet::ALL.without(IoOp::Reset) && !geometry.read_only && !geometry.volatile_cache);
+    assert_eq!(geometry.ops, OpSet::ALL.without(IoOp::Reset).without(IoOp::Extents));
+    assert!(!geometry.read_only && !geometry.volatile_cache);
     assert_eq!(geometry.zones, None);
     made.controller.mdts = 5;
     made.controller.vwc = 1;
@@ -283,7 +284,7 @@ fn zones_are_boundaries() {
     let geometry = made.geometry().unwrap();
     let traits = geometry.traits("z0".to_owned(), "nvme", [7; 16]);
     assert_eq!((traits.zones, geometry.unmapping), (Some(zones), Unmapping::None));
-    let not = [IoOp::Unmap, IoOp::CompareAndWrite, IoOp::Reset];
+    let not = [IoOp::Unmap, IoOp::CompareAndWrite, IoOp::Reset, IoOp::Extents];
     assert!(IoOp::ALL.iter().all(|op| traits.ops.has(*op) != not.contains(op)), "{:?}", traits.ops);
     let mut boundary = |noiob| {
         made.namespace.noiob.set(noiob);

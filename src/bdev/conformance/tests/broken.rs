@@ -6,9 +6,13 @@ use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 
 use super::SIZE;
-use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed, scatter};
+use crate::bdev::{
+    BlockDevice, Channel, Common, DeviceError, DeviceLimits, ExtentRecord, ExtentState, OpSet, Traits, Unaddressed,
+    scatter,
+};
 use crate::reactor::io::{Io, IoList, IoOp, IoStatus};
 use crate::reactor::{Activity, Poller, Reactor};
+use zerocopy::IntoBytes;
 
 #[expect(clippy::disallowed_types, reason = "a device of tests, as simple as can be")]
 type Bytes = Arc<std::sync::Mutex<Vec<u8>>>;
@@ -38,6 +42,12 @@ pub(super) enum Fault {
     VerifyFailsOnZeros,
     VerifyIsBlind,
     VerifyClears,
+    ExtentsHideData,
+    ExtentsKeepUnmapped,
+    ExtentsBeginElsewhere,
+    ExtentsLeaveGaps,
+    ExtentsLeaveRest,
+    ExtentsRunOver,
     GrowthLosesData,
     GrowthIsGarbage,
     GrowthIsNotSaid,
@@ -45,6 +55,9 @@ pub(super) enum Fault {
 }
 
 const BLOCK: usize = 512;
+
+/// What is freed, if all of it is zeros.
+const GRANULE: usize = 4096;
 
 /// Where reads of [`Ram::unreadable`] fail.
 pub(super) const BAD: u64 = 5 << 20;
@@ -73,7 +86,11 @@ impl Ram {
     fn with(fault: Option<Fault>, bad: Option<u64>) -> Arc<dyn BlockDevice> {
         // The others are read from.
         let own = matches!(fault, Some(Fault::VerifyFailsOnZeros | Fault::VerifyIsBlind | Fault::VerifyClears));
-        let limits = DeviceLimits { verify_max: if own { u64::MAX } else { 0 }, ..DeviceLimits::default() };
+        let limits = DeviceLimits {
+            verify_max: if own { u64::MAX } else { 0 },
+            unmap_granularity: GRANULE as u32,
+            ..DeviceLimits::default()
+        };
         let traits = Traits {
             name: "wrong".to_owned(),
             driver: "ram",
@@ -238,6 +255,7 @@ impl RamChannel {
             IoOp::Verify if fault(Fault::VerifyFailsOnZeros) && bytes[start..end].iter().all(|byte| *byte == 0) => {
                 io.status = IoStatus::MediaError;
             }
+            IoOp::Extents => self.tell(bytes, io),
             IoOp::Verify if fault(Fault::VerifyClears) => bytes[start..end].fill(0),
             IoOp::Read => {
                 if fault(Fault::ReadsDropLastBlock) && end - start > BLOCK {
@@ -288,6 +306,38 @@ impl RamChannel {
             _ => {}
         }
         false
+    }
+}
+
+impl RamChannel {
+    /// The extents from the offset asked for on, one record for each granule.
+    fn tell(&self, bytes: &[u8], io: &mut Io) {
+        let fault = |fault| self.fault == Some(fault);
+        let mut room = io.len as usize / ExtentRecord::LEN;
+        let mut start = io.offset as usize;
+        if fault(Fault::ExtentsBeginElsewhere) {
+            start = start / GRANULE * GRANULE;
+        }
+        let mut records = Vec::new();
+        while start < bytes.len() && room > 0 {
+            let end = (start / GRANULE + 1) * GRANULE;
+            let zeros = bytes[start / GRANULE * GRANULE..end].iter().all(|byte| *byte == 0);
+            let hides = zeros && !fault(Fault::ExtentsKeepUnmapped) || fault(Fault::ExtentsHideData);
+            let last = if fault(Fault::ExtentsRunOver) && end == bytes.len() { GRANULE } else { 0 };
+            records.push(ExtentRecord {
+                offset: (start as u64).into(),
+                len: ((end + last - start) as u64).into(),
+                state: if hides { ExtentState::DEALLOCATED } else { ExtentState::MAPPED },
+                ..ExtentRecord::default()
+            });
+            start = if fault(Fault::ExtentsLeaveGaps) { end + GRANULE } else { end };
+            room -= 1;
+        }
+        let mut all = records.as_bytes().to_vec();
+        if !fault(Fault::ExtentsLeaveRest) {
+            all.resize(io.len as usize, 0);
+        }
+        scatter::scatter(&mut io.data, 0, &all).unwrap();
     }
 }
 

@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use hugepages::Buf;
 
+use super::holes::Holes;
 use super::{BOUNCE_LEN, Geometry, Health};
 use crate::bdev::bounce::Bounces;
 use crate::bdev::exclusion::{Gate, Range, Resume, Ticket};
@@ -72,6 +73,8 @@ pub(super) struct Inner {
     sink: Cell<u32>,
     pub(super) geometry: Geometry,
     pub(super) health: Arc<Health>,
+    pub(super) common: Common,
+    pub(super) holes: Option<Holes>,
     pub(super) gate: Rc<Gate>,
     outstanding: Outstanding,
     plain: WorkQueue,
@@ -107,6 +110,7 @@ impl FileChannel {
         descriptor: Descriptor,
         geometry: Geometry,
         health: &Arc<Health>,
+        holes: Option<Holes>,
     ) -> Result<FileChannel, DeviceError> {
         Gate::check_home(reactor, common)?;
         let bounces = Bounces::new(reactor, BOUNCE_LEN).ok_or_else(|| {
@@ -121,6 +125,8 @@ impl FileChannel {
             sink: Cell::new(0),
             geometry,
             health: health.clone(),
+            common: common.clone(),
+            holes,
             gate: Gate::open(reactor, common, me.clone()),
             outstanding: Outstanding::new(reactor),
             plain: WorkQueue::new(reactor),
@@ -206,7 +212,7 @@ impl Inner {
     fn start(&self, mut io: Io) {
         match io.op {
             IoOp::Read if self.is_whole_units(&io) => self.transfer(io),
-            IoOp::Read | IoOp::Compare => self.plain.push(io),
+            IoOp::Read | IoOp::Compare | IoOp::Extents => self.plain.push(io),
             IoOp::CompareAndWrite => self.exclusive.push(io),
             IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes if !self.is_whole_units(&io) => self.exclusive.push(io),
             IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes => {

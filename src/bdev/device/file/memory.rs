@@ -15,6 +15,7 @@ use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,8 +23,10 @@ use hugepages::{Region, RegionOptions};
 
 use super::BOUNCE_LEN;
 use super::channel::status_of;
+use super::holes::Holes;
 use crate::bdev::at_once::AtOnce;
-use crate::bdev::scatter;
+use crate::bdev::{Common, scatter};
+use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
 use crate::sys::file;
 use crate::sys::mapped::MappedFile;
@@ -37,7 +40,7 @@ const PAGES: usize = 64;
 /// What all channels of such a file share.
 #[derive(Debug)]
 pub(super) struct MemoryFile {
-    pub(super) file: fs::File,
+    pub(super) file: Arc<fs::File>,
     mapped: Option<Mapped>,
     /// The mapping was written to since the time of the last change was set.
     touched: AtomicBool,
@@ -53,7 +56,7 @@ struct Mapped {
 
 impl MemoryFile {
     /// Of a file of `len` bytes. Without the address space for a mapping all goes by two calls.
-    pub(super) fn new(file: fs::File, len: u64) -> MemoryFile {
+    pub(super) fn new(file: Arc<fs::File>, len: u64) -> MemoryFile {
         let mapped = usize::try_from(len).ok().and_then(|len| {
             let mapped = MappedFile::new(&file, len).ok()?;
             let present = Region::new(mapped.len().div_ceil(PAGE), RegionOptions::default()).ok()?;
@@ -120,7 +123,10 @@ impl Mapped {
 
 /// What a volume in such a file is on one reactor.
 pub(super) struct InMemory {
+    reactor: Rc<Reactor>,
+    common: Common,
     shared: Arc<MemoryFile>,
+    holes: Option<Holes>,
     /// What cannot be copied at once goes through it.
     bounce: RefCell<Box<[u8]>>,
     /// Whether fallocate has not refused to punch holes.
@@ -128,8 +134,20 @@ pub(super) struct InMemory {
 }
 
 impl InMemory {
-    pub(super) fn new(shared: Arc<MemoryFile>) -> InMemory {
-        InMemory { shared, bounce: RefCell::new(vec![0; BOUNCE_LEN].into()), can_punch: Cell::new(true) }
+    pub(super) fn new(
+        reactor: &Rc<Reactor>,
+        common: &Common,
+        shared: &Arc<MemoryFile>,
+        holes: Option<Holes>,
+    ) -> InMemory {
+        InMemory {
+            reactor: reactor.clone(),
+            common: common.clone(),
+            shared: shared.clone(),
+            holes,
+            bounce: RefCell::new(vec![0; BOUNCE_LEN].into()),
+            can_punch: Cell::new(true),
+        }
     }
 
     /// The end of the file inside the volume is somebody's who shortened it.
@@ -285,6 +303,13 @@ impl AtOnce for InMemory {
     fn compare(&self, io: &mut Io) {
         let result = self.find_difference(io);
         note(io, result);
+    }
+
+    async fn extents(&self, io: &mut Io) {
+        match &self.holes {
+            Some(holes) => holes.tell(&self.reactor, &self.common, io).await,
+            None => io.status = IoStatus::Unsupported,
+        }
     }
 
     fn compare_and_write(&self, io: &mut Io) {

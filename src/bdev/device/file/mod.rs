@@ -5,6 +5,7 @@
 //!           |    (other memory: one Op on a bounce buffer)                                               |
 //!           +-- flush ---> Op::Sync                                                                      +--> complete
 //!           +-- compare, unmap, zeroes, what came back short ---> plain helpers, through a bounce buffer -+
+//!           +-- extents -----------------------------------------> plain helpers, which ask a thread ------+
 //!           +-- compare and write, blocks below the unit of direct I/O ---> exclusive helpers, with a grant
 //! ```
 //! - *Direct I/O* (O_DIRECT) where the file system has it: data goes between arena and device without a copy. Else the
@@ -14,12 +15,15 @@
 //!   failed fdatasync the kernel may have dropped what it could not write and report success to the next one, so
 //!   from the first failure on every flush of the volume fails, until it is opened again.
 //! - *In memory* (tmpfs, ramfs) a file has a channel of its own, without the ring: see `memory`.
+//! - *Extents*: the holes that lseek(2) tells of, asked for on a thread: see `holes`. A block device, and what was opened elsewhere, is all
+//!   mapped.
 //! - *Holes*: a sparse file costs a worker thread of the kernel per write that must allocate (the ring cannot do it without
 //!   waiting), as do fdatasync and fallocate. Only reads and writes of allocated blocks are the fast path.
 //! - *One opener*: a lock on the open file description keeps other processes and volumes out, O_EXCL does for a block device.
 //! - A file that someone shortened gives an error where it ends, and no bytes; in memory, through ublk, where its last page does.
 
 mod channel;
+mod holes;
 mod memory;
 mod open;
 #[cfg(test)]
@@ -35,8 +39,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed, at_once};
 use crate::reactor::Reactor;
+use crate::reactor::io::IoOp;
 use crate::sys::descriptor::Descriptor;
 use channel::FileChannel;
+use holes::Holes;
 use memory::InMemory;
 use open::Backing;
 
@@ -109,6 +115,7 @@ pub struct File {
     backing: Backing,
     geometry: Geometry,
     health: Arc<Health>,
+    holes: Option<Holes>,
     note: Option<String>,
 }
 
@@ -120,16 +127,20 @@ impl File {
     /// use, and what the kernel says.
     pub fn create(options: Options) -> Result<File, DeviceError> {
         let opened = open::open(&options)?;
-        Ok(File::new(options, opened.backing, opened.geometry, opened.note))
+        let holes = opened.backing.sparse().map(Holes::start).transpose().map_err(|error| DeviceError::Io {
+            what: format!("volume \"{}\": a thread that looks for holes", options.name),
+            error,
+        })?;
+        Ok(File::new(options, opened.backing, opened.geometry, holes, opened.note))
     }
 
     /// A file of `options.size` bytes that is open already, such as a disk of a simulated world. It cannot grow; path and
     /// `direct` of the options are not used.
     pub fn over(options: Options, descriptor: Descriptor, geometry: Geometry) -> File {
-        File::new(options, Backing::Open(descriptor), geometry, None)
+        File::new(options, Backing::Open(descriptor), geometry, None, None)
     }
 
-    fn new(options: Options, backing: Backing, geometry: Geometry, note: Option<String>) -> File {
+    fn new(options: Options, backing: Backing, geometry: Geometry, holes: Option<Holes>, note: Option<String>) -> File {
         debug_assert!(geometry.unit as usize <= BOUNCE_LEN);
         let allocation = geometry.allocation.max(geometry.zeroes);
         let physical = options.physical_block_size.max(geometry.unit).max(geometry.physical);
@@ -143,7 +154,7 @@ impl File {
             uuid: options.uuid,
             block_size: options.block_size,
             physical_block_size: physical,
-            ops: OpSet::ALL,
+            ops: if holes.is_some() { OpSet::ALL } else { OpSet::ALL.without(IoOp::Extents) },
             read_only: false,
             volatile_cache: true,
             keeps_nothing: false,
@@ -160,7 +171,7 @@ impl File {
             zones: None,
         };
         let common = Common::new(traits, options.size, options.home);
-        File { common, backing, geometry, health: Arc::default(), note }
+        File { common, backing, geometry, health: Arc::default(), holes, note }
     }
 
     /// Why direct I/O was asked for and is not used, a sentence for the log.
@@ -181,13 +192,18 @@ impl BlockDevice for File {
 
     fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
         if let Backing::Memory(shared, _) = &self.backing {
-            return at_once::open(reactor, &self.common, InMemory::new(shared.clone()));
+            return at_once::open(
+                reactor,
+                &self.common,
+                InMemory::new(reactor, &self.common, shared, self.holes.clone()),
+            );
         }
         let descriptor = self.backing.descriptor().map_err(|error| DeviceError::Io {
             what: format!("volume \"{}\": another descriptor of its file", self.common.traits().name),
             error,
         })?;
-        Ok(Box::new(FileChannel::open(reactor, &self.common, descriptor, self.geometry, &self.health)?))
+        let (geometry, health, holes) = (self.geometry, &self.health, self.holes.clone());
+        Ok(Box::new(FileChannel::open(reactor, &self.common, descriptor, geometry, health, holes)?))
     }
 
     fn grow(&self, size: u64) -> Result<(), DeviceError> {

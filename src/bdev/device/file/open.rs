@@ -22,11 +22,11 @@ const CAUTIOUS: DirectAlign = DirectAlign { memory: 4096, offset: 4096 };
 #[derive(Debug)]
 pub(super) enum Backing {
     /// A regular file.
-    Regular(fs::File, PathBuf),
+    Regular(Arc<fs::File>, PathBuf),
     /// A file in memory.
     Memory(Arc<MemoryFile>, PathBuf),
     /// A block device.
-    BlockDevice(fs::File, PathBuf),
+    BlockDevice(Arc<fs::File>, PathBuf),
     /// Something that is open already.
     Open(Descriptor),
 }
@@ -112,9 +112,9 @@ pub(super) fn open(options: &Options) -> Result<Opened, DeviceError> {
     };
     let path = path.to_owned();
     let backing = match (device, in_memory) {
-        (true, _) => Backing::BlockDevice(file, path),
-        (false, true) => Backing::Memory(Arc::new(MemoryFile::new(file, options.size)), path),
-        (false, false) => Backing::Regular(file, path),
+        (true, _) => Backing::BlockDevice(file.into(), path),
+        (false, true) => Backing::Memory(Arc::new(MemoryFile::new(file.into(), options.size)), path),
+        (false, false) => Backing::Regular(file.into(), path),
     };
     Ok(Opened { backing, geometry, note })
 }
@@ -187,6 +187,15 @@ fn direct_align(file: &fs::File, size: u64) -> Result<DirectAlign, String> {
 }
 
 impl Backing {
+    /// The file that can have holes which the kernel tells of.
+    pub(super) fn sparse(&self) -> Option<&Arc<fs::File>> {
+        match self {
+            Backing::Regular(file, _) => Some(file),
+            Backing::Memory(shared, _) => Some(&shared.file),
+            Backing::BlockDevice(..) | Backing::Open(_) => None,
+        }
+    }
+
     /// Another descriptor of the same open file, for a reactor's ring.
     pub(super) fn descriptor(&self) -> io::Result<Descriptor> {
         let file = match self {
@@ -210,7 +219,7 @@ impl Backing {
             Backing::BlockDevice(file, path) => {
                 let shown = path.display();
                 // Channels use offsets of their own: the shared position is nobody's.
-                let found = (&*file).seek(SeekFrom::End(0)).map_err(naming.io(format_args!("{shown}")))?;
+                let found = (&**file).seek(SeekFrom::End(0)).map_err(naming.io(format_args!("{shown}")))?;
                 if found == size {
                     return Ok(());
                 }

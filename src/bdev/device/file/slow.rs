@@ -1,4 +1,4 @@
-//! What takes several operations, on helper tasks, through one bounce buffer each.
+//! What takes several operations, on helper tasks, through one bounce buffer each, or another thread.
 
 use hugepages::Buf;
 use std::ops::Range as Span;
@@ -16,6 +16,13 @@ type Step = (Buf, Result<(), IoStatus>);
 impl Inner {
     /// Executes an I/O whose exclusion, if it needs one, has been seen to. Sets its status.
     pub(super) async fn carry_out(&self, io: &mut Io) {
+        if io.op == IoOp::Extents {
+            match &self.holes {
+                Some(holes) => holes.tell(&self.reactor, &self.common, io).await,
+                None => io.status = IoStatus::Unsupported,
+            }
+            return;
+        }
         let mut bounce = self.bounces.take().await;
         let buf = bounce.buf;
         let span = io.offset..io.offset + io.len;
