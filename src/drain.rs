@@ -8,10 +8,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::bdev::{BlockDevice, Handle};
-use crate::nvme::target::tcp::Door;
 use crate::reactor::io::{IoOp, IoStatus};
 use crate::reactor::mailbox::Remote;
 use crate::sys::tsc::monotonic_ns;
+use crate::{iscsi, nvme};
 
 /// Hosts get this long to take their answers.
 const HOSTS: Duration = Duration::from_millis(1200);
@@ -25,18 +25,54 @@ fn since(start: u64) -> Duration {
     Duration::from_nanos(monotonic_ns() - start)
 }
 
-/// Lets connections end and then what is in flight, within `limit`. Returns what has not ended, as [`busy`].
-pub fn drain(door: Option<&Door>, remotes: &[Remote], limit: Duration) -> BTreeSet<String> {
-    let start = monotonic_ns();
-    let connected = || door.is_some_and(|door| door.connections() > 0);
-    if let Some(door) = door {
-        door.drain();
-        while connected() && since(start) < HOSTS {
-            std::thread::park_timeout(LOOK);
-        }
-        // A host that does not read holds nobody up; a device that does not answer is named below.
-        door.close();
+/// A door with connections of hosts.
+pub trait Connected {
+    /// Takes no more connections and lets those that there are end. Returns at once.
+    fn drain(&self);
+    /// Closes all connections, answered or not.
+    fn close(&self);
+    /// Connections that have not ended.
+    fn connections(&self) -> usize;
+}
+
+impl Connected for nvme::target::tcp::Door {
+    fn drain(&self) {
+        self.drain();
     }
+
+    fn close(&self) {
+        self.close();
+    }
+
+    fn connections(&self) -> usize {
+        self.connections()
+    }
+}
+
+impl Connected for iscsi::door::Door {
+    fn drain(&self) {
+        self.drain();
+    }
+
+    fn close(&self) {
+        self.close();
+    }
+
+    fn connections(&self) -> usize {
+        self.connections()
+    }
+}
+
+/// Lets connections end and then what is in flight, within `limit`. Returns what has not ended, as [`busy`].
+pub fn drain(doors: &[&dyn Connected], remotes: &[Remote], limit: Duration) -> BTreeSet<String> {
+    let start = monotonic_ns();
+    let connected = || doors.iter().any(|door| door.connections() > 0);
+    doors.iter().for_each(|door| door.drain());
+    while connected() && since(start) < HOSTS {
+        std::thread::park_timeout(LOOK);
+    }
+    // A host that does not read holds nobody up; a device that does not answer is named below.
+    doors.iter().for_each(|door| door.close());
     loop {
         let busy = busy(remotes);
         if busy.is_empty() && !connected() || since(start) > limit {

@@ -134,6 +134,31 @@ const _: () = assert!(REACTORS_MAX <= UBLK_QUEUES_MAX as usize, "a ublk device c
 const _: () = assert!(STACK_DEPTH_MAX < u8::MAX as usize);
 const _: () = assert!(SEGMENTS_MAX < u8::MAX as usize);
 
+/// iSCSI commands that an initiator may have outstanding in a session: what Linux asks for by default (`cmds_max`).
+pub const ISCSI_WINDOW: u16 = 128;
+
+/// iSCSI requests for immediate delivery of a session at a time, beside the window: task management, pings.
+pub const ISCSI_IMMEDIATE: u16 = 16;
+
+/// Connections of an iSCSI session.
+pub const ISCSI_CONNECTIONS_PER_SESSION: u16 = 4;
+
+/// iSCSI sessions of all targets, discovery included.
+pub const ISCSI_SESSIONS_MAX: u16 = 16384;
+
+/// Logical units of a target: what peripheral device addressing holds, which every initiator understands.
+pub const ISCSI_LUNS_MAX: u16 = 256;
+
+/// How long an iSCSI connection may take to log in, in nanoseconds: a stranger would keep one of [`CONNECTIONS_PER_REACTOR`] for ever. A wrong
+/// secret is answered after a second, and a lost packet is sent again three times.
+pub const ISCSI_LOGIN_TIMEOUT_NS: u64 = 15_000_000_000;
+
+/// An iSCSI initiator that says nothing for so long is asked whether it is there, in nanoseconds.
+pub const ISCSI_NOP_INTERVAL_NS: u64 = 15_000_000_000;
+
+/// It has so long to answer, in nanoseconds.
+pub const ISCSI_NOP_TIMEOUT_NS: u64 = 15_000_000_000;
+
 /// Commands in flight on one queue of an NVMe disk by default: more than any disk needs to be fast.
 pub const NVME_DEPTH: u16 = 256;
 

@@ -509,6 +509,10 @@ impl Server {
         self.remotes().iter().filter(|remote| remote.has_ended()).map(Remote::id).collect()
     }
 
+    fn doors(&self) -> Vec<&dyn drain::Connected> {
+        self.nvmf_door.iter().map(|door| door as &dyn drain::Connected).collect()
+    }
+
     /// The end of a server without all its reactors: as much of an orderly one as those that are left can do.
     fn take_down(&mut self) -> Error {
         let reactors = self.panicked();
@@ -516,7 +520,7 @@ impl Server {
         // Nothing is acknowledged after the final flush.
         self.ublk_door.iter().for_each(ublk::Door::hold);
         let living: Vec<Remote> = self.remotes().iter().filter(|remote| !remote.has_ended()).cloned().collect();
-        let busy = drain::drain(self.nvmf_door.as_ref(), &living, END);
+        let busy = drain::drain(&self.doors(), &living, END);
         unsure.extend(busy.into_iter().map(|name| format!("no end of what was in flight on {name}")));
         for (name, status) in drain::flush(&self.registry.devices(), self.remotes(), FLUSH) {
             let why = status.map_or("did not end".to_owned(), |status| format!("failed: {status:?}"));
@@ -537,7 +541,7 @@ impl Server {
         for (_, _, end) in self.ublk_door.take().map(|mut door| door.close(true)).unwrap_or_default() {
             first = first.and(end.map(drop).map_err(Error::from));
         }
-        let mut busy = drain::drain(self.nvmf_door.as_ref(), self.remotes(), END);
+        let mut busy = drain::drain(&self.doors(), self.remotes(), END);
         if busy.is_empty() {
             for (name, status) in drain::flush(&self.registry.devices(), self.remotes(), FLUSH) {
                 match status {

@@ -34,6 +34,7 @@ pub mod exclusion;
 mod extents;
 mod forward;
 mod handle;
+mod hosts;
 pub mod layer;
 #[cfg(test)]
 pub(crate) mod leaf;
@@ -49,6 +50,7 @@ mod zoned;
 pub use contract::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 pub use extents::{ExtentRecord, ExtentState, ExtentWriter, extents};
 pub use handle::Handle;
+pub use hosts::{HostKey, HostTold, Hosts};
 pub use stats::{Latency, OpCount, Stats, empty_histogram, percentiles};
 pub use told::Told;
 pub use zoned::{

@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod cli;
 pub mod config;
+mod iscsi;
 pub mod log;
 pub mod nvme_command;
 mod rpc;

@@ -4,6 +4,7 @@ mod disks;
 mod nvme;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,7 +16,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::cli::ServeOptions;
-use super::config::{self, Change, Config, HostAccess, Hugepages, Idle, Machine, Style, Subsystem};
+use super::config::{self, Change, Config, Diff, HostAccess, Hugepages, Idle, Machine, Style, Subsystem};
+use super::iscsi::Targets;
 use super::nvme_command::state::Files;
 use super::rpc::Socket;
 use super::shutdown;
@@ -24,6 +26,7 @@ use super::volumes::Volumes;
 use super::watch::{self, Watch};
 use crate::bdev::device::nvme::DiskEvent;
 use crate::bdev::registry::Claim;
+use crate::drain::Connected;
 use crate::nvme::target::tcp::{Door, Export};
 use crate::reactor;
 use crate::reactor::start::Reactors;
@@ -74,6 +77,7 @@ struct Server {
     volumes: Volumes,
     reactors: Reactors,
     door: Option<Door>,
+    targets: Targets,
     disks: LocalDisks,
     /// What holds the volumes of namespaces, by NQN and namespace.
     claims: BTreeMap<(String, u32), Claim>,
@@ -149,12 +153,14 @@ impl Server {
             return Err(why);
         }
         let disks = LocalDisks::new(Path::new(&config.file), reactors.remotes(), &config.reactor.cores);
+        let targets = Targets::new(reactors.remotes());
         let (claims, listening) = (BTreeMap::new(), Vec::new());
         let mut server = Server {
             config,
             volumes,
             reactors,
             door: None,
+            targets,
             disks,
             claims,
             listening,
@@ -174,6 +180,7 @@ impl Server {
 
     fn open_doors(&mut self) -> Result<(), String> {
         self.open_door()?;
+        self.targets.start(&self.config, &self.volumes)?;
         self.disks.start(&self.config, &self.volumes)
     }
 
@@ -221,6 +228,9 @@ impl Server {
                 writeln!(out, "nvme connect -t tcp -a {} -s {} -n {}", bound.ip(), bound.port(), subsystem.nqn)?;
             }
         }
+        for line in self.targets.connect_lines(&self.config) {
+            writeln!(out, "{line}")?;
+        }
         for path in self.disks.paths(&self.config) {
             writeln!(out, "{path}")?;
         }
@@ -254,7 +264,7 @@ impl Server {
             Ok(listening) => listening,
             Err(why) => {
                 eprintln!("reactor: {why}");
-                let _ = shutdown::run(self.door, self.disks, self.volumes, self.reactors);
+                let _ = self.shut_down();
                 return ExitCode::from(FAILED);
             }
         };
@@ -299,7 +309,18 @@ impl Server {
         // Whoever asks now is told that nobody is there.
         drop((watch, events, socket));
         self.files.publish(Vec::new());
-        shutdown::run(self.door, self.disks, self.volumes, self.reactors)
+        self.shut_down()
+    }
+
+    fn shut_down(self) -> ExitCode {
+        let doors: Vec<&dyn Connected> = [
+            self.door.as_ref().map(|door| door as &dyn Connected),
+            self.targets.door().map(|door| door as &dyn Connected),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        shutdown::run(&doors, self.disks, self.volumes, self.reactors)
     }
 
     fn reload(&mut self, path: &Path, machine: &Machine) {
@@ -314,26 +335,55 @@ impl Server {
             tracing::warn!("{}", warning.trim_end());
         }
         let diff = config::diff(&self.config, &loaded.config);
-        let mut running = diff.running.clone();
         // What runs does not name a device that has not come up; that it is configured no more is seen here alone.
         let given_up = self.disks.given_up(&diff.running).into_iter().map(|bdev| Change::UblkRemoved { bdev });
-        // First: it holds its volume.
-        let changes: Vec<Change> = given_up.chain(diff.changes).collect();
-        for change in &changes {
-            match self.apply(change, &diff.running) {
-                Ok(()) if matches!(change, Change::Refused { .. }) => tracing::warn!("reload: {change}"),
+        let mut steps = 0;
+        let running = self.carry_out(given_up.collect(), &diff, |change, is_refused, result| {
+            steps += 1;
+            match result {
+                Ok(()) if is_refused => tracing::warn!("reload: {change}"),
                 Ok(()) => tracing::info!("reload: {change}"),
-                Err(why) => {
-                    tracing::error!("reload: failed: {change}: {why}");
-                    // Still as it was, so that the next reload tries again.
-                    change.undo(&mut running, &self.config);
-                }
+                Err(why) => tracing::error!("reload: failed: {change}: {why}"),
             }
-        }
-        if changes.is_empty() {
+        });
+        if steps == 0 {
             tracing::info!("reload: nothing has changed");
         }
         self.config = running;
+    }
+
+    /// Takes the steps of a change, those of `first` ahead of the others, and tells how each ended and whether it was refused from the start.
+    /// Returns what runs then: with what has failed as it was, so that the next reload tries again.
+    fn carry_out(
+        &mut self,
+        first: Vec<Change>,
+        diff: &Diff,
+        mut tell: impl FnMut(&dyn Display, bool, &Result<(), String>),
+    ) -> Config {
+        let mut running = diff.running.clone();
+        for change in &diff.iscsi.before {
+            let result = self.targets.apply(change, &diff.running, &self.volumes);
+            if result.is_err() {
+                change.undo(&mut running, &self.config);
+            }
+            tell(change, false, &result);
+        }
+        // The first ones hold volumes.
+        for change in first.iter().chain(&diff.changes) {
+            let result = self.apply(change, &diff.running);
+            if result.is_err() {
+                change.undo(&mut running, &self.config);
+            }
+            tell(change, matches!(change, Change::Refused { .. }), &result);
+        }
+        for change in &diff.iscsi.after {
+            let result = self.targets.apply(change, &diff.running, &self.volumes);
+            if result.is_err() {
+                change.undo(&mut running, &self.config);
+            }
+            tell(change, false, &result);
+        }
+        running
     }
 
     fn door(&mut self) -> Result<&mut Door, String> {
@@ -350,6 +400,7 @@ impl Server {
         if let Some(door) = &mut self.door {
             door.resized(id).map_err(|e| e.to_string())?;
         }
+        self.targets.resized(id)?;
         // The volume has grown; that its local disk does not know is no reason to say it has not.
         if let Err(why) = self.disks.resized(name) {
             tracing::warn!("volume \"{name}\" has grown: {why}");

@@ -7,8 +7,7 @@ use std::time::Duration;
 use super::serve::FAILED;
 use super::ublk::LocalDisks;
 use super::volumes::Volumes;
-use crate::drain;
-use crate::nvme::target::tcp::Door;
+use crate::drain::{self, Connected};
 use crate::reactor::start::Reactors;
 use crate::sys::tsc::monotonic_ns;
 
@@ -16,11 +15,11 @@ use crate::sys::tsc::monotonic_ns;
 const END: Duration = Duration::from_millis(1900);
 
 /// Drains and stops; the exit code of the process.
-pub fn run(door: Option<Door>, disks: LocalDisks, mut volumes: Volumes, reactors: Reactors) -> ExitCode {
+pub fn run(doors: &[&dyn Connected], disks: LocalDisks, mut volumes: Volumes, reactors: Reactors) -> ExitCode {
     // Before the clock starts: a disk that is left waits for what the kernel has begun, and flushes come after it.
     let clean = disks.close();
     let start = monotonic_ns();
-    let mut silent = drain::drain(door.as_ref(), reactors.remotes(), END);
+    let mut silent = drain::drain(doors, reactors.remotes(), END);
     if silent.is_empty() {
         silent = volumes.flush_all(END.saturating_sub(Duration::from_nanos(monotonic_ns() - start)));
     }

@@ -15,6 +15,16 @@ const CHALLENGE_MAX: usize = 1024;
 /// Bytes of chance one authentication needs: the identifier and the longest challenge.
 pub const CHAP_ENTROPY: usize = 33;
 
+/// The bytes of chance of one authentication: those of a secret that nobody else has, for a number that comes once.
+pub fn chap_entropy(secret: &[u8; 32], number: u64) -> [u8; CHAP_ENTROPY] {
+    let mut out = [0; CHAP_ENTROPY];
+    for (part, bytes) in out.chunks_mut(32).enumerate() {
+        let hash = Sha256::new().chain_update(secret).chain_update(number.to_be_bytes()).chain_update([part as u8]);
+        bytes.copy_from_slice(&hash.finalize()[..bytes.len()]);
+    }
+    out
+}
+
 /// A secret. It is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);

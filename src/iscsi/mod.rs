@@ -23,6 +23,7 @@
 mod admission;
 mod chap;
 mod decode;
+pub mod door;
 mod encode;
 mod exchange;
 mod keys;
@@ -38,7 +39,9 @@ mod tests;
 
 pub use crate::util::{DataDigest, crc32c};
 pub use admission::{Admitted, Claim, Established, Joined, LoginStatus, Nexus};
-pub use chap::{BadChap, CHAP_ENTROPY, ChapConfig, Credentials, NotAuthentic, SECRET_MAX, SECRET_MIN, Secret};
+pub use chap::{
+    BadChap, CHAP_ENTROPY, ChapConfig, Credentials, NotAuthentic, SECRET_MAX, SECRET_MIN, Secret, chap_entropy,
+};
 pub use decode::{Decoder, Event, Fatal, Limits, Request};
 pub use encode::{Framing, PREFIX_MAX, SUFFIX_MAX};
 pub use exchange::{TextExchange, TextReply};

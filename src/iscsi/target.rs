@@ -64,7 +64,7 @@ pub struct TargetConfig {
     pub name: String,
     /// TargetAlias.
     pub alias: Option<String>,
-    /// Where it is reached.
+    /// Where it is reached; without one, by nobody.
     pub portals: Vec<Portal>,
     /// Who may use it.
     pub initiators: AllowedInitiators,
@@ -93,7 +93,7 @@ pub enum BadTarget {
     /// The alias is longer than 255 bytes or has a NUL.
     #[error("the alias of {0} cannot be one")]
     Alias(String),
-    /// A target has no portal, two of the same listener, or an address that cannot be one.
+    /// A target has two portals of the same listener, or an address that cannot be one.
     #[error("the portals of {0} cannot be")]
     Portals(String),
     /// A number of the offer is out of its range.
@@ -133,7 +133,7 @@ impl Book {
                     || portal.redirect.as_ref().is_some_and(|to| bad_address(&to.address))
             };
             let listeners: BTreeSet<u16> = target.portals.iter().map(|portal| portal.listener).collect();
-            if listeners.is_empty() || listeners.len() != target.portals.len() || target.portals.iter().any(bad_portal)
+            if listeners.len() != target.portals.len() || target.portals.iter().any(bad_portal)
             {
                 return Err(BadTarget::Portals(name.clone()));
             }

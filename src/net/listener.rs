@@ -17,8 +17,8 @@ pub struct Listener {
     stopped: std::cell::Cell<bool>,
 }
 
-/// What to do with a connection, on the reactor it was given to.
-pub type OnConnection = fn(&Rc<Reactor>, Descriptor);
+/// What to do with a connection, on the reactor it was given to. The address is the one that the listener is bound to.
+pub type OnConnection = fn(&Rc<Reactor>, Descriptor, SocketAddr);
 
 impl Listener {
     /// Accepts connections of a bound and listening socket and hands each to the next reactor in turn, where `serve` takes it.
@@ -65,7 +65,8 @@ impl Listener {
                 (_, Payload::Fd(fd)) => {
                     let to = next % self.reactor.reactors();
                     next = to + 1;
-                    self.reactor.send(to, Message::Call(Box::new(move |reactor| serve(reactor, fd))));
+                    let address = self.address;
+                    self.reactor.send(to, Message::Call(Box::new(move |reactor| serve(reactor, fd, address))));
                 }
                 (e, _) if e == -libc::EMFILE || e == -libc::ENFILE || e == -libc::ENOMEM || e == -libc::ENOBUFS => {
                     // No descriptor or memory for one more: those that wait stay in the kernel's queue.

@@ -180,6 +180,14 @@ impl Stream {
         (batch, Ok(()))
     }
 
+    /// A second descriptor of the socket, for the reactor that goes on with it. Nothing may be in flight here, then and later.
+    ///
+    /// # Errors
+    /// What dup(2) says.
+    pub fn share(&self) -> std::io::Result<Descriptor> {
+        self.reactor.share_file(self.file)
+    }
+
     /// Receives no more: a receive in flight ends, and so does every later one. Sending goes on.
     pub fn stop_receiving(&self) {
         self.shut.set(true);

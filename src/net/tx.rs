@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Poll;
 
-use hugepages::footprint;
+use hugepages::{Buf, footprint};
 
 use super::stream::{Stream, StreamError};
 use crate::reactor::{Reactor, TaskId};
@@ -204,6 +204,13 @@ impl Tx {
     /// Gives back what [`Tx::reserve`] took for a buffer of `len` bytes that is not sent.
     pub fn unreserve(&self, reactor: &Reactor, len: usize) {
         self.give_back(reactor, footprint(len));
+    }
+
+    /// Gives back what [`Tx::reserve`] took for a buffer, or the rest of one whose beginning was sent.
+    pub fn drop_reserved(&self, reactor: &Reactor, buf: Buf) {
+        let capacity = buf.capacity();
+        drop(buf);
+        self.give_back(reactor, capacity);
     }
 
     /// Gives back all that is reserved: nothing more is sent, and the buffers are gone.

@@ -88,6 +88,15 @@ impl Backend {
         }
     }
 
+    /// A second descriptor of an open file, for another reactor.
+    pub(super) fn share_file(&self, file: FileId) -> io::Result<Descriptor> {
+        match self {
+            Backend::Uring(b) => b.share_file(file).map(Descriptor::Kernel),
+            Backend::Sim(b) => b.share_file(file).map(Descriptor::Simulated),
+            Backend::Closed => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        }
+    }
+
     /// Makes a stream socket.
     pub(super) fn add_socket(&mut self, to: SocketAddr) -> io::Result<FileId> {
         each!(self, b => b.add_socket(to), closed => panic!("a socket after the reactor's end"))

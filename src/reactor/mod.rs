@@ -564,6 +564,14 @@ impl Reactor {
         self.backend.borrow_mut().establish_socket(file)
     }
 
+    /// A second descriptor of a file or socket of the backend, for another reactor.
+    ///
+    /// # Errors
+    /// What dup(2) says.
+    pub fn share_file(&self, file: FileId) -> std::io::Result<Descriptor> {
+        self.backend.borrow().share_file(file)
+    }
+
     /// Closes a file or socket of the backend.
     pub fn remove_file(&self, file: FileId) {
         self.backend.borrow_mut().remove_file(file);

@@ -94,9 +94,14 @@ impl Pending {
         self.0 &= !attention.mask();
     }
 
+    /// The one to report next.
+    pub fn first(self) -> Option<UnitAttention> {
+        UnitAttention::ALL.into_iter().find(|attention| self.0 & attention.mask() != 0)
+    }
+
     /// Takes the one to report.
     pub fn take(&mut self) -> Option<UnitAttention> {
-        let next = UnitAttention::ALL.into_iter().find(|attention| self.0 & attention.mask() != 0)?;
+        let next = self.first()?;
         self.clear(next);
         Some(next)
     }

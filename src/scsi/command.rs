@@ -58,7 +58,8 @@ impl DataOut {
     /// are taken.
     ///
     /// # Errors
-    /// INVALID FIELD IN COMMAND INFORMATION UNIT, and PARAMETER LIST LENGTH ERROR for a parameter list. Nothing is done.
+    /// INVALID FIELD IN COMMAND INFORMATION UNIT, INVALID FIELD IN CDB where the CDB has a length of 0, and PARAMETER LIST LENGTH ERROR for a
+    /// parameter list. Nothing is done.
     pub const fn settle(self, announced: u64, block_size: u32) -> (Residual, Result<u64, Sense>) {
         let wrong = Sense::illegal(Asc::INVALID_INFORMATION_UNIT);
         let (moves, taken) = match self {
@@ -67,6 +68,7 @@ impl DataOut {
                 let take = if announced < moves { announced } else { moves };
                 (moves, if take.is_multiple_of(block_size as u64) { Ok(take) } else { Err(wrong) })
             }
+            Self::Exact(0) if announced != 0 => (0, Err(Sense::illegal(Asc::INVALID_FIELD_IN_CDB))),
             Self::Exact(moves) => (moves, if announced == moves { Ok(moves) } else { Err(wrong) }),
             Self::Parameters(moves) => {
                 let moves = moves as u64;

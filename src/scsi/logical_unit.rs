@@ -97,8 +97,8 @@ pub struct Gate {
 pub enum Admission {
     /// A command on blocks that may run.
     Media(Media, Request),
-    /// GOOD: there is nothing to do.
-    Good,
+    /// GOOD: there is nothing to do, if [`DataOut::settle`] agrees.
+    Good(DataOut),
     /// Only the engine itself can answer: [`LogicalUnit::begin`].
     Engine,
     /// CHECK CONDITION.
@@ -119,7 +119,7 @@ impl Gate {
             Ok(Request { command: Command::Media(Media::StartStop { .. }), .. }) => Admission::Engine,
             Ok(request) => match request.command {
                 Command::Media(media) => Admission::Media(media, request),
-                Command::Unit(UnitCommand::Good) => Admission::Good,
+                Command::Unit(UnitCommand::Good) => Admission::Good(request.data_out),
                 Command::Unit(_) => Admission::Engine,
             },
             Err(Failure::Check(sense)) => Admission::Check(sense),
@@ -234,6 +234,25 @@ impl LogicalUnit {
             self.reservations.legacy_drop(&gone.nexus);
         }
         self.version += 1;
+    }
+
+    /// The transport was asked to treat a nexus as lost, which stays logged in (I_T NEXUS RESET, SAM §6.3.4).
+    pub fn nexus_lost(&mut self, id: NexusId) {
+        let Some(attached) = self.attached.get_mut(&id) else { return };
+        attached.pending.raise(UnitAttention::NexusLoss);
+        self.reservations.legacy_drop(&attached.nexus);
+        self.copies.retain(|&(owner, _), _| owner != id);
+        self.version += 1;
+    }
+
+    /// The unit attention condition that a nexus would be told next.
+    pub fn awaiting(&self, id: NexusId) -> Option<UnitAttention> {
+        self.attached.get(&id)?.pending.first()
+    }
+
+    /// It is seen at these target ports from now on.
+    pub fn set_ports(&mut self, ports: Vec<TargetPort>) {
+        self.ports = ports;
     }
 
     /// Raises a unit attention condition for one nexus.

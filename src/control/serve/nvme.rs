@@ -125,6 +125,9 @@ fn without(config: &Config, names: &[String]) -> Config {
     for subsystem in rest.nvmf.iter_mut().flat_map(|nvmf| &mut nvmf.subsystems) {
         subsystem.namespaces.retain(|namespace| !names.contains(&namespace.bdev));
     }
+    for target in rest.iscsi.iter_mut().flat_map(|iscsi| &mut iscsi.targets) {
+        target.luns.retain(|lun| !names.contains(&lun.bdev));
+    }
     rest
 }
 
@@ -276,13 +279,12 @@ impl Server {
     /// Changes what runs to `wanted`, as a reload would. Returns what failed, a sentence each.
     fn become_like(&mut self, wanted: &Config) -> Vec<String> {
         let diff = config::diff(&self.config, wanted);
-        let (mut running, mut failed) = (diff.running.clone(), Vec::new());
-        for change in &diff.changes {
-            if let Err(why) = self.apply(change, &diff.running) {
+        let mut failed = Vec::new();
+        let running = self.carry_out(Vec::new(), &diff, |change, _, result| {
+            if let Err(why) = result {
                 failed.push(format!("failed: {change}: {why}"));
-                change.undo(&mut running, &self.config);
             }
-        }
+        });
         self.config = running;
         failed
     }

@@ -97,6 +97,15 @@ pub enum Ready {
     Logout(TaskId),
 }
 
+impl Ready {
+    /// The command.
+    pub const fn task(self) -> TaskId {
+        match self {
+            Ready::Scsi(task) | Ready::Nop(task) | Ready::Text(task) | Ready::Task(task) | Ready::Logout(task) => task,
+        }
+    }
+}
+
 /// A session. See the module for how it is driven.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -186,6 +195,17 @@ impl Session {
     pub fn connection(&self, cid: u16) -> Option<ConnId> {
         let is_it = |conn: &Option<Connection>| conn.as_ref().is_some_and(|conn| conn.cid == cid);
         self.connections.iter().position(is_it).map(|place| ConnId(place as u16))
+    }
+
+    /// The identifier of a connection.
+    pub fn cid(&self, conn: ConnId) -> Option<u16> {
+        self.connection_ref(conn).map(|conn| conn.cid)
+    }
+
+    /// Whether commands wait for one before them that has not come.
+    pub fn waits_for_number(&self) -> bool {
+        self.window[self.window_place(self.exp_cmd_sn)] == Pending::Missing
+            && self.window.iter().any(|pending| matches!(pending, Pending::Here(_)))
     }
 
     /// The connections that there are.

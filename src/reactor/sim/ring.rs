@@ -399,6 +399,12 @@ impl SimRing {
         self.world.state().rings[self.ring].add_file(fd)
     }
 
+    /// A second handle on an open file.
+    pub(crate) fn share_file(&self, file: FileId) -> io::Result<SimulatedFd> {
+        let state = self.world.state();
+        state.rings[self.ring].file(file).cloned().ok_or(io::Error::from_raw_os_error(libc::EBADF))
+    }
+
     /// An unconnected socket.
     pub(crate) fn add_socket(&mut self, _: SocketAddr) -> io::Result<FileId> {
         let mut state = self.world.state();

@@ -243,7 +243,8 @@ pub(super) fn compare_and_write(cdb: &Cdb, unit: &Unit) -> Result<Request, Sense
         return Err(Sense::field(13));
     }
     if blocks == 0 {
-        return Ok(nothing());
+        // Data would contradict the field.
+        return Ok(Request { data_out: DataOut::Exact(0), ..nothing() });
     }
     let blocks = u32::from(blocks);
     let command = Media::CompareAndWrite { lba, blocks, dpo: dpo(cdb), fua: fua(cdb) };

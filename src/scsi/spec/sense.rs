@@ -121,6 +121,8 @@ open_enum! {
         LUNS_CHANGED = 0x3f0e,
         /// Internal target failure.
         INTERNAL_FAILURE = 0x4400,
+        /// Invalid message error.
+        INVALID_MESSAGE = 0x4900,
         /// Insufficient resources.
         INSUFFICIENT_RESOURCES = 0x5503,
         /// Insufficient registration resources.

@@ -153,7 +153,7 @@ fn gates_decide_as_the_engine() {
                 seen[2] += 1;
                 assert_eq!(action, Action::Reply(Reply::Conflict));
             }
-            Admission::Good => {
+            Admission::Good(_) => {
                 seen[4] += 1;
                 assert_eq!(action, Action::Reply(Reply::Good(Vec::new())));
             }

@@ -146,6 +146,15 @@ impl Uring {
         self.files.add(&self.ring, fd)
     }
 
+    /// A second descriptor of the same open file.
+    ///
+    /// # Errors
+    /// EBADF for a stale handle, else what dup(2) says.
+    pub fn share_file(&self, file: FileId) -> io::Result<OwnedFd> {
+        let fd = self.files.descriptor(file).ok_or(io::Error::from_raw_os_error(libc::EBADF))?;
+        fd.try_clone()
+    }
+
     /// Closes a descriptor. Operations in flight keep the open file alive in the kernel until they complete.
     pub fn remove_file(&mut self, file: FileId) {
         if !self.ring.submission().is_empty() {

@@ -14,16 +14,16 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
-
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 
 use hugepages::Buf;
 
-use super::hosts::HostTold;
 use super::local::{Local, Subsystem};
 use super::receive::{Fusing, Receiver};
 use super::{admin, slot};
+use crate::bdev::HostTold;
 use crate::limits::{CONNECT_TIMEOUT_NS, ICREQ_TIMEOUT_NS};
 use crate::net::{Stream, StreamError, Tx};
 use crate::nvme::spec::{Cqe, Fuse, Sqe};
@@ -169,7 +169,7 @@ impl From<FatalError> for End {
 }
 
 /// Serves an accepted connection on this reactor until it ends.
-pub fn serve(reactor: &Rc<Reactor>, fd: Descriptor) {
+pub fn serve(reactor: &Rc<Reactor>, fd: Descriptor, _: SocketAddr) {
     let Some(local) = Local::of(reactor) else { return };
     // The peer may be gone before we get to it.
     let Ok(stream) = Stream::adopt(reactor, fd) else { return };
@@ -232,12 +232,12 @@ impl Conn {
     }
 
     /// The other end's address.
-    pub fn peer(&self) -> std::net::SocketAddr {
+    pub fn peer(&self) -> SocketAddr {
         self.stream.peer()
     }
 
     /// This end's address: which listener it came by.
-    pub fn local_address(&self) -> std::net::SocketAddr {
+    pub fn local_address(&self) -> SocketAddr {
         self.stream.local()
     }
 

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 
-use super::hosts::{HostKey, HostTold, Hosts};
 use super::local::Local;
+use crate::bdev::{HostKey, HostTold, Hosts};
 use crate::net::Listener;
 use crate::nvme::spec::{Cqe, Sqe};
 use crate::nvme::target::{

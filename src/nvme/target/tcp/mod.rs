@@ -11,7 +11,6 @@ mod conn;
 mod failures;
 mod fused;
 mod home;
-mod hosts;
 mod local;
 mod receive;
 mod slot;

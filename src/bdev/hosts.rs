@@ -1,12 +1,12 @@
 //! Which hosts have been told of what volumes lost.
 //!
 //! A flush that succeeds tells a host that what it wrote before is durable. When a volume has lost what it had acknowledged, the next
-//! flush of each host fails, on each of its queues. A host may lose its connections over the same failure and come back, perhaps before the
+//! flush of each host fails, on each of its queues or sessions. A host may lose its connections over the same failure and come back, perhaps before the
 //! answer reached it: it has still not been told.
 
 use std::collections::BTreeMap;
 
-use crate::bdev::Told;
+use super::told::Told;
 use crate::limits::{HOST_REMEMBERED_NS, HOSTS_REMEMBERED};
 
 /// A host that still sends flushes so many nanoseconds after the answer to one has got that answer: else its keep alive timer had ended
@@ -17,7 +17,7 @@ const ARRIVED_NS: u64 = 300_000_000_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostTold {
     since: u64,
-    /// By NSID: what it was told later.
+    /// By number of the volume (NSID, LUN): what it was told later.
     later: BTreeMap<u32, Later>,
 }
 
@@ -30,36 +30,36 @@ struct Later {
 
 impl HostTold {
     /// A host that writes nothing before `now`.
-    fn new(now: u64) -> HostTold {
+    pub fn new(now: u64) -> HostTold {
         HostTold { since: now, later: BTreeMap::new() }
     }
 
     /// Of the losses of a namespace.
-    pub fn of(&self, nsid: u32) -> Told {
-        self.later.get(&nsid).map_or(Told::new(self.since), |later| later.told)
+    pub fn of(&self, unit: u32) -> Told {
+        self.later.get(&unit).map_or(Told::new(self.since), |later| later.told)
     }
 
-    /// An answer tells it of a namespace's losses.
-    pub fn tell(&mut self, nsid: u32, told: Told) {
-        self.later.insert(nsid, Later { told, sure: false });
+    /// An answer tells it of a volume's losses.
+    pub fn tell(&mut self, unit: u32, told: Told) {
+        self.later.insert(unit, Later { told, sure: false });
     }
 
     /// It sends another flush at `now`. Returns up to when it has surely been told, if that is news.
-    pub fn hear(&mut self, nsid: u32, now: u64) -> Option<u64> {
-        let later = self.later.get_mut(&nsid)?;
+    pub fn hear(&mut self, unit: u32, now: u64) -> Option<u64> {
+        let later = self.later.get_mut(&unit)?;
         let is_news = !later.sure && now.saturating_sub(later.told.at()) > ARRIVED_NS;
         later.sure |= is_news;
         is_news.then_some(later.told.at())
     }
 }
 
-/// A host of a subsystem, by their NQNs.
+/// A host of a target, by their names: who of all that a door exports to whom.
 pub type HostKey = (String, String);
 
 #[derive(Debug)]
 struct Host {
     told: HostTold,
-    controllers: usize,
+    sessions: usize,
     /// It took leave, with all that it wrote durable.
     in_order: bool,
     gone_at: u64,
@@ -70,20 +70,20 @@ struct Host {
 pub struct Hosts(BTreeMap<HostKey, Host>);
 
 impl Hosts {
-    /// A controller of the host begins.
+    /// A session of the host begins.
     pub fn arrive(&mut self, key: HostKey, now: u64) {
         let host = self.0.entry(key).or_insert_with(|| Host {
             told: HostTold::new(now),
-            controllers: 0,
+            sessions: 0,
             in_order: false,
             gone_at: now,
         });
         let is_new = host.in_order || now.saturating_sub(host.gone_at) > HOST_REMEMBERED_NS;
-        if host.controllers == 0 && is_new {
+        if host.sessions == 0 && is_new {
             host.told = HostTold::new(now);
         }
         host.in_order = false;
-        host.controllers += 1;
+        host.sessions += 1;
     }
 
     /// What a connected host has been told.
@@ -91,28 +91,28 @@ impl Hosts {
         self.0.get(key).map(|host| host.told.clone())
     }
 
-    /// A connected host has surely been told of a namespace's losses up to `until`.
-    pub fn tell(&mut self, key: &HostKey, nsid: u32, until: u64) {
+    /// A connected host has surely been told of a volume's losses up to `until`.
+    pub fn tell(&mut self, key: &HostKey, unit: u32, until: u64) {
         if let Some(host) = self.0.get_mut(key) {
-            host.told.later.insert(nsid, Later { told: Told::new(until), sure: true });
+            host.told.later.insert(unit, Later { told: Told::new(until), sure: true });
         }
     }
 
-    /// A controller of the host was shut down, and what it wrote is durable.
+    /// A session of the host was ended in order, and what it wrote is durable.
     pub fn shut_down(&mut self, key: &HostKey) {
         if let Some(host) = self.0.get_mut(key) {
             host.in_order = true;
         }
     }
 
-    /// A controller of the host has ended.
+    /// A session of the host has ended.
     pub fn leave(&mut self, key: &HostKey, now: u64) {
         if let Some(host) = self.0.get_mut(key) {
-            host.controllers = host.controllers.saturating_sub(1);
+            host.sessions = host.sessions.saturating_sub(1);
             host.gone_at = now;
         }
         if self.0.len() > HOSTS_REMEMBERED {
-            let gone = self.0.iter().filter(|(_, host)| host.controllers == 0);
+            let gone = self.0.iter().filter(|(_, host)| host.sessions == 0);
             let first = gone.min_by_key(|(_, host)| (!host.in_order, host.gone_at)).map(|(key, _)| key.clone());
             first.and_then(|key| self.0.remove(&key));
         }

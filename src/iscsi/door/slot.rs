@@ -1,0 +1,652 @@
+//! A command slot of a session: the life of one SCSI command, read from top to bottom in [`execute`].
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::Poll;
+
+use hugepages::Buf;
+
+use super::conn::{Conn, ShortData, digest_of, push_header, push_suffix};
+use super::copy;
+use super::home::{self, HOME};
+use super::live::{Live, LunView};
+use super::manage;
+use crate::bdev::Told;
+use crate::iscsi::{PREFIX_MAX, Ready, Residual, SUFFIX_MAX, ScsiCommand, TaskAttribute, TaskId, WriteProgress};
+use crate::reactor::io::{Io, Segment};
+use crate::reactor::{Reactor, TaskId as TaskHandle};
+use crate::scsi::disk::{Context, Disk, InDevice, Outcome};
+use crate::scsi::spec::{Asc, SENSE_MAX, Sense, SenseKey, Status, lun_decode};
+use crate::scsi::{self, Action, Admission, Cdb, DataOut, Media, QueueError, Request, UnitCommand, absent};
+
+/// How long a command that holds data waits for memory for the rest of it, in nanoseconds: who holds some must not wait for others who do
+/// the same. Its initiator is told to try again.
+const HOLD_NS: u64 = 200_000_000;
+
+/// Data of a command: what comes without being asked for, and what is asked for. They are apart, so that the one never waits for memory of
+/// the other.
+#[derive(Default)]
+pub struct Pieces {
+    /// From the begin on.
+    pub head: Option<Buf>,
+    /// What follows.
+    pub body: Option<Buf>,
+}
+
+impl Pieces {
+    /// Where the body begins.
+    pub fn base(&self) -> usize {
+        self.head.as_ref().map_or(0, Buf::len)
+    }
+}
+
+/// A command slot.
+pub struct Slot {
+    task: Cell<TaskHandle>,
+    work: Cell<Option<Ready>>,
+    /// The command that it works on.
+    command: Cell<Option<TaskId>>,
+    pieces: RefCell<Pieces>,
+    /// Bytes of the head, wherever that is.
+    base: Cell<usize>,
+    /// The logical unit whose blocks it works on, which others may abort.
+    lun: RefCell<Option<Rc<LunView>>>,
+    device: InDevice,
+    aborted: Cell<bool>,
+    /// It is answered with TASK ABORTED.
+    tell_aborted: Cell<bool>,
+}
+
+impl Slot {
+    /// A slot without a task yet.
+    pub fn new() -> Slot {
+        Slot {
+            task: Cell::new(TaskHandle::NONE),
+            work: Cell::new(None),
+            command: Cell::new(None),
+            pieces: RefCell::default(),
+            base: Cell::new(0),
+            lun: RefCell::new(None),
+            device: InDevice::default(),
+            aborted: Cell::new(false),
+            tell_aborted: Cell::new(false),
+        }
+    }
+
+    /// Has it begin with a command whose turn has come.
+    #[inline]
+    pub fn start(self: &Rc<Self>, live: &Rc<Live>, ready: Ready) {
+        self.work.set(Some(ready));
+        if self.task.get() == TaskHandle::NONE {
+            self.task.set(live.reactor().spawn("iscsi command", run(live.clone(), self.clone())));
+        } else {
+            self.wake(live.reactor());
+        }
+    }
+
+    /// Has its task look again.
+    pub fn wake(&self, reactor: &Reactor) {
+        reactor.wake(self.task.get());
+    }
+
+    /// Takes its data, to put more there.
+    pub fn take_pieces(&self) -> Pieces {
+        self.pieces.take()
+    }
+
+    /// A buffer for unsolicited data is somewhere.
+    pub fn set_base(&self, base: usize) {
+        self.base.set(base);
+    }
+
+    /// Gives data back that was taken. A body may have come meanwhile.
+    pub fn put_back(&self, pieces: Pieces) {
+        let mut here = self.pieces.borrow_mut();
+        here.head = pieces.head;
+        if pieces.body.is_some() {
+            here.body = pieces.body;
+        }
+    }
+
+    /// The command that it works on, and the logical unit whose blocks it works on.
+    pub fn working_on(&self) -> Option<(TaskId, Rc<LunView>)> {
+        Some((self.command.get()?, self.lun.borrow().clone()?))
+    }
+
+    /// Has its command end as soon as it can. `tell`: with TASK ABORTED, if anything is to be answered.
+    pub fn abort(&self, reactor: &Reactor, tell: bool) {
+        self.aborted.set(true);
+        self.tell_aborted.set(self.tell_aborted.get() || tell);
+        if let (Some(io), Some(lun)) = (self.device.slot(), &*self.lun.borrow()) {
+            lun.disk().handle().abort(io);
+        }
+        self.wake(reactor);
+    }
+
+    async fn next(&self, live: &Live) -> Option<Ready> {
+        std::future::poll_fn(|_| match self.work.take() {
+            Some(ready) => Poll::Ready(Some(ready)),
+            None if live.is_over() => Poll::Ready(None),
+            None => Poll::Pending,
+        })
+        .await
+    }
+
+    fn reset(&self) {
+        self.command.set(None);
+        self.pieces.take();
+        self.base.set(0);
+        self.aborted.set(false);
+        self.tell_aborted.set(false);
+    }
+}
+
+/// The body of a slot's task: command after command until the session is over.
+async fn run(live: Rc<Live>, slot: Rc<Slot>) {
+    let mut spare = None;
+    while let Some(ready) = slot.next(&live).await {
+        let task = ready.task();
+        slot.command.set(Some(task));
+        if let Some(conn) = live.conn_of(task) {
+            match ready {
+                Ready::Scsi(_) => spare = execute(&live, &conn, &slot, task, spare).await,
+                Ready::Nop(_) => manage::nop(&live, &conn, task, slot.take_pieces()).await,
+                Ready::Text(_) => manage::text(&live, &conn, task, slot.take_pieces()).await,
+                Ready::Task(_) => manage::task_management(&live, &conn, task).await,
+                Ready::Logout(_) => manage::logout(&live, &conn, task).await,
+            }
+        }
+        // Unless its answer has ended it.
+        live.engine().end(task);
+        slot.reset();
+        live.ended();
+    }
+    if let Some(io) = spare {
+        live.reactor().retire_io(io);
+    }
+}
+
+/// How a command ends.
+pub enum Answer {
+    /// GOOD, with these bytes of data.
+    Good(DataIn),
+    /// Another status without more words.
+    Status(Status),
+    /// CHECK CONDITION.
+    Check(Sense),
+    /// Nobody is to be answered.
+    None,
+}
+
+/// The data that a command gives.
+pub enum DataIn {
+    /// None.
+    None,
+    /// These bytes.
+    Buf(Buf),
+    /// Zeros.
+    Zeroes(u32),
+    /// These bytes, which are not in a buffer yet.
+    Bytes(Vec<u8>),
+}
+
+impl DataIn {
+    fn len(&self) -> u64 {
+        match self {
+            DataIn::None => 0,
+            DataIn::Buf(buf) => buf.len() as u64,
+            DataIn::Zeroes(len) => u64::from(*len),
+            DataIn::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+impl From<Sense> for Answer {
+    fn from(sense: Sense) -> Answer {
+        Answer::Check(sense)
+    }
+}
+
+impl From<scsi::Reply> for Answer {
+    fn from(reply: scsi::Reply) -> Answer {
+        match reply {
+            scsi::Reply::Good(data) if data.is_empty() => Answer::Good(DataIn::None),
+            scsi::Reply::Good(data) => Answer::Good(DataIn::Bytes(data)),
+            scsi::Reply::Check(sense) => Answer::Check(sense),
+            scsi::Reply::Conflict => Answer::Status(Status::RESERVATION_CONFLICT),
+        }
+    }
+}
+
+/// A command on its way through [`execute`].
+pub struct Work<'a> {
+    /// The session.
+    pub live: &'a Rc<Live>,
+    /// Where it came by and is answered.
+    pub conn: &'a Rc<Conn>,
+    /// Its slot.
+    pub slot: &'a Rc<Slot>,
+    /// Its number in the session.
+    pub task: TaskId,
+    /// It.
+    pub command: ScsiCommand,
+    /// How what moves differs from what was announced, as far as is known.
+    residual: Cell<Residual>,
+    /// Bytes of memory for data that was asked for.
+    reserved: Cell<usize>,
+}
+
+/// Carries out one command and answers it.
+async fn execute(live: &Rc<Live>, conn: &Rc<Conn>, slot: &Rc<Slot>, task: TaskId, spare: Option<Io>) -> Option<Io> {
+    let command = live.engine().command(task).map(|(command, _)| command)?;
+    let expected = if command.reads() { command.expected_len.get() } else { 0 };
+    let residual = Cell::new(Residual::of(command.expected_len.get(), 0));
+    let work = Work { live, conn, slot, task, command, residual, reserved: Cell::new(0) };
+    let Some(io) = spare.or_else(|| live.reactor().create_io()) else {
+        // All I/Os of the reactor are taken: the initiator is told to try again.
+        work.answer(Answer::Status(Status::BUSY), false).await;
+        return None;
+    };
+    let lun = lun_decode(command.lun).and_then(|number| live.lun(number));
+    let (mut io, answer) = match &lun {
+        Some(lun) => work.of_unit(lun, io).await,
+        None => (io, absent(&Cdb::new(&command.cdb), &live.lun_numbers()).into()),
+    };
+    io.data.clear();
+    if work.reserved.get() > 0 {
+        conn.tx.unreserve(live.reactor(), work.reserved.get());
+    }
+    let mode = lun.as_ref().map(|lun| lun.gate().mode);
+    if let (Answer::Check(_), Some(lun), Some(mode)) = (&answer, &lun, mode)
+        && mode.queue_error != QueueError::Continue
+    {
+        work.abort_others(lun, mode.queue_error).await;
+    }
+    let answer = match answer {
+        _ if slot.tell_aborted.get() => Answer::Status(Status::TASK_ABORTED),
+        _ if slot.aborted.get() => Answer::None,
+        Answer::Good(data) => {
+            if expected > 0 || data.len() > 0 {
+                work.residual.set(Residual::of(expected, data.len()));
+            }
+            Answer::Good(data)
+        }
+        answer => answer,
+    };
+    work.answer(answer, mode.is_some_and(|mode| mode.descriptor_sense)).await;
+    Some(io)
+}
+
+impl Work<'_> {
+    /// A command to a logical unit that is there.
+    async fn of_unit(&self, lun: &Rc<LunView>, io: Io) -> (Io, Answer) {
+        let attribute = self.command.attribute();
+        if attribute == TaskAttribute::ACA {
+            // No unit has NORMACA (SAM §8.5).
+            return (io, Sense::illegal(Asc::INVALID_MESSAGE).into());
+        }
+        let cdb = Cdb::new(&self.command.cdb);
+        let disk = lun.disk();
+        match lun.gate().admit(&cdb, disk.unit()) {
+            Admission::Media(media, request) => self.media(lun, &disk, &media, &request, io).await,
+            Admission::Good(data_out) => {
+                let (residual, taken) = data_out.settle(self.announced().into(), disk.unit().block_size);
+                if !self.command.reads() {
+                    self.residual.set(told(residual));
+                }
+                (io, taken.map_or_else(Answer::from, |_| Answer::Good(DataIn::None)))
+            }
+            Admission::Check(sense) => (io, sense.into()),
+            Admission::Conflict => (io, Answer::Status(Status::RESERVATION_CONFLICT)),
+            Admission::Engine => self.at_home(lun, &disk, &cdb, io).await,
+        }
+    }
+
+    /// A command that only the unit's home can decide.
+    async fn at_home(&self, lun: &Rc<LunView>, disk: &Disk, cdb: &Cdb, io: Io) -> (Io, Answer) {
+        let (tsih, key, cdb) = (self.live.tsih(), lun.key, *cdb);
+        let reactor = self.live.reactor();
+        let action = reactor.call(HOME, move |home| home::of(home).and_then(|h| h.begin(home, tsih, key, &cdb))).await;
+        match action {
+            None => (io, Sense::illegal(Asc::LUN_NOT_SUPPORTED).into()),
+            Some(Action::Reply(reply)) => (io, reply.into()),
+            Some(Action::Media(media, request)) => {
+                let (io, answer) = self.media(lun, disk, &media, &request, io).await;
+                if let (Media::StartStop { start, .. }, Answer::Good(_)) = (media, &answer) {
+                    reactor.call_task(HOME, move |home| home::set_started(home, key, start)).await;
+                }
+                (io, answer)
+            }
+            Some(Action::List(command, len)) => (io, self.list(lun, command, len).await),
+        }
+    }
+
+    /// A command with a parameter list for the unit's home.
+    async fn list(&self, lun: &LunView, command: UnitCommand, len: u32) -> Answer {
+        let (residual, taken) = DataOut::Parameters(len).settle(self.announced().into(), 512);
+        self.residual.set(told(residual));
+        let data = match taken {
+            Ok(len) => self.data_out(len as u32).await,
+            Err(sense) => return sense.into(),
+        };
+        let pieces = match data {
+            Ok(pieces) => pieces,
+            Err(answer) => return answer,
+        };
+        let list: Vec<u8> = pieces.head.iter().chain(&pieces.body).flat_map(|buf| buf.iter().copied()).collect();
+        let (tsih, key) = (self.live.tsih(), lun.key);
+        let reply = self.live.reactor().call_task(HOME, move |home| home::finish(home, tsih, key, command, list)).await;
+        reply.into()
+    }
+
+    /// A command on blocks.
+    async fn media(
+        &self,
+        lun: &Rc<LunView>,
+        disk: &Disk,
+        media: &Media,
+        request: &Request,
+        mut io: Io,
+    ) -> (Io, Answer) {
+        let (residual, taken) = request.data_out.settle(self.announced().into(), disk.unit().block_size);
+        self.residual.set(if self.command.reads() {
+            Residual::of(self.command.expected_len.get(), 0)
+        } else {
+            told(residual)
+        });
+        let taken = match taken {
+            Ok(taken) => taken as u32,
+            Err(sense) => return (io, sense.into()),
+        };
+        let reads = match media {
+            Media::Read { .. } if !disk.keeps_nothing() => request.data_in as usize,
+            _ => 0,
+        };
+        // From here on others may abort it.
+        *self.slot.lun.borrow_mut() = Some(lun.clone());
+        let ordered = self.command.attribute() == TaskAttribute::ORDERED;
+        if !lun.enter(ordered) {
+            let may_go = std::future::poll_fn(|_| match lun.may_enter(self.live.reactor().current_task(), ordered) {
+                _ if self.is_over() => Poll::Ready(false),
+                true => Poll::Ready(true),
+                false => Poll::Pending,
+            });
+            if !may_go.await {
+                lun.give_up(self.live.reactor());
+                self.slot.lun.take();
+                return (io, Answer::None);
+            }
+        }
+        let mut prepared = Ok(());
+        if taken > 0 {
+            prepared = self.data_out(taken).await.map(|pieces| {
+                pieces.head.into_iter().chain(pieces.body).for_each(|buf| io.data.push_buf(buf));
+            });
+        } else if reads > 0 {
+            self.conn.tx.reserve(self.live.reactor(), reads).await;
+            io.data.push_buf(self.live.reactor().buffer(reads).await);
+        }
+        let answer;
+        (io, answer) = match prepared {
+            Ok(()) => self.carry_out(lun, disk, media, request, io).await,
+            Err(answer) => (io, answer),
+        };
+        self.slot.lun.take();
+        lun.leave(self.live.reactor(), ordered);
+        // Memory of a read that gives nothing; what is sent gives its own back.
+        if reads > 0 && !matches!(answer, Answer::Good(DataIn::Buf(_))) {
+            io.data.clear();
+            self.conn.tx.unreserve(self.live.reactor(), reads);
+        }
+        (io, answer)
+    }
+
+    async fn carry_out(
+        &self,
+        lun: &Rc<LunView>,
+        disk: &Disk,
+        media: &Media,
+        request: &Request,
+        io: Io,
+    ) -> (Io, Answer) {
+        let flushes = matches!(media, Media::SynchronizeCache { .. } | Media::StartStop { .. });
+        let heard = if flushes { self.live.heard_of_losses(lun) } else { Told::new(0) };
+        let told = Cell::new(heard);
+        let slot = self.slot;
+        let context = Context { mode: lun.gate().mode, told: &told, slot: &slot.device, aborted: &slot.aborted };
+        let (mut io, outcome) = match media {
+            Media::ExtendedCopy => copy::run(self, lun, &context, io).await,
+            _ => disk.execute(media, &context, io).await,
+        };
+        if flushes {
+            self.live.tell_of_losses(lun, heard, told.get(), io.start);
+        }
+        let answer = match outcome {
+            Outcome::Good => Answer::Good(match (media, io.data.pop()) {
+                (Media::Read { .. }, None) => DataIn::Zeroes(request.data_in as u32),
+                (_, Some(Segment::Buf(buf))) if request.data_in > 0 => match media {
+                    Media::Read { .. } => DataIn::Buf(buf),
+                    _ => DataIn::Bytes(buf.to_vec()),
+                },
+                _ => DataIn::None,
+            }),
+            Outcome::Check(sense) => Answer::Check(sense),
+            Outcome::Aborted => Answer::None,
+        };
+        (io, answer)
+    }
+
+    /// Bytes that the initiator has announced to send.
+    fn announced(&self) -> u32 {
+        if self.command.writes() { self.command.expected_len.get() } else { 0 }
+    }
+
+    /// Whether nothing more is to be done for the command.
+    fn is_over(&self) -> bool {
+        self.slot.aborted.get() || self.live.engine().is_aborted(self.task)
+    }
+
+    /// The first `len` bytes of the command's data: those that came with it, and the rest by R2T.
+    ///
+    /// # Errors
+    /// How the command ends without them.
+    async fn data_out(&self, len: u32) -> Result<Pieces, Answer> {
+        let (reactor, slot) = (self.live.reactor(), self.slot);
+        let mut progress = self.live.engine().data_wanted(self.task, len);
+        let more = (len as usize).saturating_sub(slot.base.get());
+        if more > 0 {
+            self.reserve(more).await?;
+            let buf = reactor.buffer(more).await;
+            slot.pieces.borrow_mut().body = Some(buf);
+            progress = self.live.engine().write_progress(self.task).unwrap_or(progress);
+        }
+        let mut long = 0;
+        let waits = progress != WriteProgress::Complete;
+        if waits {
+            self.conn.tx.expect_peer(reactor);
+        }
+        let result = loop {
+            if self.is_over() {
+                break Err(Answer::None);
+            }
+            match progress {
+                WriteProgress::Complete => break Ok(()),
+                WriteProgress::Failed(fault) => {
+                    let (key, asc, ascq) = fault.sense();
+                    break Err(Sense::new(SenseKey(key), Asc(u16::from_be_bytes([asc, ascq]))).into());
+                }
+                WriteProgress::Ask => {
+                    let asked = self.conn.send_header(|| {
+                        let (header, _, len) = self.live.engine().next_r2t(self.task, u32::MAX)?;
+                        self.conn.asks(len);
+                        long += u32::from(len as usize >= super::conn::DIRECT_MIN);
+                        Some(header)
+                    });
+                    if asked.await.is_err() {
+                        break Err(Answer::None);
+                    }
+                }
+                WriteProgress::Arriving => {
+                    std::future::poll_fn(|_| {
+                        let moved = self.live.engine().write_progress(self.task) != Some(WriteProgress::Arriving);
+                        if moved || self.is_over() { Poll::Ready(()) } else { Poll::Pending }
+                    })
+                    .await;
+                }
+            }
+            progress = self.live.engine().write_progress(self.task).unwrap_or(WriteProgress::Arriving);
+        };
+        if waits {
+            self.conn.tx.peer_acted(reactor);
+        }
+        self.conn.asked(long);
+        result?;
+        let mut pieces = slot.take_pieces();
+        if let Some(head) = &mut pieces.head {
+            head.truncate(len as usize);
+        }
+        let rest = (len as usize).saturating_sub(pieces.base());
+        match &mut pieces.body {
+            Some(body) => body.truncate(rest),
+            None if rest > 0 => return Err(Sense::new(SenseKey::HARDWARE_ERROR, Asc::INTERNAL_FAILURE).into()),
+            None => {}
+        }
+        Ok(pieces)
+    }
+
+    /// Waits until memory for so many bytes may be in use. Who holds data already does not wait for long.
+    async fn reserve(&self, len: usize) -> Result<(), Answer> {
+        let reactor = self.live.reactor();
+        let mut room = std::pin::pin!(self.conn.tx.reserve(reactor, len));
+        let got = match self.slot.base.get() {
+            0 => {
+                room.await;
+                true
+            }
+            _ => {
+                let mut time_up = std::pin::pin!(reactor.sleep(HOLD_NS));
+                std::future::poll_fn(|cx| match room.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(true),
+                    Poll::Pending => time_up.as_mut().poll(cx).map(|()| false),
+                })
+                .await
+            }
+        };
+        if !got {
+            return Err(Answer::Status(Status::BUSY));
+        }
+        self.reserved.set(self.reserved.get() + len);
+        Ok(())
+    }
+
+    /// Ends the other commands that a CHECK CONDITION ends.
+    async fn abort_others(&self, lun: &LunView, whose: QueueError) {
+        let (tsih, key, task) = (self.live.tsih(), lun.key, self.task);
+        let all = whose == QueueError::AbortAll;
+        self.live.reactor().call_task(HOME, move |home| home::abort_after_error(home, tsih, key, task, all)).await;
+    }
+
+    /// Sends the data and the status.
+    async fn answer(&self, answer: Answer, descriptor_sense: bool) {
+        let (live, task) = (self.live, self.task);
+        match answer {
+            Answer::None => {}
+            Answer::Good(DataIn::None) => self.respond(Status::GOOD, ShortData::NONE, 0).await,
+            Answer::Status(status) => self.respond(status, ShortData::NONE, 0).await,
+            Answer::Check(sense) => {
+                let mut bytes = [0; SENSE_MAX];
+                let len = sense.encode(descriptor_sense, &mut bytes);
+                let data = ShortData::new(&[&(len as u16).to_be_bytes(), &bytes[..len]]);
+                self.respond(Status::CHECK_CONDITION, data, len as u16).await;
+            }
+            Answer::Good(data) => {
+                let expected = if self.command.reads() { self.command.expected_len.get() } else { 0 };
+                let total = u64::from(expected).min(data.len()) as u32;
+                if total == 0 || live.engine().is_aborted(task) {
+                    if let DataIn::Buf(buf) = data {
+                        self.conn.tx.drop_reserved(live.reactor(), buf);
+                    }
+                    return self.respond(Status::GOOD, ShortData::NONE, 0).await;
+                }
+                let data = match data {
+                    DataIn::Bytes(bytes) => {
+                        let bytes = &bytes[..total as usize];
+                        self.conn.tx.reserve(live.reactor(), bytes.len()).await;
+                        let mut buf = live.reactor().buffer(bytes.len()).await;
+                        buf.copy_from_slice(bytes);
+                        DataIn::Buf(buf)
+                    }
+                    data => data,
+                };
+                self.send_data(data, total).await;
+            }
+        }
+    }
+
+    /// A SCSI Response.
+    async fn respond(&self, status: Status, data: ShortData, sense_len: u16) {
+        let respond = || {
+            let header =
+                self.live.engine().respond(self.task, status.0, sense_len, self.residual.get(), Residual::None)?;
+            Some((header, data))
+        };
+        // Without a connection there is nobody to answer.
+        let _ = self.conn.send_short(respond).await;
+    }
+
+    /// The data of a command that succeeded, in as many PDUs as it takes; the last one has the status.
+    async fn send_data(&self, mut data: DataIn, total: u32) {
+        let framing = self.conn.framing();
+        let mut goes_on = true;
+        while goes_on {
+            let pushed = self.conn.tx.push(self.live.reactor(), 3, PREFIX_MAX + SUFFIX_MAX, |batch| {
+                let next = self.live.engine().next_data_in(self.task, total, Some(self.residual.get()));
+                let Some(pdu) = next else {
+                    goes_on = false;
+                    return;
+                };
+                goes_on = !pdu.ended;
+                push_header(batch, &framing, &pdu.header);
+                let len = pdu.len as usize;
+                let digest = match &mut data {
+                    DataIn::Buf(whole) if len < whole.len() && !pdu.ended => {
+                        let piece = whole.split_to(len);
+                        let digest = digest_of(&framing, [&piece[..]]);
+                        batch.push_buf(piece);
+                        digest
+                    }
+                    DataIn::Buf(_) => {
+                        let DataIn::Buf(mut last) = std::mem::replace(&mut data, DataIn::None) else { return };
+                        last.truncate(len);
+                        let digest = digest_of(&framing, [&last[..]]);
+                        batch.push_buf(last);
+                        digest
+                    }
+                    _ => {
+                        batch.push_zeroes(len);
+                        digest_of(&framing, [crate::sys::tx::zeroes(len)])
+                    }
+                };
+                push_suffix(batch, &framing, pdu.len, digest);
+            });
+            if pushed.await.is_err() {
+                break;
+            }
+        }
+        // What an abort has left of it.
+        if let DataIn::Buf(rest) = data {
+            self.conn.tx.drop_reserved(self.live.reactor(), rest);
+        }
+    }
+}
+
+/// A residual as the transport has it.
+fn told(residual: scsi::Residual) -> Residual {
+    let clamp = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    match residual {
+        scsi::Residual::None => Residual::None,
+        scsi::Residual::Under(n) => Residual::Underflow(clamp(n)),
+        scsi::Residual::Over(n) => Residual::Overflow(clamp(n)),
+    }
+}
+
