@@ -9,6 +9,7 @@ mod crash;
 mod host;
 mod hostile;
 mod idle;
+mod iscsi;
 mod load;
 mod model;
 mod reload;

@@ -230,8 +230,10 @@ impl Drop for Program {
 pub struct Server {
     /// The process.
     pub program: Program,
-    /// Its listeners, as printed.
+    /// Its NVMe/TCP listeners, as printed.
     pub addresses: Vec<SocketAddr>,
+    /// Its iSCSI portals, as printed, each once.
+    pub portals: Vec<SocketAddr>,
 }
 
 impl Server {
@@ -241,10 +243,20 @@ impl Server {
             panic!("not ready; standard output: {:?}", program.out.seen);
         }
         let words = |line: &String| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let addresses = program.out.seen.iter().map(words).filter(|words| words[1] == "discover");
+        let portals = program.out.seen.iter().filter(|line| line.starts_with("iscsiadm ")).filter_map(|line| {
+            let place = line.split(' ').skip_while(|word| *word != "-p").nth(1)?;
+            Some(place.parse().unwrap_or_else(|e| panic!("{line}: {e}")))
+        });
+        let portals = portals.fold(Vec::new(), |mut all, one| {
+            if !all.contains(&one) {
+                all.push(one);
+            }
+            all
+        });
+        let addresses = program.out.seen.iter().map(words).filter(|words| words[0] == "nvme" && words[1] == "discover");
         let addresses = addresses.map(|words| format!("[{}]:{}", words[5], words[7]));
         let parse = |text: String| text.parse().or_else(|_| text.replace(['[', ']'], "").parse()).unwrap();
-        Server { addresses: addresses.map(parse).collect(), program }
+        Server { addresses: addresses.map(parse).collect(), portals, program }
     }
 
     /// Its first listener.

@@ -169,7 +169,7 @@ fn a_device_that_does_not_answer_is_named_after_two_seconds() {
     );
     let text = text.replace(r#"{ bdev = "disk0" }"#, r#"{ bdev = "stuck0" }"#);
     let place = Place::new();
-    let Server { mut program, addresses } = place.serve(&text);
+    let Server { mut program, addresses, .. } = place.serve(&text);
     let address = addresses[0];
     on_host(move |reactor| async move {
         let connected = Connected::new(&reactor, address, options(&nqn(0)), 1).await;

@@ -1,0 +1,234 @@
+//! Many initiators at once: half-open, slow, deaf and mute ones, and what they may hold.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use super::super::server::{PATIENCE, Place, Server, now, until};
+use super::bystander::Bystander;
+use super::initiator::cdb;
+use super::initiator::login::{OPERATIONAL, SECURITY, TOO_MANY_CONNECTIONS, text};
+use super::initiator::pdu::{Pdu, flag, op};
+use super::initiator::{Login, Offer, Options, Session, Wire};
+use super::{IQN, MIB, config, portal};
+
+/// Connections open at once.
+const CROWD: usize = 2000;
+/// Initiators that take all that one can.
+const GREEDY: usize = 60;
+/// Resident memory that a connection may cost, whatever it does, beside the buffers of the arena, which has its size from the start.
+const EACH: u64 = 48 << 10;
+/// Of one that has a session with its whole window open.
+const EACH_BUSY: u64 = 1 << 20;
+/// What lists of the whole program may add, and the pages that the allocator keeps.
+const SLACK: u64 = 8 << 20;
+/// How long each crowd stays.
+const STAY: Duration = Duration::from_secs(2);
+
+/// As many open files as this process may have.
+fn raise_limits() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
+/// Resident memory once it no longer grows by itself: the arena is populated while serving.
+fn settled(server: &Server) -> u64 {
+    let (mut last, mut since) = (server.program.resident(), now());
+    until(PATIENCE, || {
+        let current = server.program.resident();
+        if current.abs_diff(last) > 256 << 10 {
+            (last, since) = (current, now());
+        }
+        now() - since > Duration::from_secs(1)
+    });
+    server.program.resident()
+}
+
+/// An initiator of its own each: 2,000 names, so that none takes the place of another.
+fn options(number: usize) -> Options {
+    let mut options = Options::new(IQN, 1);
+    options.initiator = format!("iqn.2026-11.test.crowd:{number}");
+    options
+}
+
+/// Sessions, as many as the target takes.
+fn sessions(address: SocketAddr, count: usize, offer: &Offer) -> Vec<Session> {
+    let mut open = Vec::new();
+    for number in 0..count {
+        match Session::login(address, &options(number).with(offer.clone())) {
+            Ok(session) => open.push(session),
+            Err(status) => {
+                // What is full says so.
+                assert!(status == TOO_MANY_CONNECTIONS || status >> 8 == 3, "{status:#06x}");
+                break;
+            }
+        }
+    }
+    println!("{} sessions of {count}", open.len());
+    assert!(open.len() >= count.min(100), "{} sessions are few", open.len());
+    open
+}
+
+/// Fills the window with commands whose answers nobody reads, or whose data nobody sends.
+fn greedy(address: SocketAddr, reads: bool) -> Vec<Wire> {
+    let offer = Offer {
+        immediate_data: Some(false),
+        max_recv: Some(262_144),
+        max_burst: Some(1 << 20),
+        max_r2t: Some(8),
+        ..Offer::PLAIN
+    };
+    let mut wires = Vec::new();
+    for mut session in sessions(address, GREEDY, &offer) {
+        session.settle(0);
+        let window = session.window.1.wrapping_sub(session.cmd_sn) + 1;
+        let direction = if reads { flag::READ } else { flag::WRITE };
+        for number in 0..window.min(256) {
+            let pdu = Pdu::new(op::COMMAND, flag::FINAL | direction | 1).with(16, 1000 + number).with(20, MIB as u32);
+            let mut pdu = pdu.with(24, session.cmd_sn.wrapping_add(number)).with(28, session.conns[0].stat_sn);
+            let cdb = if reads { cdb::read16(0, 2048) } else { cdb::write16(0, 2048, 0) };
+            pdu.bhs[32..].copy_from_slice(&cdb);
+            // A target that reads no more has enough.
+            session.conns[0].wire.socket().set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+            if !session.conns[0].wire.send(&pdu) {
+                break;
+            }
+        }
+        wires.push(session.conns.remove(0).wire);
+    }
+    wires
+}
+
+/// Logins that stop where they are.
+fn half_logins(address: SocketAddr, more: bool) -> Vec<Wire> {
+    let one = |number: usize| {
+        let options = options(number);
+        let mut login = Login::new(address, &options);
+        if more {
+            login.wire.send(&login.request((OPERATIONAL, 0, false), true, &vec![b'k'; 8000]));
+        } else {
+            let asked = login.ask((SECURITY, OPERATIONAL, false), &options.names());
+            assert!(asked.is_ok_and(|(answer, _)| !answer.transit), "login {number}");
+        }
+        login.wire
+    };
+    (0..CROWD).map(one).collect()
+}
+
+/// What a crowd is, how it comes, and what each of it may hold.
+type Crowd = (&'static str, fn(SocketAddr) -> Vec<Wire>, u64);
+
+const CROWDS: [Crowd; 8] = [
+    ("silent", |address| (0..CROWD).map(|_| Wire::connect(address)).collect(), EACH),
+    (
+        "half a header",
+        |address| {
+            let half = |_| {
+                let wire = Wire::connect(address);
+                wire.send_bytes(&[op::LOGIN | op::IMMEDIATE, 0x87, 0, 0, 0]);
+                wire
+            };
+            (0..CROWD).map(half).collect()
+        },
+        EACH,
+    ),
+    ("half a login", |address| half_logins(address, false), EACH),
+    ("text that goes on", |address| half_logins(address, true), EACH),
+    (
+        "logged in, idle",
+        |address| {
+            sessions(address, CROWD, &Offer::PLAIN)
+                .into_iter()
+                .map(|mut session| session.conns.remove(0).wire)
+                .collect()
+        },
+        EACH,
+    ),
+    (
+        "half a command each",
+        |address| {
+            let half = |mut session: Session| {
+                let mut pdu = Pdu::new(op::COMMAND, flag::FINAL | flag::WRITE | 1).with(16, 9).with(20, 8192);
+                pdu.bhs[32..].copy_from_slice(&cdb::write16(0, 16, 0));
+                let bytes = pdu.with(24, session.cmd_sn).with_data(&[3; 8192]).encode(false, false);
+                session.conns[0].wire.send_bytes(&bytes[..4096]);
+                session.conns.remove(0).wire
+            };
+            sessions(address, CROWD, &Offer::PLAIN).into_iter().map(half).collect()
+        },
+        EACH,
+    ),
+    ("deaf", |address| greedy(address, true), EACH_BUSY),
+    ("mute", |address| greedy(address, false), EACH_BUSY),
+];
+
+#[test]
+fn no_crowd_takes_memory_or_time_of_others() {
+    raise_limits();
+    let server = Place::new().serve(&config());
+    let address = portal(&server);
+    let bystander = Bystander::start(address);
+    let alone = settled(&server);
+    let mut report = String::from("\n");
+    let mut highest = [0; 2];
+    for (round, peak) in highest.iter_mut().enumerate() {
+        for (name, come, each) in CROWDS {
+            let crowd = come(address);
+            std::thread::park_timeout(STAY);
+            assert!(!bystander.is_dead(), "during: {name}{report}");
+            let grown = server.program.resident().saturating_sub(alone);
+            *peak = grown.max(*peak);
+            let most = crowd.len() as u64 * each + SLACK;
+            report +=
+                &format!("{name:20} {:5} connections: {:6} KiB, at most {:6}\n", crowd.len(), grown >> 10, most >> 10);
+            // What the allocator kept from the first round is not what this crowd holds.
+            assert!(round > 0 || grown <= most, "{name}: {grown} bytes{report}");
+            drop(crowd);
+            std::thread::park_timeout(Duration::from_secs(1));
+        }
+    }
+    println!("{report}");
+    assert!(highest[1] <= highest[0] + SLACK, "what the first crowds held is still held{report}");
+    bystander.end();
+    server.stop();
+}
+
+#[test]
+fn connections_that_come_and_go_leave_nothing() {
+    let server = Place::new().serve(&config());
+    let address = portal(&server);
+    let bystander = Bystander::start(address);
+    let before = settled(&server);
+    let start = now();
+    let mut count = 0;
+    while now() - start < 3 * STAY {
+        count += 1;
+        let options = options(count % 50);
+        match count % 5 {
+            0 => drop(Wire::connect(address)),
+            1 => {
+                let login = Login::new(address, &options);
+                let bytes = login.request((OPERATIONAL, 3, true), false, &text(&options.names())).encode(false, false);
+                login.wire.send_bytes(&bytes[..77]);
+            }
+            2 => drop(Session::open(address, &options)),
+            3 => {
+                let mut session = Session::open(address, &options);
+                session.start(0, 0, &cdb::read16(0, 2048), &[], MIB);
+            }
+            _ => {
+                let mut session = Session::open(address, &options);
+                session.hold = Some(PATIENCE);
+                session.start(0, 0, &cdb::write16(0, 2048, 0), &vec![0; MIB], 0);
+                session.turn(0, Duration::from_millis(50));
+            }
+        }
+    }
+    let grown = server.program.resident().saturating_sub(before);
+    println!("{count} connections: {} KiB more resident", grown >> 10);
+    assert!(grown <= SLACK, "{grown} bytes after {count} connections");
+    bystander.end();
+    server.stop();
+}

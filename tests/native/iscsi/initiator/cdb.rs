@@ -1,0 +1,149 @@
+//! Command descriptor blocks that the tests send (SPC-4, SBC-3).
+
+pub type Cdb = [u8; 16];
+
+/// Status of a command (SAM-5 §5.3.1).
+pub mod status {
+    pub const GOOD: u8 = 0x00;
+    pub const CHECK_CONDITION: u8 = 0x02;
+    pub const CONDITION_MET: u8 = 0x04;
+    pub const RESERVATION_CONFLICT: u8 = 0x18;
+    pub const TASK_ABORTED: u8 = 0x40;
+}
+
+fn short(bytes: &[u8]) -> Cdb {
+    let mut cdb = [0; 16];
+    cdb[..bytes.len()].copy_from_slice(bytes);
+    cdb
+}
+
+/// A command of sixteen bytes with an eight byte address and a four byte length.
+fn long(opcode: u8, flags: u8, lba: u64, blocks: u32) -> Cdb {
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[1]) = (opcode, flags);
+    cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+    cdb[10..14].copy_from_slice(&blocks.to_be_bytes());
+    cdb
+}
+
+pub fn test_unit_ready() -> Cdb {
+    [0; 16]
+}
+
+/// Page 0 without EVPD.
+pub fn inquiry(page: Option<u8>, allocation: u16) -> Cdb {
+    let [high, low] = allocation.to_be_bytes();
+    short(&[0x12, u8::from(page.is_some()), page.unwrap_or(0), high, low])
+}
+
+pub fn read6(lba: u32, blocks: u8) -> Cdb {
+    let [_, high, middle, low] = lba.to_be_bytes();
+    short(&[0x08, high, middle, low, blocks])
+}
+
+fn ten(opcode: u8, lba: u32, blocks: u16) -> Cdb {
+    let mut cdb = short(&[opcode]);
+    cdb[2..6].copy_from_slice(&lba.to_be_bytes());
+    cdb[7..9].copy_from_slice(&blocks.to_be_bytes());
+    cdb
+}
+
+pub fn read10(lba: u32, blocks: u16) -> Cdb {
+    ten(0x28, lba, blocks)
+}
+
+pub fn write10(lba: u32, blocks: u16) -> Cdb {
+    ten(0x2a, lba, blocks)
+}
+
+/// Force unit access.
+pub const FUA: u8 = 0x08;
+
+pub fn read16(lba: u64, blocks: u32) -> Cdb {
+    long(0x88, 0, lba, blocks)
+}
+
+pub fn write16(lba: u64, blocks: u32, flags: u8) -> Cdb {
+    long(0x8a, flags, lba, blocks)
+}
+
+/// With BYTCHK 1: compares with what is sent.
+pub fn compare16(lba: u64, blocks: u32) -> Cdb {
+    long(0x8f, 0x02, lba, blocks)
+}
+
+pub fn synchronize_cache16() -> Cdb {
+    long(0x91, 0, 0, 0)
+}
+
+/// One block in every block of the range; or zeros with `unmap`.
+pub fn write_same16(lba: u64, blocks: u32, unmap: bool) -> Cdb {
+    long(0x93, if unmap { 0x08 } else { 0 }, lba, blocks)
+}
+
+pub fn compare_and_write(lba: u64, blocks: u8) -> Cdb {
+    let mut cdb = long(0x89, 0, lba, 0);
+    cdb[13] = blocks;
+    cdb
+}
+
+pub fn unmap(parameters: u16) -> Cdb {
+    let mut cdb = short(&[0x42]);
+    cdb[7..9].copy_from_slice(&parameters.to_be_bytes());
+    cdb
+}
+
+/// The parameters of an UNMAP of one range (SBC-3 §5.28.2).
+pub fn unmap_parameters(lba: u64, blocks: u32) -> Vec<u8> {
+    let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
+    list.extend_from_slice(&lba.to_be_bytes());
+    list.extend_from_slice(&blocks.to_be_bytes());
+    list.extend_from_slice(&[0; 4]);
+    list
+}
+
+pub fn read_capacity16() -> Cdb {
+    let mut cdb = short(&[0x9e, 0x10]);
+    cdb[13] = 32;
+    cdb
+}
+
+pub fn report_luns(allocation: u32) -> Cdb {
+    let mut cdb = short(&[0xa0]);
+    cdb[6..10].copy_from_slice(&allocation.to_be_bytes());
+    cdb
+}
+
+pub fn mode_select10(parameters: u16) -> Cdb {
+    let mut cdb = ten(0x55, 0, parameters);
+    cdb[1] = 0x10;
+    cdb
+}
+
+pub fn mode_sense10(page: u8, allocation: u16) -> Cdb {
+    let mut cdb = ten(0x5a, 0, allocation);
+    // Without block descriptors.
+    (cdb[1], cdb[2]) = (0x08, page);
+    cdb
+}
+
+/// PERSISTENT RESERVE IN: the action, room for 256 bytes.
+pub fn reserve_in(action: u8) -> Cdb {
+    let mut cdb = ten(0x5e, 0, 256);
+    cdb[1] = action;
+    cdb
+}
+
+/// PERSISTENT RESERVE OUT: the action, the type, 24 bytes of parameters.
+pub fn reserve_out(action: u8, kind: u8) -> Cdb {
+    let mut cdb = short(&[0x5f, action, kind]);
+    cdb[8] = 24;
+    cdb
+}
+
+/// Its parameters: the key of who sends it, the key it is about, and whether it outlives a loss of power.
+pub fn reserve_parameters(key: u64, about: u64, aptpl: bool) -> Vec<u8> {
+    let mut list = [key.to_be_bytes(), about.to_be_bytes()].concat();
+    list.extend_from_slice(&[0, 0, 0, 0, u8::from(aptpl), 0, 0, 0]);
+    list
+}

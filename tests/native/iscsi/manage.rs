@@ -1,0 +1,274 @@
+//! Task management, several connections, reinstatement: what becomes of commands in flight.
+
+use std::time::Duration;
+
+use super::super::host::pattern;
+use super::super::server::{Place, Server, until};
+use super::initiator::cdb::{self, status};
+use super::initiator::session::{function, managed};
+use super::initiator::{Offer, Options, PATIENCE, Session};
+use super::{BLOCK, IQN, config, portal, session, session_with};
+
+/// Long enough for an answer that must not come.
+const SHORT: Duration = Duration::from_millis(300);
+/// Bytes of a write that has to be asked for.
+const ASKED: usize = 8 * BLOCK;
+
+/// All data by R2T.
+const BY_R2T: Offer = Offer { immediate_data: Some(false), initial_r2t: Some(true), ..Offer::PLAIN };
+
+fn serve() -> Server {
+    Place::new().serve(&config())
+}
+
+/// A session that lets R2Ts wait: its writes stay in flight.
+fn holding(server: &Server, number: u8) -> Session {
+    let mut session = session_with(portal(server), number, BY_R2T);
+    session.hold = Some(PATIENCE);
+    session
+}
+
+/// A write in flight whose R2T has come. Its tag and its CmdSN.
+fn pending(session: &mut Session, lun: u16, lba: u64) -> (u32, u32) {
+    let cmd_sn = session.cmd_sn;
+    let tag = session.start(0, lun, &cdb::write16(lba, 8, 0), &pattern(ASKED, 1), 0);
+    assert!(session.is_waiting(tag, SHORT));
+    (tag, cmd_sn)
+}
+
+fn zeros(session: &mut Session, lun: u16, lba: u64) {
+    let found = session.command(lun, &cdb::read16(lba, 8), &[], ASKED).good();
+    assert!(found.iter().all(|byte| *byte == 0), "an aborted write has been carried out");
+}
+
+#[test]
+fn an_aborted_task_has_no_answer_and_no_effect() {
+    let server = serve();
+    let mut session = holding(&server, 1);
+    let (first, second) = (pending(&mut session, 0, 0), pending(&mut session, 0, 100));
+    assert_eq!(session.manage(0, function::ABORT_TASK, 0, Some(first)), managed::COMPLETE);
+    assert!(session.is_waiting(first.0, SHORT), "no answer to what was aborted");
+    session.forget(first.0);
+    // The other one goes on.
+    session.hold = Some(Duration::from_millis(1));
+    session.wait(second.0).good();
+    zeros(&mut session, 0, 0);
+    // A task that is not there any more, and one that never was.
+    assert_eq!(session.manage(0, function::ABORT_TASK, 0, Some(second)), managed::NO_TASK);
+    assert_eq!(session.manage(0, function::ABORT_TASK, 0, Some((0x7777, second.1))), managed::NO_TASK);
+    session.ping(0, b"on");
+    session.end();
+    server.stop();
+}
+
+#[test]
+fn a_task_set_is_aborted_for_its_session_alone() {
+    let server = serve();
+    let (mut one, mut other) = (holding(&server, 1), holding(&server, 2));
+    let own: Vec<_> = (0..4).map(|at| pending(&mut one, 0, at * 8)).collect();
+    let unit = pending(&mut one, 1, 0);
+    let theirs = pending(&mut other, 0, 200);
+    assert_eq!(one.manage(0, function::ABORT_TASK_SET, 0, None), managed::COMPLETE);
+    for (tag, _) in own {
+        assert!(one.is_waiting(tag, Duration::from_millis(20)));
+        one.forget(tag);
+    }
+    for session in [&mut one, &mut other] {
+        session.hold = Some(Duration::from_millis(1));
+    }
+    one.wait(unit.0).good();
+    other.wait(theirs.0).good();
+    zeros(&mut one, 0, 0);
+    one.end();
+    other.end();
+    server.stop();
+}
+
+/// Sets TAS in the control mode page (SPC-4 §7.5.8).
+fn set_tas(session: &mut Session, on: bool) {
+    let mut list = session.command(0, &cdb::mode_sense10(0x0a, 20), &[], 20).good();
+    // The mode data length is reserved in MODE SELECT.
+    list[..2].fill(0);
+    let page = &mut list[8..];
+    page[0] &= 0x3f;
+    page[5] = page[5] & !0x40 | if on { 0x40 } else { 0 };
+    session.command(0, &cdb::mode_select10(20), &list, 0).good();
+    let now = session.command(0, &cdb::mode_sense10(0x0a, 20), &[], 20).good();
+    assert_eq!(now[13] & 0x40 != 0, on, "TAS is {on}");
+}
+
+#[test]
+fn who_loses_a_task_to_another_is_told() {
+    for tas in [false, true] {
+        let server = serve();
+        let (mut one, mut other) = (holding(&server, 1), holding(&server, 2));
+        set_tas(&mut one, tas);
+        other.settle(0);
+        for function in [function::CLEAR_TASK_SET, function::LUN_RESET] {
+            let theirs = pending(&mut other, 0, 0);
+            assert_eq!(one.manage(0, function, 0, None), managed::COMPLETE);
+            if tas {
+                assert_eq!(other.wait(theirs.0).status, status::TASK_ABORTED, "function {function}");
+            } else {
+                assert!(other.is_waiting(theirs.0, SHORT), "function {function}: no answer without TAS");
+                other.forget(theirs.0);
+            }
+            let codes = other.settle(0);
+            let expected: &[u16] = match function {
+                // COMMANDS CLEARED BY ANOTHER INITIATOR, unless the status has told.
+                function::CLEAR_TASK_SET => &[0x2f00],
+                // BUS DEVICE RESET FUNCTION OCCURRED, or a kind of it.
+                _ => &[0x2900, 0x2901, 0x2902, 0x2903],
+            };
+            assert!(
+                codes.iter().any(|code| expected.contains(code)) || tas && function == function::CLEAR_TASK_SET,
+                "{codes:04x?}"
+            );
+            other.hold = Some(Duration::from_millis(1));
+            zeros(&mut other, 0, 0);
+            other.hold = Some(PATIENCE);
+            one.settle(0);
+            // A reset gives the mode pages their saved values back.
+            set_tas(&mut one, tas);
+            other.settle(0);
+        }
+        one.end();
+        other.end();
+        server.stop();
+    }
+}
+
+#[test]
+fn functions_answer_for_what_is_not_there() {
+    let server = serve();
+    let mut session = session(portal(&server), 1);
+    assert_eq!(session.manage(0, function::LUN_RESET, 77, None), managed::NO_LUN);
+    assert_eq!(session.manage(0, function::ABORT_TASK_SET, 77, None), managed::NO_LUN);
+    // Not supported, or rejected (RFC 7143 §11.6.1).
+    let strange = session.manage(0, 0x5f, 0, None);
+    assert!(matches!(strange, 5 | 255), "{strange}");
+    session.ping(0, b"on");
+    session.end();
+    server.stop();
+}
+
+#[test]
+fn a_warm_reset_ends_tasks_and_no_session() {
+    let server = serve();
+    let (mut one, mut other) = (session(portal(&server), 1), holding(&server, 2));
+    let theirs = [pending(&mut other, 0, 0), pending(&mut other, 1, 0)];
+    assert_eq!(one.manage(0, function::WARM_RESET, 0, None), managed::COMPLETE);
+    for (tag, _) in theirs {
+        assert!(other.is_waiting(tag, SHORT));
+        other.forget(tag);
+    }
+    for (session, lun) in [(&mut one, 0), (&mut other, 1)] {
+        assert!(!session.settle(lun).is_empty(), "a reset is told");
+    }
+    one.end();
+    other.end();
+    server.stop();
+}
+
+#[test]
+fn a_cold_reset_answers_and_closes_every_connection() {
+    let server = serve();
+    let (mut one, mut other) = (session(portal(&server), 1), holding(&server, 2));
+    pending(&mut other, 0, 0);
+    assert_eq!(one.manage(0, function::COLD_RESET, 0, None), managed::COMPLETE);
+    for session in [&mut one, &mut other] {
+        until(PATIENCE, || !session.turn(0, SHORT) && session.conns[0].over.is_some());
+        assert!(session.conns[0].over.is_some(), "the connection is closed");
+    }
+    // The target is there again.
+    let mut again = super::session(portal(&server), 3);
+    zeros(&mut again, 0, 0);
+    again.end();
+    server.stop();
+}
+
+#[test]
+fn commands_of_several_connections_keep_one_order() {
+    let server = serve();
+    let offer = Offer { max_connections: Some(4), ..Offer::PLAIN };
+    let mut session = session_with(portal(&server), 1, offer);
+    assert!(session.params().max_connections >= 3, "{:?}", session.params());
+    for cid in [7, 9] {
+        session.join(portal(&server), cid).unwrap();
+    }
+    for round in 0..50_u64 {
+        let data: Vec<_> = (0..6).map(|number| pattern(24 * BLOCK, round * 6 + number)).collect();
+        let tags: Vec<_> = (0..6)
+            .map(|number| session.start(number % 3, 0, &cdb::write16(number as u64 * 24, 24, 0), &data[number], 0))
+            .collect();
+        for tag in tags.into_iter().rev() {
+            session.wait(tag).good();
+        }
+        for (number, data) in data.iter().enumerate() {
+            let tag = session.start((number + 1) % 3, 0, &cdb::read16(number as u64 * 24, 24), &[], data.len());
+            assert!(session.wait(tag).good() == *data);
+        }
+    }
+    // A connection that logs out leaves the others alone.
+    assert_eq!(session.logout(1, 1, 7), 0);
+    while session.turn(1, PATIENCE) {}
+    assert!(session.conns[1].over.is_some());
+    // No such connection (RFC 7143 §11.15.1).
+    assert_eq!(session.logout(0, 1, 7), 1);
+    for conn in [0, 2] {
+        let tag = session.start(conn, 0, &cdb::read16(0, 24), &[], 24 * BLOCK);
+        session.wait(tag).good();
+    }
+    // More than were agreed.
+    for cid in 20..30 {
+        if session.join(portal(&server), cid).is_err() {
+            session.end();
+            server.stop();
+            return;
+        }
+    }
+    panic!("ten connections more than the four that were agreed");
+}
+
+#[test]
+fn a_session_that_begins_again_ends_the_old_one() {
+    let server = serve();
+    let mut old = holding(&server, 1);
+    pending(&mut old, 0, 0);
+    let mut discovery = Session::open(portal(&server), &Options { target: None, ..Options::new(IQN, 1) });
+    // The same initiator, ISID and target.
+    let mut new = Session::open(portal(&server), &Options::new(IQN, 1));
+    until(PATIENCE, || !old.turn(0, SHORT) && old.conns[0].over.is_some());
+    assert!(old.conns[0].over.is_some(), "the old session is closed");
+    new.settle(0);
+    zeros(&mut new, 0, 0);
+    // A discovery session is none of it, nor is one of another ISID.
+    discovery.send_targets("All");
+    let mut beside = Options::new(IQN, 1);
+    beside.isid[5] = 77;
+    let mut beside = Session::open(portal(&server), &beside);
+    beside.settle(0);
+    new.ping(0, b"still here");
+    for session in [discovery, beside, new] {
+        session.end();
+    }
+    server.stop();
+}
+
+#[test]
+fn units_are_told_as_they_are() {
+    let server = serve();
+    let mut session = session(portal(&server), 1);
+    let list = session.command(0, &cdb::report_luns(64), &[], 64);
+    assert_eq!((list.status, list.residual), (status::GOOD, -40));
+    assert_eq!(list.data[..4], [0, 0, 0, 16]);
+    assert_eq!((&list.data[8..16], &list.data[16..24]), (&[0; 8][..], &super::initiator::pdu::lun_bytes(1)[..]));
+    let missing = session.command(5, &cdb::test_unit_ready(), &[], 0);
+    assert_eq!((missing.status, missing.sense()), (status::CHECK_CONDITION, (5, 0x2500)));
+    // Qualifier and type of a unit that is not there (SPC-4 §6.6.2).
+    assert_eq!(session.command(5, &cdb::inquiry(None, 36), &[], 36).data[0], 0x7f);
+    let capacity = session.command(0, &cdb::read_capacity16(), &[], 32).good();
+    assert_eq!(u64::from_be_bytes(capacity[..8].try_into().unwrap()), (super::SIZE / BLOCK) as u64 - 1);
+    session.end();
+    server.stop();
+}
