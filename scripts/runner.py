@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 
+import conformance
 from machine import ROOT, TARGET, end_group, install
 
 LOGS = TARGET / "test-logs"
@@ -35,6 +36,9 @@ OTHER_GROUPS = {"tidy", "sim", "no_alloc", "decoders"}
 
 # program -> package that has it
 PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin", "valgrind": "valgrind"}
+
+# Tests of the native group that the iscsi group runs: minutes of crowds and of data under every setting.
+ISCSI_LONG = ("iscsi::crowds", "iscsi::mangled", "iscsi::verify")
 
 TEST_LINE = re.compile(r"^test (.+?) \.\.\. (ok|FAILED|ignored)\b(.*)$")
 GUEST_LINE = re.compile(r"^(ok|FAIL|skip) ([\w-]+)(?:: (.*))?$")
@@ -231,7 +235,17 @@ def native(report, prepared):
     if not released(report, prepared, "native"):
         return
     test = ["cargo", "test", "--release", "--no-fail-fast"]
-    as_cargo_tests(report, Step("native", [*test, *selected(targets), "--", "--test-threads=1"]))
+    skipped = [word for name in ISCSI_LONG for word in ("--skip", name)]
+    as_cargo_tests(report, Step("native", [*test, *selected(targets), "--", "--test-threads=1", *skipped]))
+
+
+def iscsi(report, prepared):
+    """The iSCSI door, driven by an initiator of our own and by libiscsi's conformance suite"""
+    if not released(report, prepared, "iscsi"):
+        return
+    test = ["cargo", "test", "--release", "--no-fail-fast", "--test", "native", "--", "--test-threads=1", "iscsi::"]
+    as_cargo_tests(report, Step("iscsi", test))
+    conformance.run(TARGET / "release/reactor", LOGS, report)
 
 
 def native_targets():
@@ -326,6 +340,7 @@ GROUPS = {
     "unit": unit,
     "sim": sim,
     "native": native,
+    "iscsi": iscsi,
     "speed": speed,
     "guest-nvmf": guest_nvmf,
     "guest-ublk": guest_ublk,
@@ -348,7 +363,7 @@ def released(report, prepared, name):
 def build_release(groups):
     """The binary as users run it, the examples, and the integration tests if the native group is to run."""
     step = Step("build-release", ["cargo", "build", "--release", "--bins", "--examples"])
-    targets = native_targets() if "native" in groups else []
+    targets = native_targets() if {"native", "iscsi"} & set(groups) else []
     if step.why or not targets:
         return step
     # Only a cache: what does not compile here is reported by the group that runs it.
@@ -373,7 +388,7 @@ def build_images():
 def prepare(groups, pool):
     """Starts what later groups need while the first ones run."""
     prepared = {}
-    if {"native", *GUEST_GROUPS} & set(groups):
+    if {"native", "iscsi", *GUEST_GROUPS} & set(groups):
         prepared["release"] = pool.submit(build_release, groups)
     if GUEST_GROUPS & set(groups):
         prepared["images"] = pool.submit(build_images)

@@ -21,13 +21,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import guest
 import guest_nvme
 import guest_ublk
+import iscsi
 import report
 import rows
 import spdk
 from machine import ROOT, TARGET, install
 from programs import Failed, Process
 
-GROUPS = {"guest-ublk": guest_ublk, "guest-nvme": guest_nvme}
+GROUPS = {"guest-ublk": guest_ublk, "guest-nvme": guest_nvme, "iscsi": iscsi}
+# Those of the groups that run in a guest.
+IN_GUEST = ("guest-ublk", "guest-nvme")
 PROGRAMS = {"cc": "build-essential", "fio": "fio"}
 GUEST_PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin"}
 # Processes that want a core at the start, beyond which the numbers are others' as much as ours.
@@ -145,8 +148,8 @@ def options_of(arguments):
         "group",
         nargs="?",
         choices=list(GROUPS),
-        help="instead of this machine's rows: local block devices (ublk) beside the kernel's loop device and ublksrv in one guest, or an "
-        "NVMe disk by this driver, the kernel's and SPDK's",
+        help="instead of this machine's rows: local block devices (ublk) beside the kernel's loop device and ublksrv in one guest, an "
+        "NVMe disk by this driver, the kernel's and SPDK's, or the iSCSI door beside tgtd on this machine",
     )
     rounds = "; ".join([str(ROUNDS), *(f"{name}: {group.ROUNDS}" for name, group in GROUPS.items())])
     seconds = "; ".join([str(SECONDS), *(f"{name}: {group.SECONDS}" for name, group in GROUPS.items())])
@@ -190,23 +193,27 @@ def main():
             print("".join(f"  {row.key}\n" for row in table.rows), end="")
         return 0
     wanted = selected(tables, options)
-    install("bench", GUEST_PROGRAMS if group else PROGRAMS)
+    in_guest = options.group in IN_GUEST
+    install("bench", GUEST_PROGRAMS if in_guest else PROGRAMS)
     reactor = build("build", "--release", "--bin", "reactor")["reactor"]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     known = facts(options)
     spent = ""
-    if group:
+    if in_guest:
         rounds, failures, inside = guest.measure(group, reactor, wanted, options)
         costs, spent = group.more(tables, rounds, inside)
         known["guest"] = {**inside, "costs": costs}
+    elif group:
+        load = build("bench", "--no-run", "--bench", "iscsi")["iscsi"]
+        rounds, failures = group.measure(reactor, load, wanted, options, measure)
     else:
         rounds, failures = here(reactor, wanted, options)
     print(f"{known['processor']}, Linux {known['kernel']}, commit {known['commit']}")
     print(f"{options.rounds} rounds of {options.time:g} s for each row")
     if known["others"] > QUIET:
         print(f"NOT QUIET: {known['others']:.1f} threads of others ran before the first round: it shows in the numbers")
-    if group:
+    if in_guest:
         print(group.about(known["guest"]))
     for table in tables:
         print(report.text(table, rounds), end="")
