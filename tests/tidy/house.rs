@@ -6,7 +6,7 @@ use super::code::{Product, Token, only};
 
 /// Who may use whom. A file belongs to the longest prefix of its module path; each row names only rows above it, so nothing
 /// can lead back. `hugepages` and `io_uring` are crates.
-pub const HOUSE: [(&str, &[&str]); 27] = [
+pub const HOUSE: [(&str, &[&str]); 28] = [
     ("util", &[]),
     ("sys::limits", &[]),
     ("limits", &["sys::limits", "hugepages"]),
@@ -42,11 +42,28 @@ pub const HOUSE: [(&str, &[&str]); 27] = [
         "nvme::target::tcp",
         &["nvme::target", "nvme::tcp", "nvme::spec", "util", "bdev", "net", "reactor", "sys", "limits", "hugepages"],
     ),
+    (
+        "iscsi::door",
+        &[
+            "iscsi",
+            "scsi",
+            "scsi::disk",
+            "scsi::spec",
+            "scsi::reservation",
+            "util",
+            "bdev",
+            "net",
+            "reactor",
+            "sys",
+            "limits",
+            "hugepages",
+        ],
+    ),
     ("bdev::device", &["bdev", "nvme::pcie", "nvme::io", "nvme::spec", "reactor", "sys", "limits", "hugepages"]),
     // A layer names no leaf.
     ("bdev::layer", &["bdev", "reactor", "limits"]),
     // How service ends, whoever began it.
-    ("drain", &["nvme::target::tcp", "bdev", "reactor", "sys"]),
+    ("drain", &["nvme::target::tcp", "iscsi::door", "bdev", "reactor", "sys"]),
     // The library's entry: no configuration.
     (
         "serve",
@@ -75,6 +92,8 @@ pub const HOUSE: [(&str, &[&str]); 27] = [
             "nvme::spec",
             "nvme::host",
             "nvme::target::tcp",
+            "iscsi",
+            "iscsi::door",
             "ublk",
             "reactor",
             "sys",

@@ -17,10 +17,14 @@ use crate::scsi::spec::lun_decode;
 pub async fn nop(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId, pieces: Pieces) {
     let framing = conn.framing();
     let data = pieces.head;
+    if let Some(data) = &data {
+        conn.tx.reserve(live.reactor(), data.len()).await;
+    }
+    let mut data = data;
     let push = conn.tx.push(live.reactor(), 3, PREFIX_MAX + SUFFIX_MAX, |batch| {
         let Some((header, len)) = live.engine().nop_response(task) else { return };
         push_header(batch, &framing, &header);
-        if let Some(mut data) = data.filter(|_| len > 0) {
+        if let Some(mut data) = data.take().filter(|_| len > 0) {
             data.truncate(len as usize);
             let (len, digest) = (data.len() as u32, digest_of(&framing, [&data[..]]));
             batch.push_buf(data);
@@ -29,6 +33,9 @@ pub async fn nop(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId, pieces: Pieces)
     });
     // Without a connection there is nobody to answer.
     let _ = push.await;
+    if let Some(unsent) = data {
+        conn.tx.drop_reserved(live.reactor(), unsent);
+    }
 }
 
 /// Answers a Text Request.

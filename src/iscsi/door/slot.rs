@@ -366,10 +366,14 @@ impl Work<'_> {
         *self.slot.lun.borrow_mut() = Some(lun.clone());
         let ordered = self.command.attribute() == TaskAttribute::ORDERED;
         if !lun.enter(ordered) {
-            let may_go = std::future::poll_fn(|_| match lun.may_enter(self.live.reactor().current_task(), ordered) {
-                _ if self.is_over() => Poll::Ready(false),
-                true => Poll::Ready(true),
-                false => Poll::Pending,
+            let may_go = std::future::poll_fn(|_| {
+                if self.is_over() {
+                    Poll::Ready(false)
+                } else if lun.may_enter(self.live.reactor().current_task(), ordered) {
+                    Poll::Ready(true)
+                } else {
+                    Poll::Pending
+                }
             });
             if !may_go.await {
                 lun.give_up(self.live.reactor());

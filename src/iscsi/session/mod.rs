@@ -10,7 +10,8 @@
 //!      SCSI  <-- data_wanted, next_r2t, next_data_in, respond; task_management; logout; ...
 //! ```
 //!
-//! Nothing is allocated per command: all tables have the size of [`SessionLimits`]. A [`TaskId`] that has ended is known as such
+//! Nothing is allocated per command: tables have the size of [`SessionLimits`], that of the commands as many places as there were commands
+//! at a time. A [`TaskId`] that has ended is known as such
 //! and does nothing. Where a method returns a header, that PDU has taken its sequence numbers: send it, in the order the
 //! headers were made, on the connection of the task.
 
@@ -138,34 +139,12 @@ impl Session {
             connections: limits.connections.max(1),
         };
         let slots = limits.window + limits.immediate;
-        let slot = |i: u16| Slot {
-            state: State::Free,
-            generation: 0,
-            next: if i + 1 == slots { NO_SLOT } else { i + 1 },
-            kind: Kind::Nop,
-            conn: ConnId(0),
-            header: [0; BHS_LEN],
-            ahs: Vec::new(),
-            itt: 0,
-            cmd_sn: 0,
-            immediate: false,
-            aborted: false,
-            awaited_by: None,
-            awaits: 0,
-            outcome: None,
-            fence: None,
-            arriving: false,
-            transfer: Transfer::NONE,
-            read_offset: 0,
-            data_sn: 0,
-            ttt: 0,
-        };
         let mut session = Session {
             kind: login.kind,
             limits,
             keepalive,
-            slots: (0..slots).map(slot).collect(),
-            free: 0,
+            slots: Vec::new(),
+            free: NO_SLOT,
             index: vec![NO_SLOT; usize::from(slots).next_power_of_two()],
             exp_cmd_sn: login.cmd_sn,
             active: 0,
@@ -422,6 +401,11 @@ impl Session {
 
     /// Takes a free slot for a request.
     fn claim(&mut self, conn: ConnId, kind: Kind, bhs: &Bhs, cmd_sn: u32) -> Option<u16> {
+        let made = self.slots.len() as u16;
+        if self.free == NO_SLOT && made < self.limits.window + self.limits.immediate {
+            self.slots.push(Slot::FREE);
+            self.free = made;
+        }
         let place = self.free;
         let slot = self.slots.get_mut(usize::from(place))?;
         self.free = slot.next;

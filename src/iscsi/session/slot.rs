@@ -74,6 +74,30 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// One that was never used.
+    pub(super) const FREE: Slot = Slot {
+        state: State::Free,
+        generation: 0,
+        next: NO_SLOT,
+        kind: Kind::Nop,
+        conn: ConnId(0),
+        header: [0; BHS_LEN],
+        ahs: Vec::new(),
+        itt: 0,
+        cmd_sn: 0,
+        immediate: false,
+        aborted: false,
+        awaited_by: None,
+        awaits: 0,
+        outcome: None,
+        fence: None,
+        arriving: false,
+        transfer: Transfer::NONE,
+        read_offset: 0,
+        data_sn: 0,
+        ttt: 0,
+    };
+
     pub(super) fn scsi(&self) -> ScsiCommand {
         ScsiCommand::read(&self.header)
     }
