@@ -185,8 +185,11 @@ impl Model {
         for lba in (0..total).step_by(most as usize) {
             let blocks = u64::from(most).min(total - lba);
             let there = self.rig.read(lba, blocks as u32);
-            let other = there.iter().zip(&self.bytes[self.range(lba, blocks)]).position(|(a, b)| a != b);
-            assert_eq!(other.map(|at| lba as usize * self.block + at), None, "a byte differs after {after:?}");
+            let expected = &self.bytes[self.range(lba, blocks)];
+            if there != expected {
+                let at = there.iter().zip(expected).position(|(a, b)| a != b);
+                panic!("byte {at:?} from block {lba} on differs after {after:?}");
+            }
         }
     }
 
