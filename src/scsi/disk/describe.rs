@@ -79,11 +79,17 @@ impl Disk {
             uuid,
             vendor: VENDOR.to_owned(),
             product: PRODUCT.to_owned(),
-            revision: env!("CARGO_PKG_VERSION").chars().take(REVISION_LEN).collect(),
+            revision: revision(env!("CARGO_PKG_VERSION")),
             transport_version,
             task_functions,
         }
     }
+}
+
+/// The first characters of a version, without a dot at the end.
+fn revision(version: &str) -> String {
+    let cut: String = version.chars().take(REVISION_LEN).collect();
+    cut.trim_end_matches('.').to_owned()
 }
 
 /// Most blocks of one COMPARE AND WRITE: what the device does in one step and whose two halves fit one transfer, wherever it begins.

@@ -3,7 +3,7 @@
 use super::job::{Failure, Job, Span};
 use super::spares::{CHUNK, LIST};
 use crate::bdev::bounce::Bounce;
-use crate::bdev::scatter;
+use crate::bdev::{ExtentRecord, ExtentState, extents, scatter};
 use crate::reactor::io::{IoOp, IoStatus, Segments};
 use crate::scsi::spec::ProvisioningStatus;
 use crate::scsi::{Fill, LbaExtent, format_parameters, lba_status, lba_status_extents, unmap_ranges};
@@ -17,9 +17,6 @@ const FORMAT_LIST: usize = 8;
 
 /// Bytes of the longest block.
 const BLOCK_MAX: usize = 4096;
-
-/// Bytes of GET LBA STATUS data, at most.
-const STATUS_MAX: u32 = 4096;
 
 impl Job<'_> {
     pub(super) async fn write_same(&mut self, lba: u64, blocks: u64, fill: Fill, unmap: bool) -> Result<(), Failure> {
@@ -141,23 +138,47 @@ impl Job<'_> {
         self.flush().await
     }
 
-    /// GET LBA STATUS.
+    /// GET LBA STATUS: as much as one report of the device tells.
     pub(super) async fn lba_status(&mut self, lba: u64, allocation: u32) -> Result<(), Failure> {
-        let allocation = allocation.min(STATUS_MAX);
-        let mut extents = Vec::with_capacity(lba_status_extents(allocation));
-        let mut at = lba;
-        while at < self.disk.unit.blocks && extents.len() < extents.capacity() {
-            let blocks = u32::try_from(self.disk.unit.blocks - at).unwrap_or(u32::MAX);
-            extents.push(LbaExtent { lba: at, blocks, status: ProvisioningStatus::MAPPED });
-            at += u64::from(blocks);
-        }
-        let answer = lba_status(&extents, allocation);
+        let records = lba_status_extents(allocation).min(LIST / ExtentRecord::LEN);
+        let spares = self.spares();
+        let mut bounce = spares.lists.take().await;
+        let len = records * ExtentRecord::LEN;
+        bounce.buf.set_len(len);
+        let offset = lba << self.disk.shift;
+        self.io().prepare(IoOp::Extents, offset, len as u64);
+        bounce = self.submit_with(bounce).await;
+        let result = self.result();
+        let answer = match result {
+            Ok(()) => lba_status(&self.lba_extents(&bounce.buf, records), allocation),
+            Err(_) => Vec::new(),
+        };
+        spares.lists.give(bounce);
         if !answer.is_empty() {
             let mut buf = self.disk.handle.reactor().buffer(answer.len()).await;
             buf.copy_from_slice(&answer);
             self.io().data.push_buf(buf);
         }
-        Ok(())
+        result
+    }
+
+    /// The extents of a report in blocks of the unit, which may have fewer than the device, and as long as a descriptor can say.
+    fn lba_extents(&self, report: &[u8], most: usize) -> Vec<LbaExtent> {
+        let mut found = Vec::with_capacity(most);
+        for record in extents(report) {
+            let status = match record.state {
+                ExtentState::DEALLOCATED => ProvisioningStatus::DEALLOCATED,
+                _ => ProvisioningStatus::MAPPED,
+            };
+            let mut lba = record.offset.get() >> self.disk.shift;
+            let end = ((record.offset.get() + record.len.get()) >> self.disk.shift).min(self.disk.unit.blocks);
+            while lba < end && found.len() < most {
+                let blocks = u32::try_from(end - lba).unwrap_or(u32::MAX);
+                found.push(LbaExtent { lba, blocks, status });
+                lba += u64::from(blocks);
+            }
+        }
+        found
     }
 }
 

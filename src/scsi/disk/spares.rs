@@ -11,7 +11,7 @@ use crate::scsi::UNMAP_DESCRIPTORS_MAX;
 /// such a command takes so much of the pool.
 pub(super) const CHUNK: usize = 256 << 10;
 
-/// Bytes of the longest parameter list of UNMAP that is looked at: header and descriptors.
+/// Bytes of the longest parameter list of UNMAP that is looked at, header and descriptors; GET LBA STATUS has its report there.
 pub(super) const LIST: usize = 8 + 16 * UNMAP_DESCRIPTORS_MAX as usize;
 
 const _: () = assert!(CHUNK <= TRANSFER_MAX && CHUNK.is_multiple_of(2 * 4096), "a half is whole blocks");

@@ -39,7 +39,7 @@ fn sizes_and_limits_are_those_of_the_device() {
         uuid: *b"0123456789abcdef",
         vendor: "REACTOR".to_owned(),
         product: "VOLUME".to_owned(),
-        revision: env!("CARGO_PKG_VERSION")[..4].to_owned(),
+        revision: env!("CARGO_PKG_VERSION")[..4].trim_end_matches('.').to_owned(),
         transport_version: 0x0960,
         task_functions: TaskFunctions { abort_task: true, ..Default::default() },
     };

@@ -5,7 +5,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use crate::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed, scatter};
+use crate::bdev::{
+    BlockDevice, Channel, Common, DeviceError, DeviceLimits, ExtentState, ExtentWriter, OpSet, Traits, Unaddressed,
+    scatter,
+};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoList, IoOp, IoStatus};
 
@@ -130,6 +133,13 @@ impl Book {
                 return io;
             }
             self.fails.set(Some((op, left - 1, status)));
+        }
+        if io.op == IoOp::Extents {
+            let rest = self.bytes.borrow().len() as u64 - io.offset;
+            let mut writer = ExtentWriter::new(&mut io);
+            writer.push(rest, ExtentState::MAPPED);
+            writer.finish();
+            return io;
         }
         if !io.op.has_range() || io.op == IoOp::Verify {
             return io;

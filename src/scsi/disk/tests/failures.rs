@@ -27,7 +27,7 @@ fn each_failure_of_each_command_is_told_and_leaves_no_data() {
     let list = unmap_list(&[(9, 2)]);
     let fua = Media::Read { lba: 9, blocks: 2, dpo: false, fua: true };
     // The command, its data, the operation that fails and which of them.
-    let cases: [(Media, &[u8], IoOp, usize); 20] = [
+    let cases: [(Media, &[u8], IoOp, usize); 21] = [
         (read(9, 2), &[], IoOp::Read, 0),
         (fua, &[], IoOp::Flush, 0),
         (fua, &[], IoOp::Read, 0),
@@ -48,6 +48,7 @@ fn each_failure_of_each_command_is_told_and_leaves_no_data() {
         (synchronize(1), &[], IoOp::Flush, 0),
         (Media::FormatUnit, &[], IoOp::Unmap, 0),
         (Media::PreFetch { lba: 9, blocks: 2, immediate: false }, &[], IoOp::Verify, 0),
+        (Media::GetLbaStatus { lba: 9, allocation: 4096 }, &[], IoOp::Extents, 0),
     ];
     for (media, data, op, which) in cases {
         for status in IoStatus::ALL {

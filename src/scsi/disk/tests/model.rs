@@ -275,7 +275,7 @@ fn lists_of_unmap_are_as_long_as_block_limits_says() {
     rig.good(UNMAP, &list);
     let expected: Vec<u8> = (0..1 << 20).map(|at| u8::from(at / 512 % 8 >= 4)).collect();
     assert!(rig.read(0, 2048) == expected);
-    assert_eq!(rig.sense(UNMAP, &[0; 7]), Sense::list_length());
+    assert_eq!(rig.sense(UNMAP, &[0; 3]), Sense::list_length());
     rig.good(UNMAP, &unmap_list(&[]));
     rig.close();
 }
@@ -294,22 +294,58 @@ fn format_takes_only_a_list_of_zeros() {
 
 #[test]
 fn provisioning_is_told_to_the_end_of_the_unit() {
-    let rig = Rig::new(ram(1 << 42, 512));
+    // 8 Gi blocks: more than one descriptor can say.
+    let device = ram(1 << 42, 512);
+    let rig = Rig::with(device.clone(), Unit { blocks: (1 << 33) - 5, ..unit_of(&device) });
+    rig.good(write(64, 16), &[1; 8192]);
+    rig.good(UNMAP, &unmap_list(&[(72, 8)]));
     let status = |lba, allocation| rig.send(Media::GetLbaStatus { lba, allocation }, &[], 0);
-    let blocks = 1u64 << 33;
     let (outcome, data) = status(5, 4096);
     assert_eq!(outcome, Outcome::Good);
-    let mut at = 5;
-    for descriptor in data[8..].chunks(16) {
-        assert_eq!(descriptor[..8], u64::to_be_bytes(at));
-        at += u64::from(u32::from_be_bytes(descriptor[8..12].try_into().unwrap()));
-        assert_eq!(descriptor[12..], [ProvisioningStatus::MAPPED.0, 0, 0, 0]);
+    let told: Vec<(u64, u32, u8)> = data[8..]
+        .chunks(16)
+        .map(|descriptor| {
+            let (lba, blocks) = (descriptor[..8].try_into().unwrap(), descriptor[8..12].try_into().unwrap());
+            (u64::from_be_bytes(lba), u32::from_be_bytes(blocks), descriptor[12])
+        })
+        .collect();
+    assert_eq!(told[..2], [(5, 59, 1), (64, 8, 0)]);
+    let mut at = 72;
+    for &(lba, blocks, status) in &told[2..] {
+        assert_eq!((lba, status), (at, ProvisioningStatus::DEALLOCATED.0));
+        at += u64::from(blocks);
     }
-    assert_eq!((at, data.len()), (blocks, 8 + 3 * 16));
-    assert_eq!(
-        status(5, 10),
-        (Outcome::Good, data[..10].iter().enumerate().map(|(i, b)| if i == 3 { 20 } else { *b }).collect())
-    );
-    assert_eq!(status(5, 0), (Outcome::Good, Vec::new()));
+    // As far as the device tells.
+    assert!(told.len() > 2 && at <= (1 << 33) - 5, "{told:?}");
+    let first = [&[0, 0, 0, 20, 0, 0, 0, 0][..], &data[8..24]].concat();
+    for (allocation, len) in [(24, 24), (39, 24), (23, 23), (10, 10), (1, 1), (0, 0)] {
+        assert_eq!(status(5, allocation), (Outcome::Good, first[..len].to_vec()), "{allocation}");
+    }
+    let last = (1 << 33) - 6;
+    let (_, data) = status(last, 4096);
+    assert_eq!(data[3], 20, "the device has more blocks than the unit");
+    assert_eq!((&data[8..16], &data[16..21]), (&u64::to_be_bytes(last)[..], &[0, 0, 0, 1, 1][..]));
+    rig.close();
+}
+
+#[test]
+fn what_no_descriptor_can_say_is_told_by_several() {
+    use crate::bdev::device::null::{CompleteIn, Null, Options};
+    let options = Options {
+        name: "null".to_owned(),
+        uuid: [0; 16],
+        size: 1 << 42,
+        block_size: 512,
+        physical_block_size: 512,
+        complete: CompleteIn::Poll,
+    };
+    let rig = Rig::new(Arc::new(Null::new(options)));
+    let descriptor = |lba: u64, blocks: u32| [&lba.to_be_bytes()[..], &blocks.to_be_bytes(), &[1, 0, 0, 0]].concat();
+    // Of 2^33 blocks all but seven.
+    let rest = descriptor(7 + u64::from(u32::MAX), u32::MAX - 5);
+    let (outcome, data) = rig.send(Media::GetLbaStatus { lba: 7, allocation: 4096 }, &[], 0);
+    assert_eq!(outcome, Outcome::Good);
+    let expected = [&[0, 0, 0, 36, 0, 0, 0, 0][..], &descriptor(7, u32::MAX), &rest].concat();
+    assert_eq!(data, expected);
     rig.close();
 }
