@@ -23,7 +23,7 @@ use crate::util::{Bad, bad};
 const PORT: u16 = 3260;
 /// Most portals: more than a machine has addresses in use. SendTargets names each of them for each target.
 const PORTALS_MAX: usize = 64;
-/// Highest logical unit number: what the peripheral device addressing method can say (SAM-5 §4.7.7.2), which every initiator knows.
+/// Highest logical unit number: what the peripheral device addressing method can say (SAM-5), which every initiator knows.
 const LUN_MAX: u16 = 255;
 /// Tag of a portal whose own is not given.
 const TPGT: u16 = 1;
