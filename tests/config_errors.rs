@@ -1,5 +1,5 @@
 //! Every message of the configuration, whole, as a user sees it: `config_errors.txt`, `config_ublk_errors.txt` for
-//! `[[ublk]]` and `src/control/config/iscsi/errors.txt` for `[iscsi]` have pairs of a text and what is said about it, on a machine with cores 0-3 of which 0-1 are allowed, in a
+//! `[[ublk]]` and `config_iscsi_errors.txt` for `[iscsi]` have pairs of a text and what is said about it, on a machine with cores 0-3 of which 0-1 are allowed, in a
 //! folder that has `small.img` (1 MiB), `again.img` (a link to it), `odd.img` (1,000 bytes), `empty.img`, `dangling.img`,
 //! the directory `folder`, and secrets: `secret`, `same.secret` as that, `loose.secret` that everybody may read, and
 //! `short.secret`, `long.secret`, `lines.secret` and `empty.secret`, which are none.
@@ -66,7 +66,7 @@ fn messages_about_local_block_devices_are_as_written_down() {
 
 #[test]
 fn messages_about_iscsi_are_as_written_down() {
-    check("src/control/config/iscsi/errors.txt", 60);
+    check("tests/config_iscsi_errors.txt", 60);
 }
 
 /// Checks every pair of a file that has at least so many.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::config::{Config, IscsiChange, IscsiPortal, IscsiTarget, Lun as LunConfig};
+use super::config::{Chap, Config, IscsiChange, IscsiPortal, IscsiTarget, Lun as LunConfig};
 use super::volumes::Volumes;
 use crate::bdev::registry::Claim;
 use crate::iscsi::door::{Directory, Door, Lun, Options, Target, TargetPortal};
-use crate::iscsi::{AllowedInitiators, Offer};
+use crate::iscsi::{AllowedInitiators, ChapConfig, Offer};
 use crate::reactor::clock::Entropy;
 use crate::reactor::mailbox::Remote;
 
@@ -30,6 +30,14 @@ pub struct Targets {
 
 fn said<E: std::fmt::Display>(error: E) -> String {
     error.to_string()
+}
+
+/// What initiators prove. Where they must prove something, it is never nothing.
+fn proof_of(chap: Option<&Chap>) -> Result<Option<ChapConfig>, String> {
+    match chap {
+        None => Ok(None),
+        Some(chap) => chap.proof.clone().map(Some).ok_or_else(|| "the secrets of chap have not been read".to_owned()),
+    }
 }
 
 impl Targets {
@@ -161,7 +169,7 @@ impl Targets {
 
     fn set_discovery_chap(&mut self, config: &Config) -> Result<(), String> {
         let chap = config.iscsi.as_ref().and_then(|iscsi| iscsi.discovery_chap.as_ref());
-        let proof = chap.and_then(|chap| chap.proof.clone());
+        let proof = proof_of(chap)?;
         self.open_door(config)?.set_discovery_chap(proof).map_err(said)
     }
 
@@ -216,7 +224,7 @@ impl Targets {
                 AllowedInitiators::Any => None,
                 AllowedInitiators::Listed(names) => Some(names.iter().cloned().collect()),
             },
-            chap: target.chap.as_ref().and_then(|chap| chap.proof.clone()),
+            chap: proof_of(target.chap.as_ref())?,
             offer: Offer {
                 header_digest: target.header_digest,
                 data_digest: target.data_digest,

@@ -1,5 +1,7 @@
 //! CHAP: the target's side of one-way and mutual authentication (RFC 7143 §12.1.3, RFC 1994).
 
+use std::collections::BTreeSet;
+
 use md5::{Digest, Md5};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
@@ -84,6 +86,7 @@ impl Credentials {
 pub struct ChapConfig {
     initiator: Credentials,
     target: Option<Credentials>,
+    algorithms: BTreeSet<ChapAlgorithm>,
 }
 
 impl ChapConfig {
@@ -95,31 +98,38 @@ impl ChapConfig {
         if target.as_ref().is_some_and(|target| target.secret == initiator.secret) {
             return Err(BadChap::SameSecret);
         }
-        Ok(ChapConfig { initiator, target })
+        Ok(ChapConfig { initiator, target, algorithms: BTreeSet::from(ChapAlgorithm::ALL) })
+    }
+
+    /// The same with no other hashes than these; without one nobody can prove anything.
+    pub fn only(self, algorithms: BTreeSet<ChapAlgorithm>) -> ChapConfig {
+        ChapConfig { algorithms, ..self }
     }
 }
 
-/// A hash that both sides know (the registry of PPP authentication algorithms).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Algorithm {
-    /// 5.
+/// A hash that CHAP is done with (the registry of PPP authentication algorithms).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChapAlgorithm {
+    /// MD5, 5.
     Md5,
-    /// 7.
+    /// SHA-256, 7.
     Sha256,
 }
 
-impl Algorithm {
+impl ChapAlgorithm {
+    const ALL: [ChapAlgorithm; 2] = [ChapAlgorithm::Md5, ChapAlgorithm::Sha256];
+
     const fn number(self) -> u8 {
         match self {
-            Algorithm::Md5 => 5,
-            Algorithm::Sha256 => 7,
+            ChapAlgorithm::Md5 => 5,
+            ChapAlgorithm::Sha256 => 7,
         }
     }
 
     const fn len(self) -> usize {
         match self {
-            Algorithm::Md5 => 16,
-            Algorithm::Sha256 => 32,
+            ChapAlgorithm::Md5 => 16,
+            ChapAlgorithm::Sha256 => 32,
         }
     }
 
@@ -132,8 +142,8 @@ impl Algorithm {
         }
         let parts = [&[id][..], &secret.0, challenge];
         match self {
-            Algorithm::Md5 => hash::<Md5>(parts),
-            Algorithm::Sha256 => hash::<Sha256>(parts),
+            ChapAlgorithm::Md5 => hash::<Md5>(parts),
+            ChapAlgorithm::Sha256 => hash::<Sha256>(parts),
         }
     }
 }
@@ -144,7 +154,7 @@ enum Expect {
     /// CHAP_A.
     Algorithm,
     /// CHAP_N and CHAP_R, and for mutual authentication CHAP_I and CHAP_C.
-    Response(Algorithm),
+    Response(ChapAlgorithm),
     /// Nothing: the initiator has proved itself.
     Nothing,
 }
@@ -199,12 +209,12 @@ impl Chap {
         match self.expect {
             Expect::Algorithm if only(&["CHAP_A"]) => {
                 let offered = of("CHAP_A").ok_or(NotAuthentic)?;
-                let algorithm = offered.split(',').find_map(|number_text| match number(number_text) {
-                    Some(5) => Some(Algorithm::Md5),
-                    Some(7) => Some(Algorithm::Sha256),
-                    _ => None,
-                });
-                let algorithm = algorithm.ok_or(NotAuthentic)?;
+                // The initiator's order of preference counts (RFC 7143 §12.1.3).
+                let known = |offered: &str| {
+                    let number = number(offered)?;
+                    config.algorithms.iter().copied().find(|algorithm| u64::from(algorithm.number()) == number)
+                };
+                let algorithm = offered.split(',').find_map(known).ok_or(NotAuthentic)?;
                 put(out, "CHAP_A", &algorithm.number().to_string());
                 put(out, "CHAP_I", &self.id.to_string());
                 put(out, "CHAP_C", &hex(&self.challenge[..algorithm.len()]));
@@ -228,7 +238,7 @@ impl Chap {
     fn verify(
         &self,
         config: &ChapConfig,
-        algorithm: Algorithm,
+        algorithm: ChapAlgorithm,
         name: Option<&str>,
         response: Option<&str>,
     ) -> Result<(), NotAuthentic> {
@@ -244,7 +254,7 @@ impl Chap {
     fn prove(
         &self,
         config: &ChapConfig,
-        algorithm: Algorithm,
+        algorithm: ChapAlgorithm,
         id: &str,
         challenge: &str,
         out: &mut Vec<u8>,

@@ -11,12 +11,12 @@ pub(super) use self::diff::settle_iscsi;
 pub use self::diff::{IscsiChange, IscsiSteps, TargetKey};
 pub(super) use self::secret::probe;
 use super::bdev::{Bdevs, unknown_bdev};
-use super::model::{Chap, ChapAlgorithm, IscsiConfig, IscsiPortal, IscsiTarget, Listener, Lun, MutualChap};
+use super::model::{Chap, IscsiConfig, IscsiPortal, IscsiTarget, Listener, Lun, MutualChap};
 use super::nvmf::{overlap, refuse_overlap};
 use super::reader::{At, Key, Messages, Table, Value};
 use super::source::{Source, Span};
 use super::value::parse_address;
-use crate::iscsi::{AllowedInitiators, DigestPolicy, NAME_MAX, Redirect, is_name};
+use crate::iscsi::{AllowedInitiators, ChapAlgorithm, DigestPolicy, NAME_MAX, Redirect, is_name};
 use crate::util::{Bad, bad};
 
 /// The port of iSCSI targets as IANA has it.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::source::Place;
 use crate::bdev::device::nvme::Wanted;
-use crate::iscsi::{AllowedInitiators, ChapConfig, DigestPolicy, Redirect};
+use crate::iscsi::{AllowedInitiators, ChapAlgorithm, ChapConfig, DigestPolicy, Redirect};
 
 /// A whole configuration that passed every check which needs no look at the file system.
 #[derive(Clone, Debug)]
@@ -494,15 +494,6 @@ pub struct MutualChap {
     pub user: String,
     /// Absolute path of its secret, which is not that of the initiators.
     pub secret_file: PathBuf,
-}
-
-/// A hash that CHAP is done with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ChapAlgorithm {
-    /// `md5`.
-    Md5,
-    /// `sha256`.
-    Sha256,
 }
 
 /// One `[[ublk]]`: a volume as the local block device `/dev/ublkbN`.

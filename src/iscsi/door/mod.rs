@@ -294,6 +294,10 @@ impl<R: Reach> Door<R> {
             let mut luns = BTreeMap::new();
             for lun in &target.luns {
                 let key = lun.key();
+                if lun.device.common().traits().zones.is_some() {
+                    let name = &lun.device.common().traits().name;
+                    return Err(format!("volume \"{name}\" is made of zones, which are not served over iSCSI"));
+                }
                 if luns.values().any(|other| *other == key) {
                     let name = &lun.device.common().traits().name;
                     return Err(format!("volume \"{name}\" has two logical unit numbers"));

@@ -44,7 +44,8 @@ fn prove(chap: &Chap, spans: &ChapSpans, messages: &Messages) -> Option<ChapConf
         let help = "keep another secret in mutual_secret_file: who knows one could answer for the other side";
         messages.error(&last.span, bad.to_string(), help);
     };
-    ChapConfig::new(own?, mutual).map_err(refused).ok()
+    let proof = ChapConfig::new(own?, mutual).map_err(refused).ok()?;
+    Some(proof.only(chap.algorithms.clone()))
 }
 
 /// A file with a secret, and where its messages go. No message tells anything of what is in it but its form.
