@@ -4,8 +4,9 @@
 //! units there are, and what the session may do with each ([`crate::scsi::Gate`]).
 
 use std::cell::{Cell, RefCell, RefMut};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::task::Poll;
 
 use super::conn::{Conn, LOOK_NS};
 use super::home::{self, HOME, UnitKey, View};
@@ -56,6 +57,14 @@ impl LunView {
     #[inline]
     pub fn gate(&self) -> Gate {
         self.gate.get()
+    }
+
+    /// What the session may do, unless there was later news.
+    fn hear(&self, stamp: u64, gate: &Gate) {
+        if stamp >= self.stamp.get() {
+            self.stamp.set(stamp);
+            self.gate.set(*gate);
+        }
     }
 
     /// A command begins, if it is its turn; else [`LunView::may_enter`] says when.
@@ -123,6 +132,8 @@ pub struct Live {
     slots: RefCell<Vec<Option<Rc<Slot>>>>,
     conns: RefCell<Vec<Option<Rc<Conn>>>>,
     luns: RefCell<Vec<Option<Rc<LunView>>>>,
+    /// The last gate of each unit with its stamp: news may be here before the view of which they are.
+    news: RefCell<BTreeMap<UnitKey, (u64, Gate)>>,
     told: RefCell<HostTold>,
     /// Of the last news of the logical units.
     stamp: Cell<u64>,
@@ -160,6 +171,7 @@ impl Live {
             slots: RefCell::default(),
             conns: RefCell::default(),
             luns: RefCell::default(),
+            news: RefCell::default(),
             told: RefCell::new(HostTold::new(now)),
             stamp: Cell::new(0),
             managers: RefCell::default(),
@@ -379,9 +391,9 @@ impl Live {
                 })
             });
             shown.disk.replace(disk);
-            if view.stamp >= shown.stamp.get() {
-                shown.stamp.set(view.stamp);
-                shown.gate.set(*gate);
+            shown.hear(view.stamp, gate);
+            if let Some((stamp, gate)) = self.news.borrow().get(key) {
+                shown.hear(*stamp, gate);
             }
             if luns.len() <= usize::from(*lun) {
                 luns.resize(usize::from(*lun) + 1, None);
@@ -389,15 +401,14 @@ impl Live {
             luns[usize::from(*lun)] = Some(shown);
         }
         self.luns.replace(luns);
+        self.news.borrow_mut().retain(|key, _| view.luns.iter().any(|(_, seen, _)| seen == key));
     }
 
     /// What the session may do with a unit from now on.
     pub fn set_gate(&self, key: UnitKey, gate: &Gate, stamp: u64) {
+        self.news.borrow_mut().insert(key, (stamp, *gate));
         for view in self.luns.borrow().iter().flatten().filter(|view| view.key == key) {
-            if stamp >= view.stamp.get() {
-                view.stamp.set(stamp);
-                view.gate.set(*gate);
-            }
+            view.hear(stamp, gate);
         }
     }
 
@@ -436,9 +447,15 @@ impl Live {
         match alive {
             Alive::Until(until) => Some(until),
             Alive::Ping(header, until) => {
-                // One that has ended needs none.
-                let _ = conn.send_header(|| Some(header)).await;
-                Some(until)
+                // An initiator that does not even take what it is sent is as good as gone.
+                let mut leaving = std::pin::pin!(conn.send_header(|| Some(header)));
+                let mut time_up = std::pin::pin!(self.reactor.sleep(ISCSI_NOP_TIMEOUT_NS));
+                std::future::poll_fn(|cx| match leaving.as_mut().poll(cx) {
+                    Poll::Ready(sent) => Poll::Ready(sent.ok()),
+                    Poll::Pending => time_up.as_mut().poll(cx).map(|()| None),
+                })
+                .await
+                .map(|()| until)
             }
             Alive::Dead => None,
         }

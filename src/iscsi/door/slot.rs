@@ -390,6 +390,10 @@ impl Work<'_> {
             self.conn.tx.reserve(self.live.reactor(), reads).await;
             io.data.push_buf(self.live.reactor().buffer(reads).await);
         }
+        // Its data may have taken long: a reservation that was taken meanwhile holds for it.
+        if !lun.gate().grant.allows(request.access) {
+            prepared = prepared.and(Err(Answer::Status(Status::RESERVATION_CONFLICT)));
+        }
         let answer;
         (io, answer) = match prepared {
             Ok(()) => self.carry_out(lun, disk, media, request, io).await,
