@@ -8,7 +8,7 @@
 //!    data-in, status, sense  <------------------  Outcome
 //! ```
 //! READ and WRITE need nothing beside the I/O and the buffer that the door brings. What needs a buffer of its own takes it from
-//! [`Spares`], where one is kept for when the pool has none: a command that waits for a buffer holds its data-out, and if all did, nobody
+//! `Spares`, where one is kept for when the pool has none: a command that waits for a buffer holds its data-out, and if all did, nobody
 //! would go on.
 //!
 //! What is done durably: what asks for it (FUA), and everything while the mode parameters have no write cache and the device has one.
