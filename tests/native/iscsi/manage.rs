@@ -86,6 +86,7 @@ fn a_task_set_is_aborted_for_its_session_alone() {
 
 /// Sets TAS in the control mode page (SPC-4 §7.5.8).
 fn set_tas(session: &mut Session, on: bool) {
+    let hold = session.hold.take();
     let mut list = session.command(0, &cdb::mode_sense10(0x0a, 20), &[], 20).good();
     // The mode data length is reserved in MODE SELECT.
     list[..2].fill(0);
@@ -95,6 +96,7 @@ fn set_tas(session: &mut Session, on: bool) {
     session.command(0, &cdb::mode_select10(20), &list, 0).good();
     let now = session.command(0, &cdb::mode_sense10(0x0a, 20), &[], 20).good();
     assert_eq!(now[13] & 0x40 != 0, on, "TAS is {on}");
+    session.hold = hold;
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::cdb::{Cdb, status};
-use super::login::{Login, Options, Params, Refusal, all_pairs, text};
+use super::login::{Login, Offer, Options, Params, Refusal, all_pairs, text};
 use super::pdu::{NO_TAG, Pdu, flag, op};
 use super::wire::{Got, PATIENCE, Wire};
 
@@ -153,9 +153,14 @@ impl Session {
     pub fn join(&mut self, address: SocketAddr, cid: u16) -> Result<(), Refusal> {
         let mut options = self.options.clone();
         (options.tsih, options.cid) = (self.tsih, cid);
+        // The others hold for the session, and are for its first connection alone (RFC 7143 §13).
+        let Offer { header_digest, data_digest, max_recv, .. } = options.offer;
+        options.offer = Offer { header_digest, data_digest, max_recv, ..Offer::PLAIN };
         let mut login = Login::new(address, &options);
         login.cmd_sn = self.cmd_sn;
-        let params = login.run(&options)?;
+        let own = login.run(&options)?;
+        let Params { header_digest, data_digest, max_send, max_recv, .. } = own;
+        let params = Params { header_digest, data_digest, max_send, max_recv, ..self.conns[0].params.clone() };
         self.conns.push(Conn::after(login, params));
         Ok(())
     }
