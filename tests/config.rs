@@ -11,9 +11,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use reactor::bdev::device::nvme::{InterruptCoalescing, Mode, Tuning};
 use reactor::control::config::{
-    Change, Chap, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule,
-    InjectStatus, IscsiChange, IscsiConfig, IscsiSteps, IscsiTarget, Lun, Machine, MutualChap, NullComplete, Source,
-    Style, Subsystem, TargetKey, Trigger, derived_uuid, diff, load, parse,
+    Change, Chap, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus,
+    IscsiChange, IscsiConfig, IscsiSteps, IscsiTarget, Lun, Machine, MutualChap, NullComplete, Source, Style,
+    Subsystem, TargetKey, Trigger, derived_uuid, diff, load, parse,
 };
 use reactor::iscsi::{AllowedInitiators, ChapAlgorithm, ChapConfig, Credentials, DigestPolicy, Redirect, Secret};
 use texts::{file, machine, parsed_in, said};

@@ -225,11 +225,7 @@ impl Targets {
                 AllowedInitiators::Listed(names) => Some(names.iter().cloned().collect()),
             },
             chap: proof_of(target.chap.as_ref())?,
-            offer: Offer {
-                header_digest: target.header_digest,
-                data_digest: target.data_digest,
-                ..Offer::default()
-            },
+            offer: Offer { header_digest: target.header_digest, data_digest: target.data_digest, ..Offer::default() },
             luns: luns.collect(),
         };
         let door = self.door.as_mut().ok_or("there is no iSCSI door")?;

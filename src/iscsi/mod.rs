@@ -40,7 +40,8 @@ mod tests;
 pub use crate::util::{DataDigest, crc32c};
 pub use admission::{Admitted, Claim, Established, Joined, LoginStatus, Nexus};
 pub use chap::{
-    BadChap, CHAP_ENTROPY, ChapAlgorithm, ChapConfig, Credentials, NotAuthentic, SECRET_MAX, SECRET_MIN, Secret, chap_entropy,
+    BadChap, CHAP_ENTROPY, ChapAlgorithm, ChapConfig, Credentials, NotAuthentic, SECRET_MAX, SECRET_MIN, Secret,
+    chap_entropy,
 };
 pub use decode::{Decoder, Event, Fatal, Limits, Request};
 pub use encode::{Framing, PREFIX_MAX, SUFFIX_MAX};

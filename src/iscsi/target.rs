@@ -133,8 +133,7 @@ impl Book {
                     || portal.redirect.as_ref().is_some_and(|to| bad_address(&to.address))
             };
             let listeners: BTreeSet<u16> = target.portals.iter().map(|portal| portal.listener).collect();
-            if listeners.len() != target.portals.len() || target.portals.iter().any(bad_portal)
-            {
+            if listeners.len() != target.portals.len() || target.portals.iter().any(bad_portal) {
                 return Err(BadTarget::Portals(name.clone()));
             }
             if let Some(bad) = bad_offer(&target.offer) {

@@ -31,9 +31,9 @@ pub use self::diff::{Change, Diff, diff};
 pub use self::iscsi::{IscsiChange, IscsiSteps, TargetKey};
 pub use self::machine::Machine;
 pub use self::model::{
-    BdevConfig, Chap, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule,
-    InjectStatus, IscsiConfig, IscsiPortal, IscsiTarget, Listener, Lun, MemoryConfig, MutualChap, Namespace,
-    NullComplete, NvmfConfig, ReactorConfig, Subsystem, Trigger, UblkConfig, UblkMode,
+    BdevConfig, Chap, Config, Driver, HostAccess, Hugepages, Idle, InjectAction, InjectOp, InjectRule, InjectStatus,
+    IscsiConfig, IscsiPortal, IscsiTarget, Listener, Lun, MemoryConfig, MutualChap, Namespace, NullComplete,
+    NvmfConfig, ReactorConfig, Subsystem, Trigger, UblkConfig, UblkMode,
 };
 pub use self::parse::{Parsed, parse};
 pub use self::source::{Diagnostic, Place, Source, Style};

@@ -69,8 +69,7 @@ pub async fn run(work: &Work<'_>, lun: &LunView, context: &Context<'_>, mut io: 
         };
         reactor.send(HOME, Message::Call(Box::new(tell)));
     };
-    let disks: Vec<CopyDisk> =
-        seen.iter().map(|view| CopyDisk { disk: view.disk(), mode: view.gate().mode }).collect();
+    let disks: Vec<CopyDisk> = seen.iter().map(|view| CopyDisk { disk: view.disk(), mode: view.gate().mode }).collect();
     let mut last = CopyProgress::START;
     let (io, outcome) = copy(&steps, &disks, context, io, |progress| {
         if progress.bytes - last.bytes >= TELL {

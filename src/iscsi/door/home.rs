@@ -22,8 +22,8 @@ use crate::reactor::mailbox::Message;
 use crate::scsi::reservation::Reservations;
 use crate::scsi::spec::{Asc, Sense, SenseKey, TransportId};
 use crate::scsi::{
-    Action, Cdb, Context, CopyList, CopyProgress, Gate, LogicalUnit, NexusId, Reply, Resources, Store, TargetPort, Unit,
-    UnitAttention, UnitCommand,
+    Action, Cdb, Context, CopyList, CopyProgress, Gate, LogicalUnit, NexusId, Reply, Resources, Store, TargetPort,
+    Unit, UnitAttention, UnitCommand,
 };
 
 /// The reactor that is the home of every logical unit.
@@ -555,7 +555,9 @@ impl Home {
         };
         for (tsih, there, open, stays) in places {
             if !stays {
-                self.tell_session(reactor, there, tsih, |live| live.dismiss(Notice::DropSession { wait: 2, retain: 0 }));
+                self.tell_session(reactor, there, tsih, |live| {
+                    live.dismiss(Notice::DropSession { wait: 2, retain: 0 })
+                });
             } else if open && self.renumber(&exports, tsih) {
                 changed.push((tsih, there));
             }

@@ -115,12 +115,7 @@ pub async fn task_management(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId) {
     live.managed(&slot);
 }
 
-async fn carry_out(
-    live: &Rc<Live>,
-    work: TaskWork,
-    affected: &[TaskId],
-    information: &mut [u8; 3],
-) -> TaskOutcome {
+async fn carry_out(live: &Rc<Live>, work: TaskWork, affected: &[TaskId], information: &mut [u8; 3]) -> TaskOutcome {
     let (reactor, tsih) = (live.reactor(), live.tsih());
     let find = |lun: [u8; 8]| lun_decode(lun).and_then(|lun| live.lun(lun));
     let with_unit = |lun: [u8; 8]| find(lun).map(|view: Rc<LunView>| view.key);

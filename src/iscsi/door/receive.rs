@@ -10,9 +10,8 @@ use super::home::{self, Entry, HOME};
 use super::live::Live;
 use super::slot::{Pieces, Slot};
 use crate::iscsi::{
-    AHS_MAX, Admitted, Claim, ConnId, Decoder, Event, Framing, Header, Limits, Login, LoginRequest,
-    LoginStatus, PREFIX_MAX, Received, RejectReason, Reply, Request, Step, TaskId, Verdict, chap_entropy,
-    padding,
+    AHS_MAX, Admitted, Claim, ConnId, Decoder, Event, Framing, Header, Limits, Login, LoginRequest, LoginStatus,
+    PREFIX_MAX, Received, RejectReason, Reply, Request, Step, TaskId, Verdict, chap_entropy, padding,
 };
 use crate::sys::tx::TxBatch;
 
@@ -232,7 +231,8 @@ impl Receiver {
         let tsih = request.tsih.get();
         if first && tsih != 0 {
             // A session lives on one reactor, with all its connections.
-            let place = conn.reactor().call(HOME, move |home| home::of(home).and_then(|home| home.place_of(tsih))).await;
+            let place =
+                conn.reactor().call(HOME, move |home| home::of(home).and_then(|home| home.place_of(tsih))).await;
             if let Some(there) = place.filter(|there| *there != conn.reactor().id()) {
                 let pad = [0; 3];
                 let pad = &pad[..padding(self.text.len() as u32) as usize];

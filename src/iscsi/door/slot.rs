@@ -657,4 +657,3 @@ fn told(residual: scsi::Residual) -> Residual {
         scsi::Residual::Over(n) => Residual::Overflow(clamp(n)),
     }
 }
-
