@@ -1,5 +1,11 @@
-//! Channels of devices whose I/O ends within its submission, all but what has to wait for others: a contended compare and write, a
-//! write to the range of one, a reset behind these, and a report of extents, which may take a while.
+//! Channels of devices whose I/O ends within its submission, all but what has to wait for others: a contended compare and write or atomic
+//! write, what touches the range of one, a reset behind these, and a report of extents, which may take a while.
+//!
+//! *Atomic writes* ([`IoCell::atomic`](crate::reactor::io::IoCell::atomic)): on one reactor each copy ends within a call, so a write is seen
+//! whole as it is. While several have the device open, an atomic write holds its range on all of them, against reads too, until it has
+//! been copied ([`crate::bdev::exclusion`]). A read pays a look at a flag of its own reactor for that, as a write does, and copies once; a
+//! count of writes that every read compares before and after its copy would be memory that all reactors share, and fences, and
+//! copies for nothing.
 //!
 //! Copies between a device and requests of the kernel's ([`Segment::Request`]) are calls into the kernel, from which a processor comes
 //! back with its caches of code and branches cold. So those of many short requests that have arrived together wait until all of them
@@ -19,7 +25,7 @@ use crate::reactor::{Deferred, Reactor};
 /// (100 to 250 at worst), filling it with zeros 80 to 95; giving back what holds no memory 1 us.
 pub const ZEROES_MAX: u64 = 1 << 20;
 
-/// Compare and writes of one channel that wait for other reactors, and reports of extents, at a time.
+/// Compare and writes and atomic writes of one channel that wait for other reactors, and reports of extents, at a time.
 const HELPERS: usize = 4;
 
 /// From so many requests that arrive together their copies are made together. Of 64 a 4 KiB read through ublk then takes 77 ns beside its
@@ -30,7 +36,7 @@ const TOGETHER: usize = 16;
 /// Longest request that waits for others: the longer one is, the less it gains, and the more all of them take at a time.
 const TOGETHER_LEN: usize = 16 << 10;
 
-/// In the scratch of an I/O, above the generation of [`Outstanding`]: a write that must not be carried out now.
+/// In the scratch of an I/O, above the generation of [`Outstanding`]: it must not be carried out now.
 const HELD: u64 = 1 << 8;
 
 /// What a device that ends its I/O at once is on one reactor. An I/O succeeds unless this says otherwise in it.
@@ -74,16 +80,22 @@ pub fn open(reactor: &Rc<Reactor>, common: &Common, device: impl AtOnce) -> Resu
     let helpers = if traits.read_only && !traits.ops.has(IoOp::Extents) { 0 } else { HELPERS };
     for _ in 0..helpers {
         let inner = inner.clone();
-        reactor.spawn("compare and write", async move {
+        reactor.spawn("at once, later", async move {
             while let Some(mut io) = inner.slow.next().await {
                 if io.op == IoOp::Extents {
                     inner.device.extents(&mut io).await;
                     inner.end(io);
                     continue;
                 }
-                let grant = inner.gate.acquire(Range::of(&io)).await;
-                inner.device.compare_and_write(&mut io);
-                drop(grant);
+                if io.op == IoOp::Write {
+                    let grant = inner.gate.acquire_from_all(Range::of(&io)).await;
+                    inner.device.write(&mut io);
+                    drop(grant);
+                } else {
+                    let grant = inner.gate.acquire(Range::of(&io)).await;
+                    inner.device.compare_and_write(&mut io);
+                    drop(grant);
+                }
                 inner.end(io);
             }
         });
@@ -115,11 +127,23 @@ impl<D: AtOnce> Channel for AtOnceChannel<D> {
         if inner.reactor.arrived() >= TOGETHER
             && let Some(Segment::Request(request)) = io.data.sole()
             && request.len() <= TOGETHER_LEN
+            && !io.atomic
         {
             return inner.collect(io);
         }
         match io.op {
-            IoOp::Read => inner.device.read(&mut io),
+            IoOp::Read => {
+                if !inner.gate.may_read(Range::of(&io)) {
+                    return inner.wait(io, |io| inner.gate.hold_back(io));
+                }
+                inner.device.read(&mut io);
+            }
+            IoOp::Write if io.atomic => {
+                if !inner.gate.is_exclusive_now(Range::of(&io)) {
+                    return inner.wait(io, |io| inner.slow.push(io));
+                }
+                inner.device.write(&mut io);
+            }
             IoOp::Write | IoOp::Unmap | IoOp::WriteZeroes => {
                 if !inner.gate.may_write(Range::of(&io)) {
                     return inner.wait(io, |io| inner.gate.hold_back(io));
@@ -127,7 +151,12 @@ impl<D: AtOnce> Channel for AtOnceChannel<D> {
                 inner.device.write(&mut io);
             }
             IoOp::Flush => inner.device.flush(&mut io),
-            IoOp::Compare => inner.device.compare(&mut io),
+            IoOp::Compare => {
+                if !inner.gate.may_read(Range::of(&io)) {
+                    return inner.wait(io, |io| inner.gate.hold_back(io));
+                }
+                inner.device.compare(&mut io);
+            }
             // Only to memory that nothing but its range can keep from being read: the others see reads.
             IoOp::Verify => {}
             IoOp::CompareAndWrite => {
@@ -172,7 +201,8 @@ impl<D: AtOnce> Deferred for Inner<D> {
         let mut all = self.collected.replace(self.spare.take());
         for io in &mut all {
             match io.op {
-                IoOp::Read => self.device.read(io),
+                IoOp::Read if self.gate.may_read(Range::of(io)) => self.device.read(io),
+                IoOp::Read => io.scratch |= HELD,
                 _ if self.gate.may_write(Range::of(io)) => self.device.write(io),
                 _ => io.scratch |= HELD,
             }
@@ -191,7 +221,11 @@ impl<D: AtOnce> Deferred for Inner<D> {
 
 impl<D: AtOnce> Resume for Inner<D> {
     fn resume(&self, mut io: Io) {
-        self.device.write(&mut io);
+        match io.op {
+            IoOp::Read => self.device.read(&mut io),
+            IoOp::Compare => self.device.compare(&mut io),
+            _ => self.device.write(&mut io),
+        }
         self.end(io);
     }
 }

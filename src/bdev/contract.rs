@@ -50,6 +50,9 @@ pub struct DeviceLimits {
     pub verify_max: u64,
     /// Largest compare and write in bytes that is done in one step, whatever the other limits are; 0: what they allow.
     pub compare_and_write_max: u64,
+    /// Largest write in bytes that can be [atomic](crate::reactor::io::IoCell::atomic), whatever the other limits are: it comes to the
+    /// device whole. 0: none can.
+    pub atomic_max: u64,
     /// No read or write may cross a multiple of this many bytes; 0: none.
     pub boundary: u64,
     /// Alignment of the address and length of each data segment for the fast path, in bytes; a device bounces what is not.
@@ -67,6 +70,7 @@ impl Default for DeviceLimits {
             zeroes_max: u64::MAX,
             verify_max: 0,
             compare_and_write_max: 0,
+            atomic_max: 0,
             boundary: 0,
             data_align: 1,
             write_granularity: 0,

@@ -1,4 +1,4 @@
-//! Exclusion of writes on a range, over all reactors, without a lock on the way of an ordinary write.
+//! Exclusion of writes on a range, or of reads too, over all reactors, without a lock on the way of an ordinary one.
 //!
 //! A compare and write (or a device's own read-modify-write) must see no other write to its range between its read and
 //! its write, on whichever reactor that arrives. The device's home keeps the order; what is excluded pays for it:
@@ -13,6 +13,10 @@
 //!     | read, compare, write   |                                |
 //!     |------- release ------->|----------- released ---------->| what waited goes on
 //! ```
+//! An atomic write holds its range against reads as well ([`Gate::acquire_from_all`]): once all have acknowledged, no copy of any reactor is
+//! on its way, and none begins until it is released. Of reads that only is true of devices that end them within their submission
+//! and ask [`Gate::may_read`]; a read needs no ticket.
+//!
 //! An ordinary write pays one check and a note of its range ([`Gate::admit`], [`Gate::done`]), on its own core. The only
 //! reactor with a channel asks and answers itself without a message; messages between reactors are boxes on the heap.
 //!
@@ -68,7 +72,7 @@ impl Range {
 
 /// A channel that has writes waiting at its [`Gate`].
 pub trait Resume {
-    /// A write that waited may try again; the channel submits it anew and completes it in the end. May be called while another
+    /// A write, or read, that waited may try again; the channel submits it anew and completes it in the end. May be called while another
     /// I/O of the channel is being released, never from [`Gate::admit`].
     fn resume(&self, io: Io);
 }
@@ -99,10 +103,24 @@ struct Flight {
     watched: bool,
 }
 
-#[derive(Debug)]
-struct Hold {
+/// What waits while a range is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Against {
+    Writes,
+    ReadsToo,
+}
+
+/// A range that is held, as the home tells of it.
+#[derive(Clone, Copy, Debug)]
+struct Held {
     id: u64,
     range: Range,
+    against: Against,
+}
+
+#[derive(Debug)]
+struct Hold {
+    held: Held,
     /// Overlapping writes that were in flight when the hold came.
     left: u32,
     acked: bool,
@@ -125,7 +143,7 @@ pub struct Gate {
     home: u16,
     /// On the home reactor: the arbiter itself.
     arbiter: Option<Rc<Arbiter>>,
-    /// Not joined yet, or a range is held: what the write path looks at.
+    /// Not joined yet, or a range is held: what each write looks at, and each read that does.
     guarded: Cell<bool>,
     joined: Cell<bool>,
     holds: RefCell<Vec<Hold>>,
@@ -265,28 +283,39 @@ impl Gate {
         }
     }
 
-    /// Keeps a write that was not admitted, until its range is free.
+    /// Whether a read that ends within its submission may run now.
+    #[inline]
+    pub fn may_read(&self, range: Range) -> bool {
+        !self.guarded.get() || !self.is_held_from_reads(range)
+    }
+
+    /// Keeps a write that was not admitted, or a read, until its range is free.
     pub fn hold_back(&self, io: Io) {
         self.waiting.push(io);
     }
 
-    /// Takes a write that waits here, for a reset, or a channel that closes: its channel ends it.
+    /// Takes what waits here, for a reset, or a channel that closes: its channel ends it.
     pub fn take_waiting(&self) -> Option<Io> {
         self.waiting.pop()
     }
 
     fn is_held(&self, range: Range) -> bool {
-        !self.joined.get() || self.holds.borrow().iter().any(|hold| hold.range.overlaps(range))
+        !self.joined.get() || self.holds.borrow().iter().any(|hold| hold.held.range.overlaps(range))
+    }
+
+    fn is_held_from_reads(&self, range: Range) -> bool {
+        let against = |held: Held| held.against == Against::ReadsToo && held.range.overlaps(range);
+        !self.joined.get() || self.holds.borrow().iter().any(|hold| against(hold.held))
     }
 
     fn watched_done(&self, range: Range) {
-        for hold in self.holds.borrow_mut().iter_mut().filter(|h| !h.acked && h.range.overlaps(range)) {
+        for hold in self.holds.borrow_mut().iter_mut().filter(|h| !h.acked && h.held.range.overlaps(range)) {
             hold.left -= 1;
         }
         loop {
             let ended = self.holds.borrow_mut().iter_mut().find(|h| !h.acked && h.left == 0).map(|hold| {
                 hold.acked = true;
-                hold.id
+                hold.held.id
             });
             let (Some(id), here) = (ended, self.reactor.id()) else {
                 return;
@@ -301,36 +330,36 @@ impl Gate {
     // --- what the home says ---
 
     /// The home knows this gate and says what is held: all that it said before is void.
-    fn welcome(&self, held: Vec<(u64, Range)>) {
-        let holds = held.into_iter().map(|(id, range)| Hold { id, range, left: 0, acked: true });
+    fn welcome(&self, held: Vec<Held>) {
+        let holds = held.into_iter().map(|held| Hold { held, left: 0, acked: true });
         self.holds.replace(holds.collect());
         self.joined.set(true);
         self.look_again();
     }
 
-    /// Holds new writes to a range. Whether no overlapping one is in flight: then this is acknowledged at once.
-    fn hold(&self, id: u64, range: Range) -> bool {
+    /// Holds what comes to a range. Whether no overlapping write is in flight: then this is acknowledged at once.
+    fn hold(&self, held: Held) -> bool {
         let mut left = 0;
-        for flight in self.flights.borrow_mut().iter_mut().filter(|f| f.range.overlaps(range)) {
+        for flight in self.flights.borrow_mut().iter_mut().filter(|f| f.range.overlaps(held.range)) {
             flight.watched = true;
             left += 1;
         }
-        self.holds.borrow_mut().push(Hold { id, range, left, acked: left == 0 });
+        self.holds.borrow_mut().push(Hold { held, left, acked: left == 0 });
         self.guarded.set(true);
         left == 0
     }
 
     /// As [`Gate::hold`], asked by another reactor.
-    fn hold_for(&self, id: u64, range: Range) {
+    fn hold_for(&self, held: Held) {
         // Before the welcome, the home speaks to an earlier gate of this device, and knows that it is gone.
-        if self.joined.get() && self.hold(id, range) {
+        if self.joined.get() && self.hold(held) {
             let here = self.reactor.id();
-            self.to_home(move |reactor, arbiter| arbiter.ack(reactor, here, id));
+            self.to_home(move |reactor, arbiter| arbiter.ack(reactor, here, held.id));
         }
     }
 
     fn released(&self, id: u64) {
-        self.holds.borrow_mut().retain(|hold| hold.id != id);
+        self.holds.borrow_mut().retain(|hold| hold.held.id != id);
         self.look_again();
     }
 
@@ -341,8 +370,10 @@ impl Gate {
             let Some(io) = self.waiting.pop() else {
                 break;
             };
+            let range = Range::of(&io);
+            let waits = if io.op.writes() { self.is_held(range) } else { self.is_held_from_reads(range) };
             match self.channel.upgrade() {
-                Some(channel) if !self.is_held(Range::of(&io)) => channel.resume(io),
+                Some(channel) if !waits => channel.resume(io),
                 Some(_) => self.waiting.push(io),
                 None => self.reactor.complete(io.with_status(IoStatus::Gone)),
             }
@@ -360,6 +391,15 @@ impl Gate {
 
     /// Waits until no other write to the range is in flight or can start, for the task being polled.
     pub fn acquire(&self, range: Range) -> Acquire<'_> {
+        self.ask(range, Against::Writes)
+    }
+
+    /// As [`Gate::acquire`], and no read of it either.
+    pub fn acquire_from_all(&self, range: Range) -> Acquire<'_> {
+        self.ask(range, Against::ReadsToo)
+    }
+
+    fn ask(&self, range: Range, against: Against) -> Acquire<'_> {
         let mut requests = self.requests.borrow_mut();
         let request = Request::Waiting(self.reactor.current_task());
         let tag = match requests.iter().position(|r| matches!(r, Request::Free)) {
@@ -375,8 +415,8 @@ impl Gate {
         drop(requests);
         let here = self.reactor.id();
         match &self.arbiter {
-            Some(arbiter) => arbiter.ask(&self.reactor, here, tag, range),
-            None => self.to_home(move |reactor, arbiter| arbiter.ask(reactor, here, tag, range)),
+            Some(arbiter) => arbiter.ask(&self.reactor, (here, tag), range, against),
+            None => self.to_home(move |reactor, arbiter| arbiter.ask(reactor, (here, tag), range, against)),
         }
         Acquire { gate: self, tag: Some(tag) }
     }

@@ -182,6 +182,7 @@ impl Reach {
     fn send(&self, mut io: Io, mut parcel: Box<Parcel>, address: Address) {
         parcel.op = io.op;
         parcel.fua = io.fua;
+        parcel.atomic = io.atomic;
         parcel.class = io.class;
         parcel.offset = io.offset;
         parcel.len = io.len;
@@ -329,6 +330,7 @@ impl Sink for Server {
         };
         io.prepare(parcel.op, parcel.offset, parcel.len);
         io.fua = parcel.fua;
+        io.atomic = parcel.atomic;
         io.class = parcel.class;
         io.trace = parcel.trace;
         parcel.unload(&mut io.data, self.reactor.pool());

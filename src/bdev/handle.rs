@@ -91,6 +91,7 @@ impl Handle {
             if plain { (TRANSFER_MAX as u64).min(uncut.from[op as usize].saturating_sub(1)) } else { 0 }
         });
         let unaligned = u64::from(traits.block_size - 1);
+        debug_assert!(unaligned & 1 == 1, "the flag of an atomic write is among the bits");
         let reactor = reactor.clone();
         let handle = Handle { reactor, device, common, plain_max, unaligned, channel, uncut, split, stats };
         all.0.borrow_mut().insert(id, handle.clone());
@@ -167,7 +168,8 @@ impl Handle {
         // Lengths of what is plain cannot overflow, nor can the end of a range that starts within the device.
         let size = self.common.size();
         io.len.wrapping_sub(1) < self.plain_max[io.op as usize]
-            && (io.offset | io.len) & self.unaligned == 0
+            // An atomic write is looked at more closely: it counts as half a block would.
+            && (io.offset | io.len | u64::from(io.atomic)) & self.unaligned == 0
             && !self.uncut.crosses(io.offset, io.len)
             && io.offset <= size
             && io.len <= size - io.offset
@@ -204,6 +206,9 @@ impl Handle {
         }
         if io.op == IoOp::Extents {
             extents::check(io, traits.block_size, common.size())?;
+        }
+        if io.atomic && (io.op != IoOp::Write || io.len > traits.limits.atomic_max) {
+            return Err(IoStatus::Unsupported);
         }
         if let Some(zones) = &traits.zones {
             zones.check(io, common.size())?;

@@ -66,6 +66,8 @@ pub(crate) struct Book {
     pub(crate) holds: Cell<bool>,
     /// The I/O that covers this byte ends with this status, and says the byte.
     pub(crate) fails: Cell<Option<(u64, IoStatus)>>,
+    /// Atomic writes that came.
+    pub(crate) atomics: Cell<u64>,
     /// This operation is not supported, whatever its traits say.
     pub(crate) refuses: Cell<Option<IoOp>>,
 }
@@ -80,6 +82,7 @@ impl Channel for LeafChannel {
             book.reactor.complete(io);
             return Poll::Pending;
         }
+        book.atomics.set(book.atomics.get() + u64::from(io.atomic));
         book.log.borrow_mut().push((io.op, io.offset, io.len));
         if book.holds.get() {
             book.held.push(io);
@@ -97,6 +100,7 @@ impl Book {
             held: IoList::default(),
             holds: Cell::new(false),
             fails: Cell::new(None),
+            atomics: Cell::new(0),
             refuses: Cell::new(None),
         }
     }

@@ -276,7 +276,8 @@ impl Splitter {
             self.resets.push(io);
             return Poll::Pending;
         }
-        let whole = io.op == IoOp::CompareAndWrite && io.len <= self.compare_and_write_max;
+        // An atomic write is within its own limit, or would not have come.
+        let whole = io.atomic || io.op == IoOp::CompareAndWrite && io.len <= self.compare_and_write_max;
         if io.op == IoOp::Verify && self.bounces.is_some() {
             io.scratch = u64::from(self.outstanding.enter());
             self.verifies.push(io);

@@ -48,7 +48,8 @@ pub enum IoOp {
     /// Succeeds if all of the range can be read from the medium, else fails as a read of it does. Changes nothing and gives nothing back.
     Verify,
     /// Fills the data, `len` bytes, with records (`ExtentRecord` of the block layer) of what holds data and what was never written or is
-    /// unmapped, from the byte `offset` on: contiguous, as many as there are and fit, or as are known for little; the rest is zeroed.
+    /// unmapped, from the byte `offset` on: one behind the other, as many as there are and fit, or as a look of some length finds. The rest
+    /// is zeroed.
     Extents,
     /// Stores the data at the write pointer of the zone that begins at `offset`; durable before completion if `fua`. On success
     /// [`IoCell::info`] is the byte of the device where the data begins. Appends to a zone may be in flight together.
@@ -418,6 +419,8 @@ pub struct IoCell {
     pub status: IoStatus,
     /// Durable before completion (write, write zeroes).
     pub fua: bool,
+    /// Seen by every reader and writer of every reactor as a whole or not at all (write, of at most `DeviceLimits::atomic_max` bytes).
+    pub atomic: bool,
     /// Service class, 0 is the default.
     pub class: u8,
     depth: u8,
@@ -461,6 +464,7 @@ impl Io {
         cell.op = op;
         cell.status = IoStatus::Success;
         cell.fua = false;
+        cell.atomic = false;
         cell.offset = offset;
         cell.len = len;
         cell.info = 0;
@@ -674,6 +678,7 @@ impl IoTable {
             op: IoOp::Read,
             status: IoStatus::Success,
             fua: false,
+            atomic: false,
             class: 0,
             depth: 0,
             slot,

@@ -69,6 +69,8 @@ pub struct Parcel {
     pub op: IoOp,
     /// Durable before completion.
     pub fua: bool,
+    /// Seen as a whole or not at all.
+    pub atomic: bool,
     /// Service class.
     pub class: u8,
     /// How it ended.
@@ -95,6 +97,7 @@ impl Parcel {
         Parcel {
             op: IoOp::Read,
             fua: false,
+            atomic: false,
             class: 0,
             status: IoStatus::Success,
             offset: 0,

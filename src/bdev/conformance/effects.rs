@@ -134,6 +134,38 @@ pub(super) async fn compare_and_write(rig: Rig) -> Outcome {
     Ok(())
 }
 
+/// An atomic write stores what a plain one does, up to its limit; beyond that it is refused, and so is anything else that is to be atomic.
+pub(super) async fn atomic_writes(rig: Rig) -> Outcome {
+    let (block, window) = (rig.block(), rig.window());
+    let max = rig.handle.common().traits().limits.atomic_max / block * block;
+    let mut model = pattern(rig.seed + 6, window);
+    rig.write(0, &model).await?;
+    let most = max.min(window - 2 * block);
+    for (number, len) in
+        [block, 3 * block, 70 * block, most].into_iter().filter(|len| *len > 0 && *len <= most).enumerate()
+    {
+        for (fua, cuts, shape) in [(false, &[][..], Shape::Own), (true, &[700, 1, 4096], Shape::Mixed)] {
+            let offset = if len == most { block } else { 5 * block };
+            let data = pattern(rig.seed + 2 * number as u64 + u64::from(fua), len);
+            let ask = Ask { fua, atomic: true, ..Ask::new(IoOp::Write, offset, len) };
+            let done = rig.end(rig.io(ask, &data, cuts, shape).await?).await?;
+            ensure!(done.status == IoStatus::Success, "{ask:?} ended with {:?}", done.status);
+            model[offset as usize..(offset + len) as usize].copy_from_slice(&data);
+            rig.holds(0, &model, &format!("after {ask:?}")).await?;
+        }
+    }
+    for op in [IoOp::Read, IoOp::WriteZeroes, IoOp::Compare, IoOp::Unmap].into_iter().filter(|&op| rig.has(op)) {
+        let data = vec![0x77; op.data_len(block) as usize];
+        rig.expect(Ask { atomic: true, ..Ask::new(op, 0, block) }, &data, IoStatus::Unsupported).await?;
+    }
+    if max + block <= TRANSFER_MAX as u64 {
+        let data = vec![0x77; (max + block) as usize];
+        let ask = Ask { atomic: true, ..Ask::new(IoOp::Write, 0, max + block) };
+        rig.expect(ask, &data, IoStatus::Unsupported).await?;
+    }
+    rig.holds(0, &model, "after refused atomic operations").await
+}
+
 /// Whatever is in a range, it can be read, and a verify leaves it as it is.
 pub(super) async fn verify(rig: Rig) -> Outcome {
     if !rig.has(IoOp::Verify) {

@@ -318,6 +318,7 @@ impl Suite<'_> {
         self.one(&claim, "verify", effects::verify)?;
         self.one(&claim, "extents", extents::extents)?;
         self.one(&claim, "segments", effects::segments)?;
+        self.one(&claim, "atomic writes", effects::atomic_writes)?;
         self.one(&claim, "bounds", effects::bounds)?;
         self.one(&claim, "reset", races::reset)?;
         let (count, window) = (self.options.random_ops, claim.device().common().size().min(WINDOW));
@@ -326,6 +327,7 @@ impl Suite<'_> {
             self.on_both(&claim)?;
         }
         self.counting(&claim)?;
+        self.wholeness(&claim)?;
         if let Some(size) = self.options.grow_to {
             self.growth(&claim, size)?;
         }
@@ -414,6 +416,20 @@ impl Suite<'_> {
             1
         };
         self.one(claim, WHAT, move |rig| races::counted(rig, each, reactors))
+    }
+
+    /// Atomic writes against reads and each other, from as many reactors as the way has.
+    fn wholeness(&self, claim: &Claim) -> Outcome {
+        const WHAT: &str = "atomic writes together";
+        let traits = claim.device().common().traits();
+        if traits.limits.atomic_max == 0 || traits.keeps_nothing {
+            return Ok(());
+        }
+        let each = self.options.races;
+        match self.way {
+            Way::Two | Way::Forward => self.both(claim, WHAT, move |rig| races::write_atomically(rig, each)),
+            Way::Home | Way::Split => self.one(claim, WHAT, move |rig| races::write_atomically(rig, each)),
+        }
     }
 
     /// Growth keeps what is there and adds zeros, and says so.

@@ -103,6 +103,55 @@ pub(super) async fn swap(rig: Rig, over: Arc<AtomicBool>) -> Outcome {
     Ok(())
 }
 
+/// Tasks of one reactor that write atomically.
+const WRITERS: u64 = 2;
+/// Most that they write at a time, in bytes.
+const WHOLE_MAX: u64 = 256 << 10;
+
+/// Writes a range atomically, `each` times in each of some tasks, every time all of it to a number of its own, and reads it: never is a
+/// part of one write there and a part of another.
+pub(super) async fn write_atomically(rig: Rig, each: u64) -> Outcome {
+    let reactor = rig.handle.reactor().clone();
+    let (alive, failure) = (Rc::new(Cell::new(WRITERS)), Rc::new(Cell::new(None)));
+    let waiter = reactor.current_task();
+    for task in 0..WRITERS {
+        let (rig, alive, failure, reactor) = (rig.clone(), alive.clone(), failure.clone(), reactor.clone());
+        reactor.clone().spawn("conformance atomic", async move {
+            let first = (u64::from(reactor.id()) * WRITERS + task + 1) << 32;
+            if let Err(what) = write_and_look(&rig, first..first + each).await {
+                failure.set(Some(what));
+            }
+            alive.set(alive.get() - 1);
+            reactor.wake(waiter);
+        });
+    }
+    poll_fn(|_| if alive.get() == 0 { Poll::Ready(()) } else { Poll::Pending }).await;
+    failure.take().map_or(Ok(()), Err)
+}
+
+async fn write_and_look(rig: &Rig, numbers: std::ops::Range<u64>) -> Outcome {
+    let (block, limits) = (rig.block(), rig.handle.common().traits().limits);
+    let len = limits.atomic_max.min(WHOLE_MAX).min(rig.window()) / block * block;
+    // What is read in pieces is whole in each of them.
+    let boundary = if limits.boundary == 0 { u64::MAX } else { limits.boundary };
+    let look = len.min(limits.transfer_max).min(boundary) / block * block;
+    // All of it is one of these numbers before anybody looks.
+    for number in numbers {
+        let ask = Ask { atomic: true, ..Ask::new(IoOp::Write, 0, len) };
+        rig.expect(ask, &words(len, number), IoStatus::Success).await?;
+        for _ in 0..2 {
+            let ask = Ask::new(IoOp::Read, 0, look);
+            let found = rig.expect(ask, &words(look, 0), IoStatus::Success).await?.data;
+            let first = word(&found, 0);
+            let other = (0..look as usize / 8).map(|index| word(&found, index)).find(|word| *word != first);
+            ensure!(other.is_none(), "a read of {look} bytes found {first:#x} and {other:#x?}, of two atomic writes");
+            ensure!(first != 0, "a read behind an atomic write of {len} bytes found nothing of any");
+            rig.handle.reactor().yield_now().await;
+        }
+    }
+    Ok(())
+}
+
 /// I/Os in flight when a reset comes.
 const IN_FLIGHT: usize = 24;
 

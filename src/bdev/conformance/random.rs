@@ -103,9 +103,10 @@ fn plan(rig: &Rig, count: usize, base: u64, window: u64) -> Vec<Step> {
             _ => offset,
         };
         let fua = matches!(op, IoOp::Write | IoOp::WriteZeroes) && entropy.below(8) == 0;
+        let atomic = op == IoOp::Write && len <= limits.atomic_max && entropy.below(4) == 0;
         let compares = matches!(op, IoOp::Compare | IoOp::CompareAndWrite);
         Step {
-            ask: Ask { op, offset, len, fua },
+            ask: Ask { op, offset, len, fua, atomic },
             differs: (compares && rig.keeps && entropy.below(3) == 0).then(|| entropy.below(len.max(1))),
             cuts: (0..entropy.below(4)).map(|_| 1 + entropy.below(op.data_len(len).max(1)) as usize).collect(),
             shape: Shape::ALL[entropy.below(4) as usize],

@@ -52,11 +52,12 @@ pub(super) struct Ask {
     pub(super) offset: u64,
     pub(super) len: u64,
     pub(super) fua: bool,
+    pub(super) atomic: bool,
 }
 
 impl Ask {
     pub(super) fn new(op: IoOp, offset: u64, len: u64) -> Ask {
-        Ask { op, offset, len, fua: false }
+        Ask { op, offset, len, fua: false, atomic: false }
     }
 }
 
@@ -108,7 +109,7 @@ impl Rig {
         let reactor = self.handle.reactor();
         let mut io = reactor.create_io().ok_or("the reactor has no I/O left")?;
         io.prepare(ask.op, ask.offset, ask.len);
-        io.fua = ask.fua;
+        (io.fua, io.atomic) = (ask.fua, ask.atomic);
         let mut lens = Vec::new();
         let mut left = data.len();
         for cut in cuts.iter().copied().take(SEGMENTS_MAX - 1).chain([usize::MAX]) {

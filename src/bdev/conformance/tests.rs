@@ -162,6 +162,10 @@ fn every_fault_is_caught_by_its_scenario() {
         (Fault::ExtentsLeaveGaps, Way::Home, &["extents"]),
         (Fault::ExtentsLeaveRest, Way::Home, &["extents"]),
         (Fault::ExtentsRunOver, Way::Home, &["extents"]),
+        (Fault::AtomicStoresHalf, Way::Home, &["atomic writes"]),
+        (Fault::AtomicInTwoSteps, Way::Home, &["atomic writes together"]),
+        (Fault::AtomicInTwoSteps, Way::Forward, &["atomic writes together"]),
+        (Fault::AtomicInTwoSteps, Way::Two, &["atomic writes together"]),
         (Fault::LargeWritesTear, Way::Home, &["writes"]),
         (Fault::RandomlyLost, Way::Home, &["random"]),
     ] {

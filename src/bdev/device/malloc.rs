@@ -5,7 +5,8 @@
 //! pages back. Nothing survives the process. What is mapped the kernel knows: no write keeps an account of it.
 //!
 //! A read or compare that races a write of the same block on another reactor may see parts of both, as the contract of the
-//! block layer allows; writes that race a compare and write wait for it (see [`crate::bdev::exclusion`]).
+//! block layer allows, unless the write is atomic; writes that race a compare and write wait for it, and reads too for an atomic
+//! write (see [`crate::bdev::at_once`]). Nothing outlives a loss of power here, so atomic means what is seen.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::bdev::scatter::{self, BOUNCE};
 use crate::bdev::{
     BlockDevice, Channel, Common, DeviceError, DeviceLimits, ExtentState, ExtentWriter, OpSet, Traits, Unaddressed,
 };
+use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoCell, IoOp, IoStatus, Segment};
 use crate::sys::pagemap::{PageUse, Pagemap};
@@ -88,6 +90,8 @@ impl Malloc {
                 zeroes_max: ZEROES_MAX,
                 verify_max: u64::MAX,
                 unmap_granularity: 4096,
+                // One transfer: a write is carried out by one call.
+                atomic_max: TRANSFER_MAX as u64,
                 ..DeviceLimits::default()
             },
             zones: None,
@@ -313,7 +317,7 @@ fn differs(a: &Region, at_a: usize, b: &Region, at_b: usize, len: usize) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bdev::device::testing::{One, count_together, pattern, race_plain_writes};
+    use crate::bdev::device::testing::{One, count_together, pattern, race_plain_writes, tears};
     use std::sync::Arc;
 
     fn device(size: u64, home: u16) -> Arc<dyn BlockDevice> {
@@ -494,6 +498,20 @@ mod tests {
         let error = crate::bdev::Handle::open(&reactor, &device(1 << 20, 1)).err().unwrap();
         assert_eq!(error.to_string(), "volume \"ram\": its home is reactor 1, and there are 1");
         reactor.shut_down();
+    }
+
+    #[test]
+    fn atomic_writes_are_seen_whole_by_all_reactors() {
+        for home in [0, 1] {
+            let (torn, met) = tears(&device(1 << 20, home), true, 300);
+            assert!(!torn && met > 20, "torn: {torn}, writes of the other met: {met}");
+        }
+    }
+
+    /// What the test above looks for is there to be found.
+    #[test]
+    fn plain_writes_are_seen_in_parts() {
+        assert!(tears(&device(1 << 20, 0), false, 100_000).0);
     }
 
     #[test]

@@ -282,6 +282,62 @@ pub(crate) fn race_plain_writes(device: Arc<dyn BlockDevice>, writes: u64) {
     assert_eq!(reactors.stop(), 0, "leaked buffers");
 }
 
+/// Bytes of racing writes that are to be seen whole: copying them takes so long that reads meet it.
+const WHOLE: usize = 1 << 20;
+
+/// Both reactors write one range, each time all of it to another number, atomically or not, and read it, until a read has found parts of
+/// two writes or `rounds` have gone by on each. Whether one has, and the numbers that reads of both found of the other reactor's.
+pub(crate) fn tears(device: &Arc<dyn BlockDevice>, atomic: bool, rounds: u64) -> (bool, u64) {
+    let reactors = two_reactors();
+    let torn = Arc::new(AtomicBool::new(false));
+    let (seen, begun) = (torn.clone(), Arc::new(AtomicU64::new(0)));
+    let met = on_each(&reactors, device, move |handle, index| {
+        let (torn, begun) = (seen.clone(), begun.clone());
+        async move {
+            let reactor = handle.reactor().clone();
+            let (mut met, mut buf) = (0, Some(reactor.buffer(WHOLE).await));
+            for round in 0..rounds {
+                if round == 1 {
+                    // The other has the device open by then; one alone would be through before.
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    while begun.load(Ordering::SeqCst) < 2 {
+                        reactor.sleep(5_000).await;
+                    }
+                }
+                if torn.load(Ordering::SeqCst) {
+                    break;
+                }
+                let mine = (index as u64 + 1) << 32 | round;
+                for op in [IoOp::Write, IoOp::Read, IoOp::Read] {
+                    let mut io = reactor.create_io().unwrap();
+                    io.prepare(op, 0, WHOLE as u64);
+                    io.atomic = atomic && op == IoOp::Write;
+                    let mut data = buf.take().expect("given back");
+                    let fill = if op == IoOp::Write { mine } else { 0 }.to_le_bytes();
+                    data.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&fill));
+                    io.data.push_buf(data);
+                    let mut io = handle.execute(io).await;
+                    assert_eq!(io.status, IoStatus::Success);
+                    let Some(Segment::Buf(data)) = io.data.pop() else { panic!("a buffer went in") };
+                    reactor.retire_io(io);
+                    let (first, rest) = data.split_at(8);
+                    assert!(*first != [0; 8], "a read behind a write found nothing");
+                    if op == IoOp::Read && rest.chunks_exact(8).any(|word| word != first) {
+                        torn.store(true, Ordering::SeqCst);
+                    }
+                    met += u64::from(op == IoOp::Read && first[4] != mine.to_le_bytes()[4]);
+                    buf = Some(data);
+                    reactor.yield_now().await;
+                }
+            }
+            met
+        }
+    });
+    assert_eq!(met.len(), 2, "a reactor failed");
+    assert_eq!(reactors.stop(), 0, "leaked buffers");
+    (torn.load(Ordering::SeqCst), met.iter().sum())
+}
+
 /// Tells the other side to stop, at a panic too.
 struct StopAtEnd<'a>(&'a AtomicBool);
 

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use super::{Arbiters, Range, send, service, with_gate};
+use super::{Against, Arbiters, Held, Range, send, service, with_gate};
 use crate::reactor::Reactor;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,10 +17,9 @@ enum Stage {
 
 #[derive(Debug)]
 struct Asked {
-    id: u64,
+    held: Held,
     from: u16,
     tag: usize,
-    range: Range,
     stage: Stage,
     /// Reactors that have not acknowledged yet.
     missing: u64,
@@ -43,23 +42,23 @@ impl Arbiter {
     }
 
     pub(super) fn is_free_for(&self, reactor: u16, range: Range) -> bool {
-        self.members.get() == 1 << reactor && !self.asked.borrow().iter().any(|a| a.range.overlaps(range))
+        self.members.get() == 1 << reactor && !self.asked.borrow().iter().any(|a| a.held.range.overlaps(range))
     }
 
     /// A gate was opened. Returns what it must hold; the grants asked for before do not wait for it, since it has nothing in flight.
-    pub(super) fn join(&self, from: u16) -> Vec<(u64, Range)> {
+    pub(super) fn join(&self, from: u16) -> Vec<Held> {
         self.members.set(self.members.get() | 1 << from);
-        self.asked.borrow().iter().filter(|a| a.stage != Stage::Queued).map(|a| (a.id, a.range)).collect()
+        self.asked.borrow().iter().filter(|a| a.stage != Stage::Queued).map(|a| a.held).collect()
     }
 
     /// A gate was dropped: nothing of it is in flight.
     pub(super) fn leave(&self, reactor: &Reactor, from: u16) {
         self.members.set(self.members.get() & !(1 << from));
-        let orphaned: Vec<u64> = self.asked.borrow().iter().filter(|a| a.from == from).map(|a| a.id).collect();
+        let orphaned: Vec<u64> = self.asked.borrow().iter().filter(|a| a.from == from).map(|a| a.held.id).collect();
         for id in orphaned {
             self.release(reactor, id);
         }
-        let waiting: Vec<u64> = self.asked.borrow().iter().map(|a| a.id).collect();
+        let waiting: Vec<u64> = self.asked.borrow().iter().map(|a| a.held.id).collect();
         for id in waiting {
             self.ack(reactor, from, id);
         }
@@ -68,20 +67,22 @@ impl Arbiter {
         }
     }
 
-    pub(super) fn ask(&self, reactor: &Reactor, from: u16, tag: usize, range: Range) {
+    pub(super) fn ask(&self, reactor: &Reactor, (from, tag): (u16, usize), range: Range, against: Against) {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
-        self.asked.borrow_mut().push(Asked { id, from, tag, range, stage: Stage::Queued, missing: 0 });
+        let held = Held { id, range, against };
+        self.asked.borrow_mut().push(Asked { held, from, tag, stage: Stage::Queued, missing: 0 });
         self.start_free(reactor);
     }
 
     /// Has the gates hold each range that nothing before it overlaps.
     fn start_free(&self, reactor: &Reactor) {
         loop {
-            let (id, range, members) = {
+            let (held, members) = {
                 let mut asked = self.asked.borrow_mut();
                 let free = (0..asked.len()).find(|&i| {
-                    asked[i].stage == Stage::Queued && !asked[..i].iter().any(|a| a.range.overlaps(asked[i].range))
+                    let range = asked[i].held.range;
+                    asked[i].stage == Stage::Queued && !asked[..i].iter().any(|a| a.held.range.overlaps(range))
                 });
                 let Some(index) = free else {
                     return;
@@ -89,19 +90,19 @@ impl Arbiter {
                 let one = &mut asked[index];
                 one.stage = Stage::Holding;
                 one.missing = self.members.get();
-                (one.id, one.range, one.missing)
+                (one.held, one.missing)
             };
             let here = reactor.id();
             self.each(members, |to| {
                 if to != here {
-                    send(reactor, to, self.device, move |gate| gate.hold_for(id, range));
+                    send(reactor, to, self.device, move |gate| gate.hold_for(held));
                 }
             });
             if members & 1 << here != 0 {
                 let mut at_once = false;
-                with_gate(reactor, self.device, |gate| at_once = gate.hold(id, range));
+                with_gate(reactor, self.device, |gate| at_once = gate.hold(held));
                 if at_once {
-                    self.ack(reactor, here, id);
+                    self.ack(reactor, here, held.id);
                 }
             }
         }
@@ -117,7 +118,7 @@ impl Arbiter {
     pub(super) fn ack(&self, reactor: &Reactor, from: u16, id: u64) {
         let (to, tag) = {
             let mut asked = self.asked.borrow_mut();
-            let Some(one) = asked.iter_mut().find(|a| a.id == id && a.stage == Stage::Holding) else {
+            let Some(one) = asked.iter_mut().find(|a| a.held.id == id && a.stage == Stage::Holding) else {
                 return;
             };
             one.missing &= !(1 << from);
@@ -135,7 +136,7 @@ impl Arbiter {
     }
 
     pub(super) fn release(&self, reactor: &Reactor, id: u64) {
-        self.asked.borrow_mut().retain(|a| a.id != id);
+        self.asked.borrow_mut().retain(|a| a.held.id != id);
         let here = reactor.id();
         self.each(self.members.get(), |to| {
             if to == here {

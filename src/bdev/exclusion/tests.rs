@@ -91,6 +91,41 @@ fn a_grant_waits_for_writes_in_flight_and_new_ones_wait_for_its_end() {
 }
 
 #[test]
+fn reads_wait_for_grants_against_them_alone() {
+    let (reactor, resumed, gate) = gate();
+    let turns = || {
+        for _ in 0..10 {
+            reactor.turn();
+        }
+    };
+    for from_all in [false, true] {
+        let granted = Rc::new(Cell::new(None));
+        let (place, asker) = (granted.clone(), gate.clone());
+        reactor.spawn("asker", async move {
+            let asked = range(512, 1024);
+            place.set(Some(if from_all { asker.acquire_from_all(asked) } else { asker.acquire(asked) }.await));
+        });
+        turns();
+        let grant = granted.take().expect("nothing is in flight");
+        assert!(!gate.may_write(range(1024, 512)));
+        assert_eq!(gate.may_read(range(1024, 512)), !from_all);
+        assert!(gate.may_read(range(1536, 512)) && gate.may_read(range(0, 512)), "beside it");
+        for op in [IoOp::Read, IoOp::Write] {
+            let mut io = reactor.create_io().unwrap();
+            io.prepare(op, 1024, 512);
+            gate.hold_back(io);
+        }
+        assert!(resumed.offsets.borrow().is_empty());
+        drop(grant);
+        turns();
+        assert_eq!(resumed.offsets.take(), [1024, 1024]);
+        assert!(gate.may_read(range(0, 1 << 20)) && gate.may_write(range(0, 1 << 20)));
+    }
+    drop(gate);
+    reactor.shut_down();
+}
+
+#[test]
 fn an_asker_that_is_gone_blocks_nobody() {
     let (reactor, _resumed, gate) = gate();
     let ticket = gate.admit(range(0, 512)).unwrap();

@@ -66,6 +66,28 @@ fn rig() -> (Reactors, Arc<dyn BlockDevice>) {
 }
 
 #[test]
+fn a_write_is_as_atomic_at_home() {
+    let reactors = two_reactors();
+    let [home, other] = reactors.remotes() else { panic!("two") };
+    let limits = DeviceLimits { atomic_max: 512, ..DeviceLimits::default() };
+    let device = Leaf::device(1 << 20, false, limits);
+    for (atomic, count) in [(true, 1), (false, 1), (true, 2)] {
+        let (there, (sender, ended)) = (device.clone(), mpsc::channel());
+        other.send(Box::new(move |reactor| {
+            let handle = Handle::open(reactor, &there).unwrap();
+            let mut io = crate::bdev::device::testing::io_with(reactor, IoOp::Write, 0, 512, &[1; 512], &[]);
+            io.atomic = atomic;
+            reactor.spawn("test", async move {
+                sender.send(crate::bdev::device::testing::end(&handle, io).await.status).unwrap();
+            });
+        }));
+        assert_eq!(ended.recv().unwrap(), IoStatus::Success);
+        assert_eq!(home.ask(|reactor| Book::of(reactor).atomics.get()).unwrap(), count);
+    }
+    assert_eq!(reactors.stop(), 0);
+}
+
+#[test]
 fn what_is_in_flight_is_bounded_and_the_rest_follows() {
     let (reactors, device) = rig();
     let [home, other] = reactors.remotes() else { panic!("two") };

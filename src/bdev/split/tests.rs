@@ -102,6 +102,37 @@ fn a_compare_and_write_is_never_in_pieces() {
 }
 
 #[test]
+fn an_atomic_write_comes_whole_or_not_at_all() {
+    let atomic = |atomic_max| DeviceLimits { atomic_max, ..limits(8 * KIB, u64::MAX, 16 * KIB) };
+    let asked = |one: &One, op: IoOp, offset, len: u64| {
+        let mut io = one.io(op, offset, len, &vec![0; op.data_len(len) as usize], &[]);
+        io.atomic = true;
+        one.end(io).status
+    };
+    let (one, book) = rig(atomic(32 * KIB));
+    for (offset, len) in [(0, 512), (512, 8 * KIB), (12 * KIB, 8 * KIB), (0, 32 * KIB), (512, 20 * KIB)] {
+        assert_eq!(asked(&one, IoOp::Write, offset, len), IoStatus::Success);
+        assert_eq!(book.take_log(), [(IoOp::Write, offset, len)]);
+    }
+    assert_eq!(book.atomics.get(), 5);
+    assert_eq!(asked(&one, IoOp::Write, 0, 32 * KIB + 512), IoStatus::Unsupported);
+    for op in [IoOp::Read, IoOp::WriteZeroes, IoOp::Unmap, IoOp::Compare, IoOp::CompareAndWrite, IoOp::Verify] {
+        assert_eq!(asked(&one, op, 0, 512), IoStatus::Unsupported, "{op:?}");
+    }
+    assert_eq!(asked(&one, IoOp::Write, 1, 512), IoStatus::Misaligned);
+    assert_eq!(asked(&one, IoOp::Write, 0, 0), IoStatus::Empty);
+    assert_eq!(asked(&one, IoOp::Write, 16 << 20, 512), IoStatus::OutOfRange);
+    assert_eq!(book.take_log(), []);
+    assert_eq!(one.run(IoOp::Write, 0, 32 * KIB, &vec![0; 32 << 10]).status, IoStatus::Success);
+    assert_eq!(book.take_log().len(), 4, "a plain one is cut, and the flag was that of the I/O before");
+    one.close();
+    let (one, book) = rig(atomic(0));
+    assert_eq!(asked(&one, IoOp::Write, 0, 512), IoStatus::Unsupported);
+    assert_eq!(book.take_log(), []);
+    one.close();
+}
+
+#[test]
 fn what_asks_for_nothing_gets_no_split() {
     let limits = DeviceLimits { verify_max: u64::MAX, ..DeviceLimits::default() };
     let (one, book) = rig(limits);

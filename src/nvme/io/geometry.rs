@@ -242,6 +242,7 @@ impl Geometry {
                 // A write must not cross zones and most controllers' reads must not, so that a zone is a boundary in any case; a
                 // finer one that divides it is kept.
                 compare_and_write_max: 0,
+                atomic_max: 0,
                 boundary: match zones {
                     Some(zones) if noiob == 0 || !zones.size.is_multiple_of(noiob) => zones.size,
                     _ => noiob,

@@ -25,6 +25,8 @@ pub(super) enum Fault {
     WritesDropLastBlock,
     WritesSpill,
     ForgetsFua,
+    AtomicStoresHalf,
+    AtomicInTwoSteps,
     LargeWritesTear,
     UnmapDoesNothing,
     ZeroesRoundOut,
@@ -89,6 +91,7 @@ impl Ram {
         let limits = DeviceLimits {
             verify_max: if own { u64::MAX } else { 0 },
             unmap_granularity: GRANULE as u32,
+            atomic_max: 64 << 10,
             ..DeviceLimits::default()
         };
         let traits = Traits {
@@ -174,8 +177,10 @@ impl Poller for Late {
         self.wait.set(self.wait.get() - 1);
         if self.wait.get() == 0 {
             while let Some(io) = self.list.pop() {
-                if io.op == IoOp::CompareAndWrite {
-                    with(&self.bytes, |bytes| store(bytes, &io, io.len as usize));
+                match io.op {
+                    IoOp::CompareAndWrite => with(&self.bytes, |bytes| store(bytes, &io, io.len as usize)),
+                    IoOp::Write => with(&self.bytes, |bytes| store(bytes, &io, 0)),
+                    _ => {}
                 }
                 self.reactor.complete(io);
             }
@@ -210,7 +215,8 @@ impl Drop for RamChannel {
 impl Channel for RamChannel {
     fn submit(&self, mut io: Io) -> Poll<Io> {
         let fault = |fault| self.fault == Some(fault);
-        self.taken.set(self.taken.get() + 1);
+        // How many reports are asked for depends on how much each one tells.
+        self.taken.set(self.taken.get() + u64::from(io.op != IoOp::Extents));
         if fault(Fault::LosesSegment) && io.data.count() > 1 {
             drop(io.data.pop());
         }
@@ -227,6 +233,10 @@ impl Channel for RamChannel {
             return Poll::Pending;
         }
         if fault(Fault::ResetIsEarly) && io.op == IoOp::Flush {
+            return self.late.push(io);
+        }
+        if fault(Fault::AtomicInTwoSteps) && io.atomic {
+            with(&self.bytes, |bytes| self.apply(bytes, &mut io));
             return self.late.push(io);
         }
         let in_two_steps = with(&self.bytes, |bytes| {
@@ -269,6 +279,10 @@ impl RamChannel {
                 }
                 if fault(Fault::OnlyFirstSegment) {
                     end = end.min(start + io.data.iter().next().map_or(0, |first| first.len()));
+                }
+                let half = fault(Fault::AtomicStoresHalf) || fault(Fault::AtomicInTwoSteps);
+                if half && io.atomic {
+                    end = start + (end - start).div_ceil(2);
                 }
                 if fault(Fault::LargeWritesTear) && end - start > 64 << 10 {
                     start += 64 << 10;

@@ -1,6 +1,6 @@
 use super::*;
-use crate::bdev::conformance;
 use crate::bdev::device::testing::{One, count_together, pattern, race_plain_writes};
+use crate::bdev::{ExtentState, conformance, extents};
 use crate::reactor::io::{IoOp, IoStatus, Segment};
 use crate::sys::ublk::{RequestData, Requests};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -106,6 +106,40 @@ fn on_each_kind(size: u64, body: impl Fn(&One, &Path)) {
     let (_open, path) = memory_file(size);
     let one = One::new(&create(&path, size, 512, true));
     body(&one, &path);
+    one.close();
+}
+
+/// The extents from an offset on.
+fn told(one: &One, offset: u64) -> Vec<(u64, u64, ExtentState)> {
+    let done = one.run(IoOp::Extents, offset, 4096, &[1; 4096]);
+    assert_eq!(done.status, IoStatus::Success);
+    extents(&done.data).map(|extent| (extent.offset.get(), extent.len.get(), extent.state)).collect()
+}
+
+#[test]
+fn extents_are_what_is_in_the_file_and_asking_keeps_nobody_out() {
+    const D: ExtentState = ExtentState::DEALLOCATED;
+    const M: ExtentState = ExtentState::MAPPED;
+    let directory = directory();
+    let (memory, in_memory) = memory_file(1 << 20);
+    let paths = [(directory.path().join("a"), true), (directory.path().join("b"), false), (in_memory, true)];
+    for (path, direct) in paths {
+        for _ in 0..20 {
+            let one = One::new(&create(&path, 1 << 20, 512, direct));
+            one.write(65_536, &pattern(1, 8192));
+            assert_eq!(told(&one, 0), [(0, 65_536, D), (65_536, 8192, M), (73_728, (1 << 20) - 73_728, D)], "{path:?}");
+            assert_eq!(told(&one, 66_048)[0], (66_048, 7680, M));
+            assert_eq!(one.status(IoOp::Unmap, 65_536, 4096), IoStatus::Success);
+            assert_eq!(told(&one, 0)[..2], [(0, 69_632, D), (69_632, 4096, M)]);
+            assert_eq!(one.status(IoOp::Unmap, 0, 1 << 20), IoStatus::Success);
+            assert_eq!(told(&one, 0), [(0, 1 << 20, D)]);
+            // Opened again at once: the lock is not the thread's.
+            one.close();
+        }
+    }
+    drop(memory);
+    let one = One::new(&with_unit(&directory.path().join("c"), 1 << 20, 4096));
+    assert_eq!(told(&one, 512), [(512, (1 << 20) - 512, M)], "opened elsewhere: nobody looks");
     one.close();
 }
 

@@ -55,6 +55,22 @@ fn turn(one: &One, turns: usize) {
 }
 
 #[test]
+fn atomic_writes_are_those_of_the_base() {
+    let (device, control) = layer(vec![rule(IoOp::Write, Action::Delay(1000))]);
+    assert_eq!(device.common().traits().limits.atomic_max, TRANSFER_MAX as u64);
+    let one = One::new(&device);
+    let data = pattern(1, 1 << 20);
+    for _ in 0..2 {
+        let mut io = one.io(IoOp::Write, 0, 1 << 20, &data, &[]);
+        io.atomic = true;
+        assert_eq!(one.end(io).status, IoStatus::Success);
+        assert!(one.read(0, 1 << 20) == data);
+        control.clear();
+    }
+    one.close();
+}
+
+#[test]
 fn without_rules_everything_reaches_the_base() {
     let (device, control) = layer(Vec::new());
     let one = One::new(&device);
