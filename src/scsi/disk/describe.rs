@@ -4,7 +4,7 @@ use super::Disk;
 use crate::bdev::BlockDevice;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::io::IoOp;
-use crate::scsi::{TaskFunctions, Unit};
+use crate::scsi::{Atomic, TaskFunctions, Unit};
 
 /// T10 vendor identification.
 const VENDOR: &str = "REACTOR";
@@ -49,6 +49,8 @@ impl Disk {
         let unmap_granularity = if can_unmap { granularity } else { 0 };
         let physical_blocks = traits.physical_block_size / block_size;
         let write_granularity = limits.write_granularity.max(traits.physical_block_size);
+        let transfer_max = TRANSFER_MAX as u32 / block_size;
+        let atomic_max = u32::try_from(blocks(limits.atomic_max)).unwrap_or(u32::MAX).min(transfer_max);
         let mut uuid = traits.uuid;
         if read_only && !traits.read_only {
             uuid[10..].iter_mut().zip(READ_ONLY_PATTERN).for_each(|(byte, pattern)| *byte ^= pattern);
@@ -69,11 +71,11 @@ impl Disk {
             unmap_alignment: (unmap_granularity != 0).then_some(0),
             write_same_max: WRITE_SAME_MAX,
             compare_and_write_max: compare_and_write_max(device),
-            transfer_max: TRANSFER_MAX as u32 / block_size,
+            transfer_max,
             // Nobody knows one: a transfer is the better the longer it is.
             optimal_transfer: 0,
             optimal_granularity: u16::try_from(blocks(u64::from(write_granularity))).unwrap_or(0),
-            atomic: None,
+            atomic: (atomic_max != 0).then_some(Atomic { max: atomic_max, alignment: 1, granularity: 1 }),
             volatile_cache: traits.volatile_cache,
             copies: true,
             uuid,

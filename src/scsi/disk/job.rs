@@ -115,7 +115,8 @@ impl<'a> Job<'a> {
             Media::StartStop { .. } => Ok(()),
             Media::SelfTest => self.self_test().await,
             Media::Write { .. } => unreachable!("it is one I/O"),
-            Media::WriteAtomic { .. } | Media::ExtendedCopy => Err(INTERNAL.into()),
+            Media::WriteAtomic { lba, fua, .. } => self.write_atomic(lba, fua).await,
+            Media::ExtendedCopy => Err(INTERNAL.into()),
         }
     }
 
@@ -175,6 +176,15 @@ impl<'a> Job<'a> {
     pub(super) async fn write(&mut self, lba: u64, durable: bool) -> Result<(), Failure> {
         let span = Span { offset: lba << self.disk.shift, len: self.io().data.bytes() };
         self.write_step(IoOp::Write, span, durable).await
+    }
+
+    /// Writes all of the data, which others see as a whole or not at all: no more than the unit says of it.
+    async fn write_atomic(&mut self, lba: u64, fua: bool) -> Result<(), Failure> {
+        let (offset, durable) = (lba << self.disk.shift, self.is_durable(fua));
+        let io = self.io();
+        io.prepare(IoOp::Write, offset, io.data.bytes());
+        (io.fua, io.atomic) = (durable, true);
+        self.run().await
     }
 
     /// Everything acknowledged is durable now, or the nexus is told that some of it is lost. A range is not looked at: the block layer

@@ -3,6 +3,7 @@
 use super::*;
 use crate::bdev::{DeviceLimits, OpSet, Traits};
 use crate::limits::TRANSFER_MAX;
+use crate::scsi::Atomic;
 
 fn told(read_only: bool, alter: impl FnOnce(&mut Traits)) -> Unit {
     let device = Traced::device(8 << 20, alter);
@@ -33,7 +34,7 @@ fn sizes_and_limits_are_those_of_the_device() {
         transfer_max: 2048,
         optimal_transfer: 0,
         optimal_granularity: 32,
-        atomic: None,
+        atomic: Some(Atomic { max: 512, alignment: 1, granularity: 1 }),
         volatile_cache: true,
         copies: true,
         uuid: *b"0123456789abcdef",
@@ -64,6 +65,9 @@ fn what_the_device_cannot_do_is_not_told() {
     assert!(!ModeState::new(&unit).write_cache);
     let most = |limits: DeviceLimits| told(false, |traits| traits.limits = limits).compare_and_write_max;
     let limits = DeviceLimits::default();
+    let atomic = |atomic_max| told(false, |traits| traits.limits.atomic_max = atomic_max).atomic;
+    assert_eq!((atomic(0), atomic(511)), (None, None));
+    assert_eq!(atomic(u64::MAX).map(|atomic| atomic.max), Some(2048), "no more than a transfer");
     assert_eq!(most(DeviceLimits { boundary: 64 << 10, ..limits }), 1);
     assert_eq!(most(DeviceLimits { boundary: 64 << 10, compare_and_write_max: 8192, ..limits }), 16);
     assert_eq!(most(DeviceLimits { transfer_max: 5000, ..limits }), 9);
@@ -82,6 +86,7 @@ fn the_longest_of_each_is_carried_out() {
     rig.good(write(0, unit.transfer_max), &ones);
     rig.good(verify(0, unit.transfer_max, Check::Blocks), &ones);
     rig.good(or_write(0, unit.transfer_max), &ones);
+    rig.good(write_atomic(3, 512), &ones[..512 << 9]);
     let most = usize::from(unit.compare_and_write_max);
     assert_eq!(most, 200);
     rig.good(compare_and_write(0, most as u32), &ones[..2 * most * 512]);

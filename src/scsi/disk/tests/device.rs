@@ -17,6 +17,7 @@ use crate::reactor::io::{Io, IoList, IoOp, IoStatus};
 pub(super) struct Step {
     pub(super) op: IoOp,
     pub(super) fua: bool,
+    pub(super) atomic: bool,
     pub(super) offset: u64,
     pub(super) len: u64,
 }
@@ -38,7 +39,7 @@ impl Traced {
             ephemeral: true,
             unaddressed: Unaddressed::Refuses,
             concurrent: true,
-            limits: DeviceLimits { verify_max: u64::MAX, ..DeviceLimits::default() },
+            limits: DeviceLimits { verify_max: u64::MAX, atomic_max: 256 << 10, ..DeviceLimits::default() },
             zones: None,
         };
         alter(&mut traits);
@@ -85,7 +86,7 @@ struct TracedChannel(Rc<Book>);
 impl Channel for TracedChannel {
     fn submit(&self, io: Io) -> Poll<Io> {
         let book = &*self.0;
-        book.log.borrow_mut().push(Step { op: io.op, fua: io.fua, offset: io.offset, len: io.len });
+        book.log.borrow_mut().push(Step { op: io.op, fua: io.fua, atomic: io.atomic, offset: io.offset, len: io.len });
         if book.holds.get() {
             book.held.push(io);
             return Poll::Pending;

@@ -32,6 +32,7 @@ fn writes_are_durable_by_fua_or_without_a_write_cache() {
                 &block[..],
                 vec![IoOp::Read, IoOp::CompareAndWrite],
             ),
+            (Media::WriteAtomic { lba: 1, blocks: 1, dpo: false, fua }, &block[..], vec![IoOp::Write]),
             (Media::CompareAndWrite { lba: 1, blocks: 1, dpo: false, fua }, &pair[..], vec![IoOp::CompareAndWrite]),
         ]
     };
@@ -88,8 +89,11 @@ fn a_device_that_cannot_unmap_is_zeroed() {
     let rig = Rig::new(device);
     assert!(!rig.nexus.disk.unit().can_unmap);
     rig.good(Media::FormatUnit, &[]);
-    let all = Step { op: IoOp::WriteZeroes, fua: false, offset: 0, len: 1 << 20 };
-    assert_eq!(Book::of(&rig.reactor).take_log(), [all, Step { op: IoOp::Flush, fua: false, offset: 0, len: 0 }]);
+    let all = Step { op: IoOp::WriteZeroes, fua: false, atomic: false, offset: 0, len: 1 << 20 };
+    assert_eq!(
+        Book::of(&rig.reactor).take_log(),
+        [all, Step { op: IoOp::Flush, fua: false, atomic: false, offset: 0, len: 0 }]
+    );
     rig.close();
 }
 
@@ -114,5 +118,17 @@ fn each_nexus_is_told_of_a_loss_by_its_own_flush() {
     rig.turn();
     assert_eq!(end.get(), Some(Outcome::Good), "it came after the loss");
     drop((second, late));
+    rig.close();
+}
+
+#[test]
+fn an_atomic_write_is_one_for_the_device() {
+    let rig = Rig::new(Traced::device(1 << 20, |traits| traits.limits.transfer_max = 64 << 10));
+    rig.good(write_atomic(8, 512), &vec![7; 512 << 9]);
+    rig.good(write(8, 128), &vec![7; 64 << 10]);
+    let whole = Step { op: IoOp::Write, fua: false, atomic: true, offset: 4096, len: 512 << 9 };
+    assert_eq!(Book::of(&rig.reactor).take_log(), [whole, Step { atomic: false, len: 64 << 10, ..whole }]);
+    // More than the device can is never decoded.
+    assert_eq!(rig.sense(write_atomic(8, 513), &vec![7; 513 << 9]), Sense::opcode());
     rig.close();
 }

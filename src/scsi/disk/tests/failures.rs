@@ -27,11 +27,12 @@ fn each_failure_of_each_command_is_told_and_leaves_no_data() {
     let list = unmap_list(&[(9, 2)]);
     let fua = Media::Read { lba: 9, blocks: 2, dpo: false, fua: true };
     // The command, its data, the operation that fails and which of them.
-    let cases: [(Media, &[u8], IoOp, usize); 21] = [
+    let cases: [(Media, &[u8], IoOp, usize); 22] = [
         (read(9, 2), &[], IoOp::Read, 0),
         (fua, &[], IoOp::Flush, 0),
         (fua, &[], IoOp::Read, 0),
         (write(9, 2), &blocks, IoOp::Write, 0),
+        (write_atomic(9, 2), &blocks, IoOp::Write, 0),
         (or_write(9, 2), &blocks, IoOp::Read, 0),
         (or_write(9, 2), &blocks, IoOp::CompareAndWrite, 0),
         (write_and_verify(9, 2, false), &blocks, IoOp::Write, 0),
@@ -84,7 +85,7 @@ fn a_failed_self_test_says_so() {
     let (rig, book) = Rig::traced();
     book.fails.set(Some((IoOp::Verify, 1, IoStatus::MediaError)));
     assert_eq!(rig.sense(Media::SelfTest, &[]), Sense::new(SenseKey::HARDWARE_ERROR, Asc::SELF_TEST_FAILED));
-    let last = Step { op: IoOp::Verify, fua: false, offset: (1 << 20) - 512, len: 512 };
+    let last = Step { op: IoOp::Verify, fua: false, atomic: false, offset: (1 << 20) - 512, len: 512 };
     assert_eq!(book.take_log(), [Step { offset: 0, ..last }, last]);
     book.fails.set(Some((IoOp::Verify, 0, IoStatus::Gone)));
     assert_eq!(rig.sense(Media::SelfTest, &[]), Sense::new(SenseKey::NOT_READY, Asc::NOT_READY));
@@ -123,7 +124,7 @@ fn what_is_read_only_is_not_written() {
     let writes = |list: &[u8]| {
         [
             (write(0, 1), vec![1; 512]),
-            (Media::WriteAtomic { lba: 0, blocks: 1, dpo: false, fua: false }, vec![1; 512]),
+            (write_atomic(0, 1), vec![1; 512]),
             (or_write(0, 1), vec![1; 512]),
             (write_and_verify(0, 1, false), vec![1; 512]),
             (compare_and_write(0, 1), [vec![0; 512], vec![1; 512]].concat()),

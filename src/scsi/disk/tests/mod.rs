@@ -172,6 +172,10 @@ fn write(lba: u64, blocks: u32) -> Media {
     Media::Write { lba, blocks, dpo: false, fua: false }
 }
 
+fn write_atomic(lba: u64, blocks: u32) -> Media {
+    Media::WriteAtomic { lba, blocks, dpo: false, fua: false }
+}
+
 fn or_write(lba: u64, blocks: u32) -> Media {
     Media::OrWrite { lba, blocks, dpo: false, fua: false }
 }

@@ -98,7 +98,13 @@ impl Model {
                 self.bytes[range].copy_from_slice(&data);
                 (write_and_verify(lba, count, fua), data, good, nothing)
             }
-            10 => (verify(lba, count, Check::Medium), nothing, good, Vec::new()),
+            10 => {
+                let atomic = unit.atomic.expect("both devices can");
+                let (lba, blocks) = self.draw(u64::from(atomic.max));
+                let (range, data) = (self.range(lba, blocks), self.bytes(blocks));
+                self.bytes[range].copy_from_slice(&data);
+                (Media::WriteAtomic { lba, blocks: blocks as u32, dpo, fua }, data, good, nothing)
+            }
             11 => {
                 let data = self.nearly(there.clone());
                 (verify(lba, count, Check::Blocks), data.clone(), compared(&there, &data), nothing)
@@ -172,6 +178,7 @@ impl Model {
                     2 => STOP,
                     3 => Media::StartStop { start: true, flush: false, immediate: true },
                     4 => Media::PreFetch { lba, blocks, immediate: fua },
+                    5 => verify(lba, count, Check::Medium),
                     _ => Media::SynchronizeCache { lba, blocks, immediate: fua },
                 };
                 (media, nothing, good, Vec::new())
