@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::super::host::pattern;
 use super::super::server::now;
 use super::initiator::cdb::{read16, write16};
-use super::{BLOCK, session};
+use super::initiator::{Options, Session};
+use super::{BLOCK, IQN};
 
 /// The volume of the bystander, which no hostile initiator writes to.
 const LUN: u16 = 1;
@@ -29,7 +30,8 @@ impl Bystander {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = stop.clone();
         let thread = std::thread::spawn(move || {
-            let mut session = session(address, 250);
+            let mut session = Session::open(address, &Options::new(IQN, 250));
+            session.settle(LUN);
             let (mut rounds, mut longest) = (0, Duration::ZERO);
             while rounds < 2 || !seen.load(Ordering::Relaxed) {
                 let blocks = LENGTHS[rounds % LENGTHS.len()];

@@ -216,7 +216,7 @@ fn commands_of_several_connections_keep_one_order() {
     while session.turn(1, PATIENCE) {}
     assert!(session.conns[1].over.is_some());
     // No such connection (RFC 7143 §11.15.1).
-    assert_eq!(session.logout(0, 1, 7), 1);
+    assert_eq!(session.logout(0, 1, 99), 1);
     for conn in [0, 2] {
         let tag = session.start(conn, 0, &cdb::read16(0, 24), &[], 24 * BLOCK);
         session.wait(tag).good();

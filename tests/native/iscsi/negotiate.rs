@@ -77,8 +77,7 @@ const ORDERS: [Order; 7] = [
         Ok(found)
     }),
     ("a key at a time", |login, options| {
-        login.ask((OPERATIONAL, FULL, false), &options.names())?;
-        let mut found = Keys::new();
+        let (_, mut found) = login.ask((OPERATIONAL, FULL, false), &options.names())?;
         for one in options.offer.pairs() {
             let (answer, more) = login.ask((OPERATIONAL, FULL, false), std::slice::from_ref(&one))?;
             assert!(!answer.transit);

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use reactor::sys::tsc::monotonic_ns;
+
 use super::cdb::{Cdb, status};
 use super::login::{Login, Offer, Options, Params, Refusal, all_pairs, text};
 use super::pdu::{NO_TAG, Pdu, flag, op};
@@ -60,6 +62,9 @@ impl Answer {
         self.data
     }
 }
+
+/// Between looks at several connections.
+const LOOK: Duration = Duration::from_micros(20);
 
 /// A command in flight.
 #[derive(Default)]
@@ -178,7 +183,7 @@ impl Session {
     fn send(&mut self, conn: usize, mut pdu: Pdu) {
         let immediate = pdu.bhs[0] & op::IMMEDIATE != 0;
         while !immediate && after(self.cmd_sn, self.window.1) {
-            assert!(self.turn(conn, PATIENCE), "the command window stays closed: {:?}", self.window);
+            assert!(self.serve(conn, PATIENCE), "the command window stays closed: {:?}", self.window);
         }
         pdu.set(24, self.cmd_sn);
         pdu.set(28, self.conns[conn].stat_sn);
@@ -254,7 +259,7 @@ impl Session {
             let conn = task.conn;
             let waits = !task.held.is_empty();
             let limit = if waits { self.hold.unwrap_or(Duration::ZERO) } else { PATIENCE };
-            if self.turn(conn, limit.max(Duration::from_millis(1))) {
+            if self.serve(conn, limit.max(Duration::from_millis(1))) {
                 continue;
             }
             if self.conns[conn].over.is_some() {
@@ -290,6 +295,24 @@ impl Session {
             codes.push(code);
             assert!(codes.len() < 32, "unit attentions without an end: {codes:04x?}");
         }
+    }
+
+    /// Takes one PDU of whatever connection while `conn` is waited for: a command there may have to wait for data of another one
+    /// here. Whether there was one before `conn` ended or the time was over.
+    fn serve(&mut self, conn: usize, limit: Duration) -> bool {
+        if self.conns.len() == 1 {
+            return self.turn(conn, limit);
+        }
+        let end = monotonic_ns() + limit.as_nanos() as u64;
+        while self.conns[conn].over.is_none() && monotonic_ns() < end {
+            for at in 0..self.conns.len() {
+                if self.conns[at].over.is_none() && self.conns[at].wire.is_ready() && self.turn(at, LOOK) {
+                    return true;
+                }
+            }
+            std::thread::park_timeout(LOOK);
+        }
+        false
     }
 
     /// Takes one PDU of a connection; whether there was one.
@@ -431,7 +454,7 @@ impl Session {
             if let Some(reply) = self.replies.remove(&tag) {
                 return Some(reply);
             }
-            if !self.turn(conn, PATIENCE) {
+            if !self.serve(conn, PATIENCE) {
                 assert!(self.conns[conn].over.is_some(), "no answer to {tag:#x}");
                 return None;
             }

@@ -88,6 +88,14 @@ impl Wire {
         let _ = self.socket().shutdown(Shutdown::Write);
     }
 
+    /// Whether [`Wire::next`] finds something at once.
+    pub fn is_ready(&mut self) -> bool {
+        self.socket().set_nonblocking(true).unwrap();
+        let found = self.stream.fill_buf().map(|_| ());
+        self.socket().set_nonblocking(false).unwrap();
+        !matches!(found, Err(e) if e.kind() == ErrorKind::WouldBlock)
+    }
+
     /// The next PDU, or how the connection ended. Within a PDU a peer has all of [`PATIENCE`].
     ///
     /// # Panics
