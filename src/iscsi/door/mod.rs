@@ -17,7 +17,7 @@ mod slot;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -56,6 +56,16 @@ const TASK_FUNCTIONS: TaskFunctions = TaskFunctions {
 
 /// How long a draining door waits for a reactor's word.
 const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// The address of a listener, if it leads every initiator there: not that of all interfaces, of the loopback, or of one link.
+fn public_address(listener: SocketAddr) -> Option<String> {
+    let ip = listener.ip().to_canonical();
+    let of_one_link = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    (!ip.is_unspecified() && !ip.is_loopback() && !of_one_link).then(|| listener.to_string())
+}
 
 /// Why the door could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +120,8 @@ pub struct TargetPortal {
     pub listener: SocketAddr,
     /// Target portal group tag.
     pub tpgt: u16,
-    /// Address with port that initiators are told; `None`: the one they came by.
+    /// Address with port that initiators are told; `None`: that of the listener to all if it means the same to all, else the one that
+    /// they came by, and nothing to who came by another listener.
     pub advertise: Option<String>,
 }
 
@@ -335,7 +346,7 @@ impl<R: Reach> Door<R> {
             Some(Portal {
                 listener: *self.listeners.get(&portal.listener)?,
                 tpgt: portal.tpgt,
-                advertise: portal.advertise.clone(),
+                advertise: portal.advertise.clone().or_else(|| public_address(portal.listener)),
                 redirect: target.redirect.clone(),
             })
         });
@@ -436,4 +447,22 @@ fn relative_port(port: &(String, u16), taken: &BTreeSet<u16>) -> u16 {
         id = id.wrapping_add(1);
     }
     id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_leads_every_initiator_to_a_listener_is_told_to_all() {
+        let told = |address: &str| public_address(address.parse().unwrap());
+        for address in ["10.0.0.1:3260", "[2001:db8::1]:3260"] {
+            assert_eq!(told(address).as_deref(), Some(address));
+        }
+        let any = ["0.0.0.0:3260", "[::]:3260"];
+        let loopback = ["127.0.0.1:3260", "[::1]:3260", "[::ffff:127.0.0.1]:3260"];
+        for address in any.into_iter().chain(loopback).chain(["169.254.0.1:3260", "[fe80::1]:3260"]) {
+            assert_eq!(told(address), None, "{address}");
+        }
+    }
 }
