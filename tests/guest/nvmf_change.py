@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import socket
 import threading
 import time
 
@@ -33,6 +32,7 @@ from nvmf_world import (
     suite,
 )
 from records import RECORD, REGION, Writer, record
+from uevents import Events
 
 
 @suite.case
@@ -68,28 +68,6 @@ def namespace_added_and_removed_is_seen():
     wait_until("namespace 7 gone", lambda: find_block(GROW, 7) is None)
     check(block.path not in nvme("list").output, "nvme list still has the namespace")
     Block(GROW, 1).write(0, pattern(4096, 52))
-
-
-# linux/netlink.h; the socket module has no name for it.
-NETLINK_KOBJECT_UEVENT = 15
-
-
-class Events:
-    """The kernel's uevents from now on."""
-
-    def __init__(self):
-        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_KOBJECT_UEVENT)
-        # Group 1: events as the kernel sends them.
-        self.socket.bind((0, 1))
-        self.socket.setblocking(False)
-        self.seen = []
-
-    def has(self, text):
-        while True:
-            try:
-                self.seen.append(self.socket.recv(65536).decode(errors="replace").replace("\0", " "))
-            except BlockingIOError:
-                return any(text in event for event in self.seen)
 
 
 @suite.case

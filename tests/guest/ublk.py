@@ -11,6 +11,7 @@ import importlib
 import sys
 
 from harness import note, run
+from udev import start_udev
 
 # In the order in which their cases run.
 PARTS = ["ublk_start", "ublk_data", "ublk_order", "ublk_life", "ublk_left", "ublk_matrix"]
@@ -18,9 +19,9 @@ PARTS = ["ublk_start", "ublk_data", "ublk_order", "ublk_life", "ublk_left", "ubl
 
 def main():
     run("modprobe", "ublk_drv")
-    from ublk_world import SEED, WORLD, start_udev, suite
+    from ublk_world import SEED, WORLD, suite
 
-    start_udev()
+    start_udev("/test/udev/60-reactor-ublk.rules")
     note(f"features {WORLD.features:#x}, seed {SEED}")
     for part in PARTS:
         importlib.import_module(part)

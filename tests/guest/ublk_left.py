@@ -14,7 +14,8 @@ from disk import MIB, MOUNT, Disk, check_copy, make_file_system, mount, pattern,
 from harness import check, note, run, wait_until
 from ublk_kernel import QUIESCE
 from ublk_start import check_ends
-from ublk_world import STATE, WORLD, check_nothing_left, file, inject, malloc, settle_udev, suite, ublk
+from ublk_world import STATE, WORLD, check_nothing_left, file, inject, malloc, suite, ublk
+from udev import settle_udev
 
 # Linux 6.12 takes 30 s to notice that a server has died with all its tags in hand.
 NOTICED_S = 60

@@ -23,11 +23,10 @@ from ublk_world import (
     file,
     malloc,
     needs,
-    settle_udev,
     suite,
     ublk,
-    udevadm,
 )
+from udev import settle_udev, udevadm
 
 CYCLES = 100
 KILLS = 20

@@ -9,7 +9,8 @@ import struct
 
 from disk import MIB, pattern
 from harness import check, run, wait_until
-from ublk_world import WORLD, inject, settle_udev, suite, ublk
+from ublk_world import WORLD, inject, suite, ublk
+from udev import settle_udev
 
 SIZE = 64 * MIB
 SUPER = struct.Struct("<QQQI")

@@ -13,7 +13,8 @@ from disk import MIB, Disk, pattern
 from harness import Failure, Unsupported, check, note, run, wait_until
 from target import Config
 from ublk_kernel import USER_COPY, ZERO_COPY
-from ublk_world import BY_ID, STATE, WORLD, cpu_seconds, file, file_in_memory, malloc, needs, settle_udev, suite, ublk
+from ublk_world import BY_ID, STATE, WORLD, cpu_seconds, file, file_in_memory, malloc, needs, suite, ublk
+from udev import settle_udev
 
 IDLE_S = 5
 # Under emulation; the aim on a machine is 0.01.

@@ -13,9 +13,9 @@ import ublk_kernel
 from disk import MIB, MOUNT, SCRATCH, Disk
 from harness import Failure, Suite, Unsupported, check, kernel_lines, run, wait_until
 from target import Config, Reactor, binary
+from udev import settle_udev
 
 STATE = pathlib.Path("/run/reactor/ublk")
-RULES = pathlib.Path("/etc/udev/rules.d")
 # In a file system in memory.
 TARGET = pathlib.Path("/tmp/target")
 BY_ID = pathlib.Path("/dev/disk/by-id")
@@ -178,17 +178,6 @@ class World:
         return True
 
 
-def udevadm(*words, timeout_s=60):
-    """Runs udevadm, which takes a place like this, the inside of a chroot, for one whose requests it need not fulfil."""
-    done = run("udevadm", *words, timeout_s=timeout_s, environment={**os.environ, "SYSTEMD_IGNORE_CHROOT": "1"})
-    check("ignoring" not in done.errors, f"udevadm {words[0]}: {done.errors.strip()}")
-
-
-def settle_udev(timeout_s=60):
-    """Waits until udev has done with all events. It has a disk open while it looks at it, as after each that wrote to it."""
-    udevadm("settle", f"--timeout={timeout_s}", timeout_s=timeout_s + 30)
-
-
 def check_nothing_left():
     """Fails the case if a device, a node, a state file or a name of one is still there."""
     seen = [f"ublkc{number}" for number in ublk_kernel.devices()]
@@ -280,16 +269,6 @@ def cpu_seconds(pid):
     """Processor time that a process has used."""
     words = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def start_udev():
-    """Starts udevd with the rule under test, and waits until it has seen every device of the guest."""
-    run("mount", "-t", "tmpfs", "tmpfs", RULES)
-    shutil.copy("/test/udev/60-reactor-ublk.rules", RULES)
-    # A daemon that leaves its start: what it says goes to the kernel's log.
-    run("/usr/lib/systemd/systemd-udevd", "--daemon")
-    udevadm("trigger", "--action=add")
-    settle_udev(120)
 
 
 WORLD = World()
