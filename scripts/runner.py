@@ -265,6 +265,11 @@ def guest_nvmf(report, prepared):
     in_guests(report, prepared, "guest-nvmf", "nvmf", ROOT / "tests/guest/nvmf.py")
 
 
+def guest_iscsi(report, prepared):
+    """iSCSI against open-iscsi and the kernel's initiator, in guests with the newest and the 6.12 kernel"""
+    in_guests(report, prepared, "guest-iscsi", "iscsi", ROOT / "tests/guest/iscsi.py")
+
+
 def guest_ublk(report, prepared):
     """Volumes as local disks, in guests with the newest and the 6.12 kernel; --full: all combinations"""
     arguments = ["--full"] if prepared["full"] else []
@@ -343,10 +348,11 @@ GROUPS = {
     "iscsi": iscsi,
     "speed": speed,
     "guest-nvmf": guest_nvmf,
+    "guest-iscsi": guest_iscsi,
     "guest-ublk": guest_ublk,
     "guest-nvme": guest_nvme,
 }
-GUEST_GROUPS = {"guest-nvmf", "guest-ublk", "guest-nvme"}
+GUEST_GROUPS = {"guest-nvmf", "guest-iscsi", "guest-ublk", "guest-nvme"}
 
 
 # What the groups need

@@ -27,10 +27,15 @@ TOOLS = [
     "e2fsprogs",
     "fdisk",
     "fio",
+    "iproute2",
     "kmod",
+    "lsscsi",
     "mount",
+    "multipath-tools",
     "nvme-cli",
+    "open-iscsi",
     "python3",
+    "sg3-utils",
     "udev",
     "util-linux",
     "xfsprogs",
@@ -46,9 +51,10 @@ PRUNED = ["doc", "man", "locale", "info", "zoneinfo", "lintian", "bash-completio
 # Modules that the initrd loads to reach the root file system; what is built in is left out.
 BOOT_MODULES = ["virtio_pci", "virtio_blk", "ext4"]
 
-# The host identity that nvme-cli takes when a test names none.
+# The host identity that nvme-cli takes when a test names none, and the name of the iSCSI initiator.
 HOST_NQN = "nqn.2014-08.org.nvmexpress:uuid:5c6d2b1a-7f10-4f0e-9a55-0c1f3f2b9d01"
 HOST_ID = "5c6d2b1a-7f10-4f0e-9a55-0c1f3f2b9d01"
+INITIATOR = "iqn.1993-08.org.debian:01:guest"
 
 
 class Kernel:
@@ -131,12 +137,16 @@ class Images:
                 path.chmod(path.stat().st_mode & 0o777)
         (sysroot / "usr/bin/sh").symlink_to("bash")
         etc = sysroot / "etc"
-        (etc / "nvme").mkdir(parents=True, exist_ok=True)
+        for name in ("nvme", "multipath"):
+            (etc / name).mkdir(parents=True, exist_ok=True)
+        # What a test writes into a file system of its own, mounted on the directory.
+        (etc / "multipath.conf").symlink_to("multipath/multipath.conf")
         (etc / "passwd").write_text("root:x:0:0:root:/tmp:/bin/sh\n")
         (etc / "group").write_text("root:x:0:\n")
         (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
         (etc / "nvme/hostnqn").write_text(HOST_NQN + "\n")
         (etc / "nvme/hostid").write_text(HOST_ID + "\n")
+        (etc / "iscsi/initiatorname.iscsi").write_text(f"InitiatorName={INITIATOR}\n")
         make_ext4(place, sysroot, place / "root.ext4")
 
     def _make_kernel(self, place, names, tools):

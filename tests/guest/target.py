@@ -1,4 +1,4 @@
-"""The NVMe/TCP target of a guest: `reactor`, or, to check the tests themselves, the kernel's own nvmet."""
+"""The target of a guest: `reactor`, or, to check the NVMe/TCP tests themselves, the kernel's own nvmet."""
 
 import copy
 import os
@@ -20,11 +20,15 @@ LOG_LINES_SHOWN = 12
 class Config:
     """What a target serves, in the shape of reactor's configuration file."""
 
-    def __init__(self, bdevs, listen=(), subsystems=(), ublk=(), memory_mib=48, socket=None, **reactor):
+    def __init__(
+        self, bdevs, listen=(), subsystems=(), ublk=(), iscsi=None, targets=(), memory_mib=48, socket=None, **reactor
+    ):
         self.bdevs = bdevs
         self.listen = list(listen)
         self.subsystems = list(subsystems)
         self.ublk = list(ublk)
+        self.iscsi = iscsi
+        self.targets = list(targets)
         self.memory = {"size": f"{memory_mib}MiB"}
         self.socket = socket
         self.reactor = {"cores": [0, 1], **reactor}
@@ -38,6 +42,9 @@ class Config:
     def subsystem(self, nqn):
         return next(subsystem for subsystem in self.subsystems if subsystem["nqn"] == nqn)
 
+    def target(self, iqn):
+        return next(target for target in self.targets if target["iqn"] == iqn)
+
     def toml(self):
         lines = [*_table("[reactor]", self.reactor), *_table("[memory]", self.memory)]
         if self.socket:
@@ -48,6 +55,10 @@ class Config:
             lines += _table("[nvmf]", {"listen": self.listen})
         for subsystem in self.subsystems:
             lines += _table("[[nvmf.subsystem]]", subsystem)
+        if self.iscsi:
+            lines += _table("[iscsi]", self.iscsi)
+        for target in self.targets:
+            lines += _table("[[iscsi.target]]", target)
         for ublk in self.ublk:
             lines += _table("[[ublk]]", ublk)
         return "\n".join(lines)
@@ -143,8 +154,8 @@ class Reactor:
         check(self.alive(), f"reactor ended with {self.process.returncode}")
 
     def connect_lines(self):
-        """The `nvme connect` commands that it printed."""
-        return [line for line in self.printed if line.startswith("nvme connect ")]
+        """The commands that it printed which connect a host."""
+        return [line for line in self.printed if line.startswith(("nvme connect ", "iscsiadm "))]
 
     def logged(self):
         """The lines of its log since the last start."""
