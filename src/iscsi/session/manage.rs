@@ -153,21 +153,19 @@ impl Session {
         }
     }
 
-    /// A request waits for the end of a task. Who waited for it before does not any more: its answer says the same.
+    /// A request waits for the end of a task, which others may wait for too: the answer to each says that it has ended.
     fn wait_for(&mut self, waiter: TaskId, place: u16) {
-        let before = self.slots[usize::from(place)].awaited_by.replace(waiter);
-        if let Some(slot) = before.and_then(|before| self.slot_mut(before)) {
-            slot.awaits = slot.awaits.saturating_sub(1);
-        }
+        let slot = &mut self.slots[usize::from(place)];
+        slot.awaited = true;
+        let task = id(place.into(), slot);
         if let Some(slot) = self.slot_mut(waiter) {
-            slot.awaits += 1;
+            slot.awaits.push(task);
         }
     }
 
     /// The tasks that a task management request or a logout waits for.
     pub fn affected(&self, task: TaskId) -> impl Iterator<Item = TaskId> + '_ {
-        let slots = self.slots.iter().enumerate();
-        slots.filter(move |(_, slot)| slot.awaited_by == Some(task)).map(|(place, slot)| id(place, slot))
+        self.slot_ref(task).into_iter().flat_map(|slot| slot.awaits.iter().copied())
     }
 
     /// The caller has done its part of a task management request, with this outcome.
@@ -192,7 +190,7 @@ impl Session {
     }
 
     fn may_answer(&mut self, task: TaskId) -> bool {
-        let Some(slot) = self.slot_ref(task).filter(|slot| slot.outcome.is_some() && slot.awaits == 0) else {
+        let Some(slot) = self.slot_ref(task).filter(|slot| slot.outcome.is_some() && slot.awaits.is_empty()) else {
             return false;
         };
         let function = TaskRequest::read(&slot.header).function();
@@ -287,7 +285,7 @@ impl Session {
     /// The Logout Response, which ends the request: send it on its connection, then close what the logout closes. `None` while tasks
     /// that it waits for have not ended, or when it was aborted.
     pub fn logout_response(&mut self, task: TaskId, outcome: LogoutOutcome) -> Option<Header> {
-        self.slot_ref(task).filter(|slot| slot.awaits == 0)?;
+        self.slot_ref(task).filter(|slot| slot.awaits.is_empty())?;
         let (conn, header) = self.finish(task, Kind::Logout)?;
         let params = *self.params(conn)?;
         let mut pdu = LogoutResponse::new_zeroed();

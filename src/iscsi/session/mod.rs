@@ -417,8 +417,8 @@ impl Session {
         slot.cmd_sn = cmd_sn;
         slot.immediate = bhs.immediate();
         slot.aborted = false;
-        slot.awaited_by = None;
-        slot.awaits = 0;
+        slot.awaited = false;
+        slot.awaits.clear();
         slot.outcome = None;
         slot.fence = None;
         slot.arriving = false;
@@ -438,7 +438,7 @@ impl Session {
     fn release(&mut self, place: u16) {
         let slot = &mut self.slots[usize::from(place)];
         let (itt, next, conn) = (slot.itt, slot.next, slot.conn);
-        let awaited_by = slot.awaited_by.take();
+        let (awaited, task) = (core::mem::take(&mut slot.awaited), id(place.into(), slot));
         let was_active = slot.state == State::Active;
         let immediate = slot.immediate;
         slot.state = State::Free;
@@ -467,8 +467,8 @@ impl Session {
         if let Some(connection) = self.connection_mut(conn) {
             connection.tasks -= 1;
         }
-        if let Some(waiter) = awaited_by.and_then(|waiter| self.slot_mut(waiter)) {
-            waiter.awaits = waiter.awaits.saturating_sub(1);
+        if awaited {
+            self.slots.iter_mut().for_each(|slot| slot.awaits.retain(|other| *other != task));
         }
     }
 

@@ -54,10 +54,10 @@ pub(super) struct Slot {
     pub immediate: bool,
     /// Nothing is to be answered.
     pub aborted: bool,
-    /// The task management request or logout that waits for its end.
-    pub awaited_by: Option<TaskId>,
-    /// Tasks this request waits for.
-    pub awaits: u16,
+    /// Requests wait for its end.
+    pub awaited: bool,
+    /// The tasks that this request waits for: they may be those of others that wait.
+    pub awaits: Vec<TaskId>,
     /// The caller has done its part of a task management request, and with which outcome.
     pub outcome: Option<TaskOutcome>,
     /// Responses that must have arrived before a task management request is answered: connections and the numbers behind them.
@@ -87,8 +87,8 @@ impl Slot {
         cmd_sn: 0,
         immediate: false,
         aborted: false,
-        awaited_by: None,
-        awaits: 0,
+        awaited: false,
+        awaits: Vec::new(),
         outcome: None,
         fence: None,
         arriving: false,

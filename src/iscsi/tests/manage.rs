@@ -68,6 +68,22 @@ fn abort_task_is_answered_when_the_task_has_ended() {
 }
 
 #[test]
+fn all_requests_about_a_task_are_answered_when_it_has_ended() {
+    let (mut session, conn) = session(Params::default());
+    let victim = accept(&mut session, conn, scsi(1, 100, 0));
+    let _ = ready(&mut session);
+    let (first, _) = begin(&mut session, conn, abort(9, 101, 1, 100));
+    let (second, _) = begin(&mut session, conn, manage(TaskFunction::LOGICAL_UNIT_RESET, 10, 101, 0));
+    for task in [first, second] {
+        assert_eq!(session.affected(task).collect::<Vec<_>>(), [victim]);
+        session.task_done(task, TaskOutcome::COMPLETE);
+    }
+    assert_eq!([first, second].map(|task| outcome(&mut session, task)), [None, None]);
+    session.end(victim);
+    assert_eq!([first, second].map(|task| outcome(&mut session, task)), [Some(TaskOutcome::COMPLETE); 2]);
+}
+
+#[test]
 fn abort_task_for_what_is_not_there() {
     let (mut session, conn) = session(Params::default());
     let done = accept(&mut session, conn, scsi(1, 100, 0));
