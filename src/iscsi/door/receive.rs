@@ -186,6 +186,7 @@ impl Receiver {
     /// Data follows, and this is where it goes. `len`: bytes of unsolicited data of the command, if it has no place for them yet.
     fn place(&mut self, live: &Rc<Live>, task: TaskId, len: usize, at: usize) -> Rest {
         let slot = live.slot(task);
+        slot.own(task);
         let mut pieces = slot.take_pieces();
         if pieces.head.is_none() && pieces.body.is_none() {
             slot.set_base(len);

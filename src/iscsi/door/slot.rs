@@ -46,6 +46,8 @@ pub struct Slot {
     work: Cell<Option<Ready>>,
     /// The command that it works on.
     command: Cell<Option<TaskId>>,
+    /// Whose data it has.
+    owner: Cell<Option<TaskId>>,
     pieces: RefCell<Pieces>,
     /// Bytes of the head, wherever that is.
     base: Cell<usize>,
@@ -64,6 +66,7 @@ impl Slot {
             task: Cell::new(TaskHandle::NONE),
             work: Cell::new(None),
             command: Cell::new(None),
+            owner: Cell::new(None),
             pieces: RefCell::default(),
             base: Cell::new(0),
             lun: RefCell::new(None),
@@ -87,6 +90,14 @@ impl Slot {
     /// Has its task look again.
     pub fn wake(&self, reactor: &Reactor) {
         reactor.wake(self.task.get());
+    }
+
+    /// From now on it has data of this command. What is left of one before, which was taken back before its turn came, goes.
+    pub fn own(&self, task: TaskId) {
+        if self.owner.replace(Some(task)) != Some(task) {
+            self.pieces.take();
+            self.base.set(0);
+        }
     }
 
     /// Takes its data, to put more there.
@@ -147,6 +158,7 @@ async fn run(live: Rc<Live>, slot: Rc<Slot>) {
     while let Some(ready) = slot.next(&live).await {
         let task = ready.task();
         slot.command.set(Some(task));
+        slot.own(task);
         if let Some(conn) = live.conn_of(task) {
             match ready {
                 Ready::Scsi(_) => spare = execute(&live, &conn, &slot, task, spare).await,
