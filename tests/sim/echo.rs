@@ -179,7 +179,7 @@ fn run(seed: u64, rates: Rates, plant: Option<Plant>) -> Outcome {
     sim.world().set_rates(rates);
     let (server, client) = (sim.machine(2), sim.machine(1));
     let (fd, address) = sim.world().listen(server, 0).unwrap();
-    let listener = Listener::start(&sim.reactor(server, 0), fd, address, serve);
+    let listener = Listener::start(&sim.reactor(server, 0), fd, address, |reactor, fd, _| serve(reactor, fd));
     let reactor = sim.reactor(client, 0);
     let left = Rc::new(Cell::new(CONNECTIONS));
     let results: Rc<RefCell<Vec<Result<(), String>>>> = Rc::default();
@@ -287,7 +287,7 @@ fn resets_at_random_leak_nothing() {
 fn the_same_code_runs_on_the_kernels_ring() {
     let reactor = start::solo(64 << 20).unwrap();
     let (fd, address) = socket::listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = Listener::start(&reactor, fd, address, serve);
+    let listener = Listener::start(&reactor, fd, address, |reactor, fd, _| serve(reactor, fd));
     let here = reactor.clone();
     let named = Rc::new(Cell::new(None));
     let names = named.clone();

@@ -16,6 +16,7 @@ use reactor::nvme::spec::{AdminOpcode, Cc, Csts, FeatureId, FeatureSelect, LogId
 use reactor::reactor::Reactor;
 use reactor::reactor::io::{IoOp, IoStatus, Segment};
 
+use super::iscsi;
 use super::model::{Ended, Model, Step};
 use super::plan::{Host, Kind, MS, Plan};
 use super::target::NQN;
@@ -46,6 +47,8 @@ pub struct Context {
     pub lost: Cell<u64>,
     /// Commands that were aborted.
     pub aborted: Cell<u64>,
+    /// What those share that come by iSCSI.
+    pub scsi: iscsi::Common,
 }
 
 /// One connection to the controller, until it ends.
@@ -67,7 +70,7 @@ struct Session {
 
 impl Context {
     /// The model of a volume, which knows all that has happened so far.
-    fn model(&self, index: usize) -> &Rc<Model> {
+    pub fn model(&self, index: usize) -> &Rc<Model> {
         self.heed_losses();
         &self.models[index]
     }
@@ -89,7 +92,7 @@ impl Context {
     ///
     /// # Errors
     /// If a flush that began after a loss conceals it.
-    fn note(&self, key: (usize, usize), op: IoOp, done: bool, step: &Step) -> Result<(), String> {
+    pub fn note(&self, key: (usize, usize), op: IoOp, done: bool, step: &Step) -> Result<(), String> {
         match (op, done) {
             (IoOp::Flush, true) if self.models[key.1].is_after_loss(step) && self.owed.borrow().contains(&key) => {
                 return Err("the cache was lost, and this host has not been told".to_owned());
@@ -116,7 +119,7 @@ impl Context {
         self.forget_owed(|_| true);
     }
 
-    fn may_lose(&self) -> bool {
+    pub fn may_lose(&self) -> bool {
         self.plan.loses_connections() || self.stopping.get()
     }
 
@@ -149,7 +152,7 @@ impl Context {
         self.lost.set(self.lost.get() + 1);
     }
 
-    fn goes_on(&self, number: usize) -> bool {
+    pub fn goes_on(&self, number: usize) -> bool {
         !self.stopping.get() && self.left[number].get() > 0
     }
 }

@@ -1,18 +1,24 @@
 //! What a seed decides before anything runs.
 
 use reactor::bdev::layer::inject::{Action, Rule, When};
+use reactor::iscsi::Offer;
 use reactor::reactor::clock::Entropy;
 use reactor::reactor::io::{IoOp, IoStatus};
 use reactor::reactor::sim::Rates;
 
 use super::drive::DrivePlan;
+use super::iscsi::ScsiPlan;
+use super::iscsi::login::Ask;
 use super::model::Crash;
 
 /// One millisecond of simulated time.
 pub const MS: u64 = 1_000_000;
 
-/// The first of the seeds whose worlds have an NVMe drive; the others have none.
+/// The bit of the seeds whose worlds have an NVMe drive; the others have none.
 pub const DRIVE_SEEDS: u64 = 1 << 48;
+
+/// The bit of the seeds whose hosts come by iSCSI; those of the others by NVMe/TCP.
+pub const ISCSI_SEEDS: u64 = 1 << 49;
 
 /// What a volume is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +150,8 @@ pub struct Plan {
     pub changes: bool,
     /// The NVMe drive whose namespaces some of the volumes are.
     pub drive: Option<DrivePlan>,
+    /// How hosts come by iSCSI, if they do.
+    pub scsi: Option<ScsiPlan>,
 }
 
 impl Plan {
@@ -185,10 +193,48 @@ impl Plan {
     /// Draws a plan.
     pub fn of(seed: u64) -> Plan {
         let mut plan = Plan::without_drive(seed);
-        if seed >= DRIVE_SEEDS {
+        if seed & DRIVE_SEEDS != 0 {
             plan.add_drive();
         }
+        if seed & ISCSI_SEEDS != 0 {
+            plan.go_by_iscsi();
+        }
         plan
+    }
+
+    /// Has the hosts come by iSCSI.
+    fn go_by_iscsi(&mut self) {
+        let chance = Entropy::new(self.seed ^ 0x6973_6373_6920_646f);
+        for _ in 0..16 {
+            chance.next();
+        }
+        let offer = Offer {
+            max_recv_data_segment: [512, 8192, 65_536, 262_144][chance.below(4) as usize],
+            first_burst: [512, 4096, 65_536][chance.below(3) as usize],
+            max_burst: [65_536, 262_144, 1 << 20][chance.below(3) as usize],
+            initial_r2t: chance.below(4) == 0,
+            immediate_data: chance.below(4) > 0,
+            max_outstanding_r2t: 1 + chance.below(8) as u16,
+            max_connections: 1 + chance.below(4) as u16,
+            ..Offer::default()
+        };
+        let asks = self.hosts.iter().map(|host| {
+            let max_burst = [512, 16_384, 262_144, 1 << 20][chance.below(4) as usize];
+            Ask {
+                header_digest: host.header_digest,
+                data_digest: host.data_digest,
+                immediate: chance.below(3) > 0,
+                initial_r2t: chance.below(2) == 0,
+                max_recv: [512, 4096, 65_536, 262_144][chance.below(4) as usize],
+                max_burst,
+                first_burst: [512, 8192, 65_536, 262_144][chance.below(4) as usize].min(max_burst),
+                r2ts: host.max_r2t.into(),
+                connections: host.queues,
+                security: chance.below(3) == 0,
+                offer,
+            }
+        });
+        self.scsi = Some(ScsiPlan { offer, asks: asks.collect() });
     }
 
     /// Has most of the volumes be namespaces of a drive.
@@ -247,6 +293,7 @@ impl Plan {
             vanishes,
             changes: several && one_in(4),
             drive: None,
+            scsi: None,
         }
     }
 }

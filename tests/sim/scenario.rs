@@ -8,6 +8,7 @@ use reactor::reactor::sim::{Fault, Machine, Rates, Simulation, World};
 
 use super::drive::Totals;
 use super::host::{self, Context};
+use super::iscsi;
 use super::model::{Crash, Model};
 use super::plan::{Finish, Kind, MS, Plan};
 use super::target::Target;
@@ -82,6 +83,7 @@ pub fn run_plan(plan: Plan) -> Outcome {
         answers: RefCell::default(),
         lost: Cell::new(0),
         aborted: Cell::new(0),
+        scsi: iscsi::Common::new(plan.volumes.len()),
     });
     let world = sim.borrow().world().clone();
     let mut scenario =
@@ -127,7 +129,12 @@ impl Scenario {
     fn start_host(&self, number: usize) {
         let reactor = self.sim.borrow().reactor(self.hosts[number], 0);
         let (context, here) = (self.context.clone(), reactor.clone());
-        reactor.spawn("host", async move { host::run(here, context, number).await });
+        reactor.spawn("host", async move {
+            match context.plan.scsi {
+                Some(_) => iscsi::host::run(here, context, number).await,
+                None => host::run(here, context, number).await,
+            }
+        });
     }
 
     fn all_finished(&self) -> bool {
@@ -244,7 +251,13 @@ impl Scenario {
     fn inspect(&mut self, lasting: bool) {
         self.world.set_rates(Rates::calm());
         let reactor = self.sim.borrow().reactor(self.checker, 0);
-        let body = host::inspect(reactor.clone(), self.context.clone(), lasting);
+        let (here, context) = (reactor.clone(), self.context.clone());
+        let body = async move {
+            match context.plan.scsi {
+                Some(_) => iscsi::host::inspect(here, context, lasting).await,
+                None => host::inspect(here, context, lasting).await,
+            }
+        };
         let found = self.sim.borrow_mut().run_until(&reactor, body).unwrap();
         if let Err(why) = found {
             panic!("{why}");

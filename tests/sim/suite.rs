@@ -8,7 +8,7 @@ use reactor::reactor::io::{IoOp, IoStatus};
 
 use super::drive::Totals;
 use super::model::Crash;
-use super::plan::{DRIVE_SEEDS, Finish, Plan};
+use super::plan::{DRIVE_SEEDS, Finish, ISCSI_SEEDS, Plan};
 use super::scenario::{Outcome, run, run_plan};
 
 /// What seeds came to together.
@@ -93,9 +93,9 @@ fn seeds(range: std::ops::Range<u64>) -> Total {
     total
 }
 
-/// As [`seeds`], of worlds with an NVMe drive.
-fn drives(range: std::ops::Range<u64>) {
-    let Total { drives, drive, .. } = seeds(DRIVE_SEEDS + range.start..DRIVE_SEEDS + range.end);
+/// As [`seeds`], of worlds with an NVMe drive whose seeds have these bits.
+fn drives(bits: u64, range: std::ops::Range<u64>) {
+    let Total { drives, drive, .. } = seeds(bits + range.start..bits + range.end);
     let Totals { aborts, resets, stale, repeated, faults, losses, dead } = drive;
     assert_eq!(drives, range.end - range.start);
     assert!(faults > drives && aborts > drives / 4 && resets > drives / 4, "trouble is rare: {drive:?}");
@@ -126,7 +126,22 @@ fn worlds_450_to_599() {
 // All in one: a drive that is lost is rare, and of a hundred there may be hardly any.
 #[test]
 fn drives_0_to_199() {
-    drives(0..200);
+    drives(DRIVE_SEEDS, 0..200);
+}
+
+#[test]
+fn iscsi_0_to_149() {
+    seeds(ISCSI_SEEDS..ISCSI_SEEDS + 150);
+}
+
+#[test]
+fn iscsi_150_to_299() {
+    seeds(ISCSI_SEEDS + 150..ISCSI_SEEDS + 300);
+}
+
+#[test]
+fn iscsi_and_drives_0_to_199() {
+    drives(ISCSI_SEEDS | DRIVE_SEEDS, 0..200);
 }
 
 /// Seeds that have found something, each named with it.
@@ -171,7 +186,7 @@ fn one_seed() {
 }
 
 /// New seeds for as many seconds as `REACTOR_SIM_SECONDS` says, from `REACTOR_SIM_SEED` on if that is set: in turn without and with an NVMe drive,
-/// unless the first is of one that has.
+/// by NVMe/TCP and by iSCSI, unless the first is of one that has.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "how long a person wants to wait is no simulated time")]
 fn fresh_seeds() {
@@ -181,7 +196,8 @@ fn fresh_seeds() {
     let (started, mut total) = (Instant::now(), Total::default());
     let mut told = Duration::ZERO;
     for number in first.. {
-        let seed = if number.is_multiple_of(2) { number } else { number | DRIVE_SEEDS };
+        let seed =
+            number | if number & 1 == 0 { 0 } else { DRIVE_SEEDS } | if number & 2 == 0 { 0 } else { ISCSI_SEEDS };
         total.run(seed);
         if started.elapsed() >= Duration::from_secs(seconds) {
             break;

@@ -1,4 +1,4 @@
-//! The machine under test: disks, volumes, and the process with the NVMe/TCP door.
+//! The machine under test: disks, volumes, and the process with its door.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -10,12 +10,14 @@ use std::time::Duration;
 use reactor::bdev::BlockDevice;
 use reactor::bdev::device::{file, malloc};
 use reactor::bdev::layer::inject::{self, Control};
-use reactor::nvme::target::tcp::{Door, Export, HOME};
+use reactor::iscsi::door as iscsi;
+use reactor::nvme::target::tcp::{self as nvme, Export, HOME};
 use reactor::reactor::Reactor;
 use reactor::reactor::mailbox::{Reach, Remote};
 use reactor::reactor::sim::{DiskId, DiskOptions, Machine, Simulation};
 
 use super::drive::{Drive, Totals};
+use super::iscsi::{IQN, lun_of};
 use super::model::Crash;
 use super::plan::{Kind, MS, Plan};
 
@@ -56,6 +58,54 @@ impl Reach for Inside {
     }
 }
 
+/// How hosts come in.
+enum Door {
+    Nvme(nvme::Door<Inside>),
+    Iscsi(iscsi::Door<Inside>, Box<iscsi::Target>),
+}
+
+impl Door {
+    fn connections(&self) -> usize {
+        match self {
+            Door::Nvme(door) => door.connections(),
+            Door::Iscsi(door, _) => door.connections(),
+        }
+    }
+
+    fn drain(&self) {
+        match self {
+            Door::Nvme(door) => door.drain(),
+            Door::Iscsi(door, _) => door.drain(),
+        }
+    }
+
+    fn close(&self) {
+        match self {
+            Door::Nvme(door) => door.close(),
+            Door::Iscsi(door, _) => door.close(),
+        }
+    }
+
+    /// Adds an export, or removes it.
+    fn change(&mut self, export: &Export, add: bool) {
+        match self {
+            Door::Nvme(door) if add => door.add_namespace(NQN, export.clone()).unwrap(),
+            Door::Nvme(door) => door.remove_namespace(NQN, export.nsid).unwrap(),
+            Door::Iscsi(door, target) => {
+                let lun = lun_for(export);
+                target.luns.retain(|other| other.lun != lun.lun);
+                target.luns.extend(add.then_some(lun));
+                door.set_target((**target).clone()).unwrap();
+            }
+        }
+    }
+}
+
+fn lun_for(export: &Export) -> iscsi::Lun {
+    let lun = lun_of(export.nsid as usize - 1);
+    iscsi::Lun { lun, device: export.device.clone(), read_only: export.read_only }
+}
+
 /// What a reactor holds: the same before hosts come and after they went.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Holdings {
@@ -72,7 +122,7 @@ pub struct Target {
     pub address: SocketAddr,
     disks: Vec<Option<DiskId>>,
     drive: Option<Drive>,
-    door: Option<Door<Inside>>,
+    door: Option<Door>,
     controls: Vec<Control>,
     /// The last of the namespaces, and whether it is there.
     last: Option<(Export, bool)>,
@@ -129,16 +179,40 @@ impl Target {
             .collect();
         self.last = exports.last().map(|export| (export.clone(), true));
         let remotes = self.reactors().iter().map(|reactor| reactor.remote()).collect();
-        let mut door = Door::open_by(Inside::new(&self.sim, remotes)).unwrap();
-        door.add_subsystem(NQN, None, exports).unwrap();
+        let mut door = self.open_door(Inside::new(&self.sim, remotes), exports);
         self.sim.borrow_mut().run_for(10 * MS).unwrap();
         self.idle = self.holdings();
         let (socket, bound) = self.sim.borrow().world().listen(self.machine, PORT).unwrap();
         assert_eq!(bound, self.address);
-        door.listen_on(socket, bound).unwrap();
+        match &mut door {
+            Door::Nvme(door) => door.listen_on(socket, bound).unwrap(),
+            Door::Iscsi(door, _) => door.listen_on(socket, bound).unwrap(),
+        }
         // The listener's.
         self.idle[usize::from(HOME)].tasks += 1;
         self.door = Some(door);
+    }
+
+    fn open_door(&self, reach: Inside, exports: Vec<Export>) -> Door {
+        let Some(plan) = &self.plan.scsi else {
+            let mut door = nvme::Door::open_by(reach).unwrap();
+            door.add_subsystem(NQN, None, exports).unwrap();
+            return Door::Nvme(door);
+        };
+        let mut door = iscsi::Door::open_by(reach, iscsi::Options { secret: [7; 32], store: None }).unwrap();
+        let portal = iscsi::TargetPortal { listener: self.address, tpgt: 1, advertise: None };
+        let target = iscsi::Target {
+            iqn: IQN.to_owned(),
+            alias: None,
+            portals: vec![portal],
+            redirect: None,
+            initiators: None,
+            chap: None,
+            offer: plan.offer,
+            luns: exports.iter().map(lun_for).collect(),
+        };
+        door.set_target(target.clone()).unwrap();
+        Door::Iscsi(door, Box::new(target))
     }
 
     fn device(&mut self, index: usize) -> Arc<dyn BlockDevice> {
@@ -236,11 +310,7 @@ impl Target {
     pub fn change(&mut self) {
         let (Some(door), Some((export, there))) = (&mut self.door, &mut self.last) else { return };
         *there = !*there;
-        if *there {
-            door.add_namespace(NQN, export.clone()).unwrap();
-        } else {
-            door.remove_namespace(NQN, export.nsid).unwrap();
-        }
+        door.change(export, *there);
     }
 
     /// Shuts down as the server does: answers what it has, then ends connections.
