@@ -5,3 +5,9 @@ pub mod checks;
 
 #[path = "../../tests/decoders/device.rs"]
 pub mod device;
+
+#[path = "../../tests/decoders/iscsi.rs"]
+pub mod iscsi;
+
+#[path = "../../tests/decoders/scsi.rs"]
+pub mod scsi;

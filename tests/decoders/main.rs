@@ -4,7 +4,10 @@
 
 mod checks;
 mod device;
+mod iscsi;
+mod iscsi_inputs;
 mod mutate;
+mod scsi;
 
 use reactor::nvme::spec::{
     AddressFamily, AdminOpcode, Cns, Cqe, DiscoveryLogEntry, ErrorLogEntry, FeatureFields, FeatureId, FeatureSelect,
