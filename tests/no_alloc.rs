@@ -1,10 +1,12 @@
 //! Nothing is allocated per I/O once everything has seen its depth: every device, every layer, and through the NVMe/TCP target and
-//! host over loopback, through queues of the ublk door, and by the NVMe driver, all in this process. Nothing is left behind by a thousand hosts that came and went.
+//! host over loopback, through the iSCSI door, through queues of the ublk door, and by the NVMe driver, all in this process. Nothing is left behind by a thousand hosts that came and went.
 #![expect(unsafe_code, reason = "a counting allocator")]
 
 #[expect(dead_code, reason = "one of them is driven here")]
 #[path = "../benches/devices/mod.rs"]
 mod devices;
+#[path = "no_alloc/iscsi.rs"]
+mod iscsi;
 #[path = "no_alloc/passed.rs"]
 mod passed;
 
@@ -23,6 +25,7 @@ use reactor::bdev::device::malloc::{self, Malloc};
 use reactor::bdev::device::null::{self, CompleteIn, Null};
 use reactor::bdev::layer::inject::{self, Inject};
 use reactor::bdev::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, Handle, Traits, load};
+use reactor::iscsi::Framing;
 use reactor::nvme::host::{Controller, Identity, Options, Queue};
 use reactor::nvme::pcie::fake::{FakeOptions, NamespaceOptions};
 use reactor::nvme::target::tcp::{Door, Export};
@@ -493,6 +496,18 @@ fn target_and_host_allocate_nothing_per_io() {
         over_loopback("file", 2, file(folder.path(), false), Way { queues: 2, ..way });
     }
     over_loopback("inject over malloc", 2, inject(ram()), DIGESTS);
+}
+
+#[test]
+fn the_iscsi_door_allocates_nothing_per_io() {
+    let _alone = Alone::wait();
+    let folder = folder();
+    for used in [false, true] {
+        let framing = Framing { header_digest: used, data_digest: used };
+        iscsi::over_loopback("null", 1, null(CompleteIn::Poll), framing);
+        iscsi::over_loopback("malloc", 2, ram(), framing);
+        iscsi::over_loopback("file", 1, file(folder.path(), true), framing);
+    }
 }
 
 /// Turns a reactor until a queue has answered so many requests of a volume.
