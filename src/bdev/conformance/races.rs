@@ -139,7 +139,8 @@ async fn write_and_look(rig: &Rig, numbers: std::ops::Range<u64>) -> Outcome {
     for number in numbers {
         let ask = Ask { atomic: true, ..Ask::new(IoOp::Write, 0, len) };
         rig.expect(ask, &words(len, number), IoStatus::Success).await?;
-        for _ in 0..2 {
+        // As many as chance says: tasks in step would all write, and then all read.
+        for _ in 0..=rig.handle.reactor().entropy().below(4) {
             let ask = Ask::new(IoOp::Read, 0, look);
             let found = rig.expect(ask, &words(look, 0), IoStatus::Success).await?.data;
             let first = word(&found, 0);
