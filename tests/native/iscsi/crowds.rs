@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use super::super::server::{PATIENCE, Place, Server, now, until};
+use super::super::server::{PATIENCE, Place, now};
 use super::bystander::Bystander;
 use super::initiator::cdb;
 use super::initiator::login::{OPERATIONAL, SECURITY, TOO_MANY_CONNECTIONS, text};
 use super::initiator::pdu::{Pdu, flag, op};
 use super::initiator::{Login, Offer, Options, Session, Wire};
-use super::{IQN, MIB, config, portal};
+use super::{IQN, MIB, config, portal, settled};
 
 /// Connections open at once.
 const CROWD: usize = 2000;
@@ -19,7 +19,9 @@ const CROWD: usize = 2000;
 const GREEDY: usize = 60;
 /// Resident memory that a connection may cost, whatever it does, beside the buffers of the arena, which has its size from the start.
 const EACH: u64 = 48 << 10;
-/// Of one that has a session with its whole window open.
+/// Of one that is a session: slots for a window of 128 commands and what is sent at once, some 400 bytes each.
+const EACH_SESSION: u64 = 64 << 10;
+/// Of one that has its whole window in use.
 const EACH_BUSY: u64 = 1 << 20;
 /// What lists of the whole program may add, and the pages that the allocator keeps.
 const SLACK: u64 = 8 << 20;
@@ -31,19 +33,6 @@ fn raise_limits() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).unwrap();
-}
-
-/// Resident memory once it no longer grows by itself: the arena is populated while serving.
-fn settled(server: &Server) -> u64 {
-    let (mut last, mut since) = (server.program.resident(), now());
-    until(PATIENCE, || {
-        let current = server.program.resident();
-        if current.abs_diff(last) > 256 << 10 {
-            (last, since) = (current, now());
-        }
-        now() - since > Duration::from_secs(1)
-    });
-    server.program.resident()
 }
 
 /// An initiator of its own each: 2,000 names, so that none takes the place of another.
@@ -144,7 +133,7 @@ const CROWDS: [Crowd; 8] = [
                 .map(|mut session| session.conns.remove(0).wire)
                 .collect()
         },
-        EACH,
+        EACH_SESSION,
     ),
     (
         "half a command each",
@@ -158,7 +147,7 @@ const CROWDS: [Crowd; 8] = [
             };
             sessions(address, CROWD, &Offer::PLAIN).into_iter().map(half).collect()
         },
-        EACH,
+        EACH_SESSION,
     ),
     ("deaf", |address| greedy(address, true), EACH_BUSY),
     ("mute", |address| greedy(address, false), EACH_BUSY),

@@ -9,7 +9,7 @@ use super::initiator::cdb;
 use super::initiator::login::{FULL, OPERATIONAL, text};
 use super::initiator::pdu::{NO_TAG, Pdu, flag, op};
 use super::initiator::{Got, Login, Offer, Options, Session};
-use super::{IQN, config, portal};
+use super::{IQN, config, portal, settled};
 
 /// Streams that are tried.
 const STREAMS: u64 = 400;
@@ -67,7 +67,7 @@ fn play(mut session: Session, bytes: &[u8], seed: u64) {
 fn mangled_streams_hurt_nobody_else() {
     let server = Place::new().serve(&config());
     let bystander = Bystander::start(portal(&server));
-    let before = server.program.resident();
+    let before = settled(&server);
     for seed in 0..STREAMS {
         let random = pattern(64, seed + 1);
         let digest = if seed % 4 == 1 { "CRC32C" } else { "None" };
@@ -101,7 +101,7 @@ fn mangled_streams_hurt_nobody_else() {
 fn mangled_logins_hurt_nobody_else() {
     let server = Place::new().serve(&config());
     let bystander = Bystander::start(portal(&server));
-    let before = server.program.resident();
+    let before = settled(&server);
     let start = now();
     for seed in 0..STREAMS {
         let random = pattern(64, seed + 1);

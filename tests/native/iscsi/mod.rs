@@ -14,8 +14,9 @@ mod reserve;
 mod verify;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use super::server::Server;
+use super::server::{PATIENCE, Server, now, until};
 use initiator::{Offer, Options, Session};
 
 /// The target of most tests.
@@ -69,4 +70,17 @@ fn session_with(address: SocketAddr, number: u8, offer: Offer) -> Session {
         session.settle(lun);
     }
     session
+}
+
+/// Resident memory once it no longer grows by itself: the arena is populated while serving.
+fn settled(server: &Server) -> u64 {
+    let (mut last, mut since) = (server.program.resident(), now());
+    until(PATIENCE, || {
+        let current = server.program.resident();
+        if current.abs_diff(last) > 256 << 10 {
+            (last, since) = (current, now());
+        }
+        now() - since > Duration::from_secs(1)
+    });
+    server.program.resident()
 }
