@@ -8,10 +8,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::bdev::{BlockDevice, Handle};
+use crate::iscsi::door;
+use crate::nvme::target::tcp;
 use crate::reactor::io::{IoOp, IoStatus};
 use crate::reactor::mailbox::Remote;
 use crate::sys::tsc::monotonic_ns;
-use crate::{iscsi, nvme};
 
 /// Hosts get this long to take their answers.
 const HOSTS: Duration = Duration::from_millis(1200);
@@ -35,7 +36,7 @@ pub trait Connected {
     fn connections(&self) -> usize;
 }
 
-impl Connected for nvme::target::tcp::Door {
+impl Connected for tcp::Door {
     fn drain(&self) {
         self.drain();
     }
@@ -49,7 +50,7 @@ impl Connected for nvme::target::tcp::Door {
     }
 }
 
-impl Connected for iscsi::door::Door {
+impl Connected for door::Door {
     fn drain(&self) {
         self.drain();
     }
