@@ -1,4 +1,4 @@
-//! Extents: which parts of a device hold data, and which were never written or are unmapped, as [`IoOp::Extents`] tells.
+//! Extents: which parts of a device hold data, and which were never written or are unmapped, as [`IoOp::Extents`](crate::reactor::io::IoOp::Extents) tells.
 //!
 //! ```text
 //!   offset asked for
@@ -9,7 +9,7 @@
 //! which a device allocates with another that holds data, and all of a device that cannot tell. The answer is as of some moment between
 //! the submission and the end; a write that ended before is in it.
 //!
-//! A device whose traits have no [`IoOp::Extents`] is not asked: [`super::Handle`] says that all of it is mapped, or deallocated where
+//! A device whose traits have no [`IoOp::Extents`](crate::reactor::io::IoOp::Extents) is not asked: [`super::Handle`] says that all of it is mapped, or deallocated where
 //! it keeps nothing.
 
 use zerocopy::little_endian::U64;
