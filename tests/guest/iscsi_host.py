@@ -235,10 +235,6 @@ def field(text, pattern):
     return int(found[1], 16 if found[1].startswith("0x") else 10)
 
 
-def kernel_says(text, lines):
-    return any(text in line for line in lines)
-
-
 def backing_blocks(path):
     """Bytes that a file has allocated."""
     return os.stat(path).st_blocks * 512

@@ -20,6 +20,8 @@ from iscsi_host import (
     V4,
     V6,
     chap,
+    daemon_said,
+    daemon_says,
     discover,
     discover_with,
     iscsiadm,
@@ -100,8 +102,10 @@ def host_that_is_not_allowed_is_refused():
 
 @suite.case
 def unknown_target_is_refused():
-    code, said = refused_login(PREFIX + "none")
-    check("not found" in said.lower() or code != 0, f"login to a target that does not exist: {said}")
+    said = daemon_said()
+    refused_login(PREFIX + "none")
+    # Status class and detail of the login response (RFC 7143 §11.13.5).
+    wait_until("Target Not Found", lambda: daemon_says("target not found (02/03)", said))
 
 
 NONE = {HEADER_DIGEST: "None", DATA_DIGEST: "None"}

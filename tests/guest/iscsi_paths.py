@@ -63,8 +63,12 @@ class Paths:
     def map(self, wwid):
         def found():
             for path in pathlib.Path("/sys/block").glob("dm-*"):
-                if (path / "dm/uuid").read_text().strip() == f"mpath-{wwid}":
-                    return path.name
+                try:
+                    if (path / "dm/uuid").read_text().strip() == f"mpath-{wwid}":
+                        return path.name
+                except FileNotFoundError:
+                    # One that is just being made, or has just gone.
+                    continue
             return None
 
         return Disk(wait_until(f"a map of {wwid}", found, timeout_s=60))
