@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::Poll;
 
 use super::conn::{Conn, LOOK_NS};
@@ -130,7 +130,8 @@ pub struct Live {
     kind: SessionKind,
     engine: RefCell<Session>,
     slots: RefCell<Vec<Option<Rc<Slot>>>>,
-    conns: RefCell<Vec<Option<Rc<Conn>>>>,
+    /// Each is kept by its tasks and refers to this: kept here too, neither would go when a reactor ends with connections open.
+    conns: RefCell<Vec<Option<Weak<Conn>>>>,
     luns: RefCell<Vec<Option<Rc<LunView>>>>,
     /// The last gate of each unit with its stamp: news may be here before the view of which they are.
     news: RefCell<BTreeMap<UnitKey, (u64, Gate)>>,
@@ -201,7 +202,7 @@ impl Live {
         if conns.len() <= number.index() {
             conns.resize(number.index() + 1, None);
         }
-        conns[number.index()] = Some(conn.clone());
+        conns[number.index()] = Some(Rc::downgrade(conn));
     }
 
     /// What a connection that joins must know.
@@ -277,7 +278,7 @@ impl Live {
 
     /// A connection.
     pub fn conn(&self, number: ConnId) -> Option<Rc<Conn>> {
-        self.conns.borrow().get(number.index())?.clone()
+        self.conns.borrow().get(number.index())?.as_ref()?.upgrade()
     }
 
     /// All connections with their numbers.
@@ -495,7 +496,7 @@ impl Live {
 
     /// Closes all connections: the session ends when what runs has ended.
     pub fn close(&self) {
-        let conns: Vec<Rc<Conn>> = self.conns.borrow().iter().flatten().cloned().collect();
+        let conns: Vec<Rc<Conn>> = self.conns.borrow().iter().flatten().filter_map(Weak::upgrade).collect();
         conns.iter().for_each(|conn| conn.close());
     }
 

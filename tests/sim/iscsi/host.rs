@@ -25,10 +25,10 @@ use super::shapes::{Shape, shape};
 pub const IQN: &str = "iqn.2026-11.io.reactor:sim";
 /// How long after a function a host waits for commands that it may have ended without a word.
 const GRACE_NS: u64 = 3_000 * MS;
+/// Most bytes of a command whose blocks are looked at, by whomever: MAXIMUM TRANSFER LENGTH.
+const TRANSFER_MAX: u64 = 1 << 20;
 /// How often a host looks whether somebody has.
 const LOOK_NS: u64 = 500 * MS;
-/// A login is refused because the target does not serve (RFC 7143 §11.13.5).
-const SERVICE_UNAVAILABLE: u16 = 0x0301;
 
 /// The logical unit number of a volume.
 pub fn lun_of(volume: usize) -> u16 {
@@ -110,9 +110,8 @@ fn check_end(context: &Context, reactor: &Reactor, end: &End, leaving: bool) {
     let may = context.may_lose() || reset;
     let right = match end {
         End::Stream(_) | End::Timeout(_) => may || leaving,
-        End::Refused(SERVICE_UNAVAILABLE) => may,
-        // A session that ends takes no more connections.
-        End::Refused(_) => may && context.plan.loses_connections() || reset,
+        // The target does not serve, or the session has ended that a connection was to join.
+        End::Refused(_) => may,
         End::Digest | End::Protocol(_) => context.plan.flips(),
         End::Dropped => reset || context.stopping.get(),
         End::Closed => true,
@@ -366,7 +365,8 @@ impl Work {
         let (durable, shape) = shape(chance, &unit, op, (offset, len, fua), data);
         let cdb = shape.cdb;
         let ended = self.command(unit.volume, shape).await;
-        let seen = Seen { op, durable, took_ns: self.now() - begun, expected };
+        let compares = matches!(cdb[0], 0x2e | 0xae | 0x8e) && cdb[1] & 2 != 0;
+        let seen = Seen { op, durable, compares, took_ns: self.now() - begun, expected };
         let (volume, said) = (unit.volume, format!("{ended:x?}").chars().take(400).collect::<String>());
         match self.judge(volume, &step, seen, ended) {
             Ok(goes_on) => goes_on,
@@ -396,7 +396,8 @@ impl Work {
         let space = if chance.below(2) == 0 { plan.crowd.min(unit.size) } else { unit.size };
         let most = match op {
             IoOp::CompareAndWrite => (unit.compare_max * unit.block).min(plan.len_max / 2),
-            IoOp::Unmap | IoOp::WriteZeroes | IoOp::Verify if chance.below(4) == 0 => unit.size,
+            IoOp::Unmap | IoOp::WriteZeroes if chance.below(4) == 0 => unit.size,
+            IoOp::Verify if chance.below(4) == 0 => unit.size.min(TRANSFER_MAX),
             _ => plan.len_max,
         };
         let most = most.min(space) / unit.block;
@@ -408,7 +409,7 @@ impl Work {
     /// Checks an answer and tells the model.
     fn judge(&self, volume: usize, step: &Step, seen: Seen, ended: Result<Ended, End>) -> Result<bool, String> {
         let (context, model) = (&self.context, self.context.model(volume));
-        let Seen { op, durable, took_ns, expected } = seen;
+        let Seen { op, durable, compares, took_ns, expected } = seen;
         let end_without = |how: Wrote| {
             if op.writes() {
                 model.end_write(step, how)?;
@@ -468,6 +469,10 @@ impl Work {
             }
             return Ok(true);
         }
+        if status == IoStatus::Miscompare && op == IoOp::Write && compares {
+            // What it has written may have been written over before it was verified.
+            return end_without(Wrote::Perhaps);
+        }
         context.note(key, op, false, step)?;
         let plan = &context.plan.volumes[volume];
         let removed = status == IoStatus::Unsupported && context.plan.may_be_removed(volume);
@@ -502,6 +507,8 @@ struct Seen {
     op: IoOp,
     /// What it wrote is durable if it succeeded.
     durable: bool,
+    /// WRITE AND VERIFY, byte by byte.
+    compares: bool,
     took_ns: u64,
     /// Of a compare.
     expected: Vec<u8>,

@@ -6,7 +6,7 @@
 mod receive;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -168,6 +168,8 @@ pub struct Session {
     max_cmd_sn: Cell<u32>,
     next_itt: Cell<u32>,
     tasks: RefCell<BTreeMap<u32, Task>>,
+    /// Tasks that were ended by way of another connection than their own, on which data may still be on its way: it has no StatSN to wait for.
+    over: RefCell<BTreeSet<u32>>,
     ended: RefCell<Option<End>>,
     /// Wait for the window, or for a connection to send on.
     waiters: RefCell<Vec<TaskId>>,
@@ -195,6 +197,7 @@ impl Session {
             max_cmd_sn: Cell::new(login.max_cmd_sn),
             next_itt: Cell::new(reactor.entropy().next() as u32),
             tasks: RefCell::default(),
+            over: RefCell::default(),
             ended: RefCell::default(),
             waiters: RefCell::default(),
             logout_asked: Cell::new(false),

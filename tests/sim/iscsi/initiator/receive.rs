@@ -97,6 +97,10 @@ impl Session {
             let tasks = self.tasks.borrow();
             let known = tasks.get(&pdu.itt()).filter(|task| matches!(task.kind, Kind::Scsi) && task.conn == index);
             if known.is_none_or(|task| task.ended.is_some()) {
+                let has_status = pdu.opcode() == op::RESPONSE || pdu.opcode() == op::DATA_IN && pdu.is(flag::STATUS);
+                if !has_status && self.over.borrow().contains(&pdu.itt()) {
+                    return Ok(());
+                }
                 return broken(format!("for no task: {pdu:?}"));
             }
         }
@@ -228,11 +232,12 @@ impl Session {
         let response = pdu.bhs[2];
         {
             let mut tasks = self.tasks.borrow_mut();
-            let Some(Task { kind: Kind::Management { function, lun, task, cmd_sn }, .. }) = tasks.get(&pdu.itt())
+            let Some(Task { kind: Kind::Management { function, lun, task, cmd_sn }, conn: by, .. }) =
+                tasks.get(&pdu.itt())
             else {
                 return broken(format!("for no function: {pdu:?}"));
             };
-            let (function, lun, about, cmd_sn) = (*function, *lun, *task, *cmd_sn);
+            let (function, lun, about, cmd_sn, by) = (*function, *lun, *task, *cmd_sn, *by);
             let known = response == outcome::COMPLETE;
             for (itt, task) in tasks.iter_mut().filter(|(_, task)| matches!(task.kind, Kind::Scsi)) {
                 let affected = match function {
@@ -244,6 +249,9 @@ impl Session {
                 };
                 if affected && task.ended.is_none() {
                     task.ended = Some(Ended::Over { known });
+                    if task.conn != by {
+                        self.over.borrow_mut().insert(*itt);
+                    }
                     self.reactor.wake(task.waiter);
                 }
             }
