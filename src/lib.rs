@@ -1,5 +1,5 @@
 //! `reactor`, a polled-mode storage data plane in user space: volumes from RAM and files, stacked with layers, served over
-//! NVMe/TCP and as local block devices.
+//! NVMe/TCP, over iSCSI and as local block devices.
 //!
 //! # The pipeline
 //! ```text
@@ -39,7 +39,7 @@
 //! | leaf | A device that ends a stack. [`bdev::device`] |
 //! | layer | A device on top of others. [`bdev::layer`] |
 //! | frame | What a layer leaves on an Io that it passes down, to get it back with the completion. [`reactor::io::Frame`] |
-//! | door | A protocol by which hosts reach volumes. [`nvme::target::tcp::Door`] |
+//! | door | A protocol by which hosts reach volumes. [`nvme::target::tcp::Door`], [`iscsi::door::Door`] |
 //! | slot | A command of a queue: one task and one Io, used for command after command. `nvme::target::tcp` |
 //! | batch | What a connection sends by one call: headers, payloads, zeros. [`sys::tx::TxBatch`] |
 //! | home | The reactor where what must be serialised runs: of a device, of the target's controllers. [`bdev::Common::home`] |
@@ -54,7 +54,8 @@
 //!   util <- nvme::spec <- nvme::tcp <---------+-- nvme::target::tcp
 //!      ^            ^                +---------+-- ublk
 //!      |            +---- nvme::target (engine) <-----^
-//!      +---- scsi, iscsi: engines, which no door uses yet
+//!      +---- scsi <- scsi::disk <---+---------+-- iscsi::door <- drain
+//!      +---- iscsi (engine) <---------------------^
 //! ```
 
 pub mod bdev;

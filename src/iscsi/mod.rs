@@ -1,6 +1,6 @@
-//! iSCSI: protocol data units, login, sessions and tasks of a target, as pure engines.
+//! iSCSI: protocol data units, login, sessions and tasks of a target, as pure engines, and the door that they make.
 //!
-//! Citations are of RFC 7143 unless another is named. Nothing here touches a socket, a clock or the entropy of the machine: time is
+//! Citations are of RFC 7143 unless another is named. No engine touches a socket, a clock or the entropy of the machine: time is
 //! passed in as nanoseconds of any monotonic origin, challenges are made from bytes that are passed in. All state is plain data
 //! that may be cloned and moved to another process.
 //!
@@ -18,7 +18,8 @@
 //!   registry  who joins which session                      session    the full feature phase, at error recovery level 0
 //! ```
 //!
-//! SCSI is known here as bytes of a CDB and a LUN, a status, sense data, residuals and task attributes.
+//! The engines know SCSI as bytes of a CDB and a LUN, a status, sense data, residuals and task attributes. What drives them on sockets, with
+//! disks of [`crate::scsi::disk`] behind them, is the [`door`].
 
 mod admission;
 mod chap;
