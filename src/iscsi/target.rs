@@ -1,6 +1,7 @@
 //! What a target is configured to be: its names, portals, who may log in, and what SendTargets says of that.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use super::chap::ChapConfig;
 use super::keys::{Offer, SessionKind};
@@ -53,6 +54,8 @@ pub struct Portal {
     pub tpgt: u16,
     /// Address with port that initiators are told. `None`: the one they came by, and nothing to who came by another listener.
     pub advertise: Option<String>,
+    /// Address with port that those are told who came by the loopback themselves, where `advertise` says nothing.
+    pub loopback: Option<String>,
     /// Logins are sent elsewhere.
     pub redirect: Option<Redirect>,
 }
@@ -216,12 +219,16 @@ pub struct Asker<'a> {
 }
 
 impl Asker<'_> {
+    fn is_on_loopback(&self) -> bool {
+        self.local.parse::<SocketAddr>().is_ok_and(|local| local.ip().to_canonical().is_loopback())
+    }
+
     /// TargetAddress of a portal, if this asker can be told one.
     fn address(&self, portal: &Portal) -> Option<String> {
         let address = match &portal.advertise {
             Some(address) => address,
             None if portal.listener == self.listener => self.local,
-            None => return None,
+            None => portal.loopback.as_ref().filter(|_| self.is_on_loopback())?,
         };
         Some(format!("{address},{}", portal.tpgt))
     }

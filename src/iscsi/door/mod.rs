@@ -347,6 +347,7 @@ impl<R: Reach> Door<R> {
                 listener: *self.listeners.get(&portal.listener)?,
                 tpgt: portal.tpgt,
                 advertise: portal.advertise.clone().or_else(|| public_address(portal.listener)),
+                loopback: portal.listener.ip().to_canonical().is_loopback().then(|| portal.listener.to_string()),
                 redirect: target.redirect.clone(),
             })
         });

@@ -45,7 +45,7 @@ const ENTROPY: [u8; CHAP_ENTROPY] = {
 };
 
 fn portal(listener: u16, tpgt: u16, advertise: Option<&str>) -> Portal {
-    Portal { listener, tpgt, advertise: advertise.map(str::to_owned), redirect: None }
+    Portal { listener, tpgt, advertise: advertise.map(str::to_owned), loopback: None, redirect: None }
 }
 
 fn target(name: &str) -> TargetConfig {

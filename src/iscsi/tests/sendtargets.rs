@@ -44,6 +44,19 @@ fn discovery_tells_of_all_that_may_be_used() {
 }
 
 #[test]
+fn who_came_by_the_loopback_is_told_what_else_listens_there() {
+    let second = Portal { loopback: Some("127.0.0.1:3261".to_owned()), ..portal(2, 2, None) };
+    let book =
+        Book::new(vec![TargetConfig { portals: vec![portal(1, 1, None), second], ..target(TARGET) }], None).unwrap();
+    let told = |local| {
+        let asker = Asker { local, ..asker(SessionKind::Discovery, 1) };
+        pairs_of(&book.send_targets(&asker, "All").unwrap())[1..].to_vec()
+    };
+    assert_eq!(told("127.0.0.1:3260"), ["TargetAddress=127.0.0.1:3260,1", "TargetAddress=127.0.0.1:3261,2"]);
+    assert_eq!(told("192.0.2.7:3260"), ["TargetAddress=192.0.2.7:3260,1"]);
+}
+
+#[test]
 fn a_normal_session_hears_of_its_own_target() {
     use SessionKind::Normal;
     for value in ["", "All", TARGET] {
@@ -180,9 +193,11 @@ fn what_cannot_be_a_target() {
     assert!(matches!(Book::new(vec![target(TARGET), target(TARGET)], None), Err(BadTarget::Twice(_))));
     let alias = TargetConfig { alias: Some("a\0".to_owned()), ..target(TARGET) };
     assert!(matches!(refused(alias), BadTarget::Alias(_)));
-    for portals in [vec![], vec![portal(1, 1, None), portal(1, 2, None)], vec![portal(1, 1, Some("a b"))]] {
+    for portals in [vec![portal(1, 1, None), portal(1, 2, None)], vec![portal(1, 1, Some("a b"))]] {
         assert!(matches!(refused(TargetConfig { portals, ..target(TARGET) }), BadTarget::Portals(_)));
     }
+    // Nobody reaches it, for a while.
+    assert!(Book::new(vec![TargetConfig { portals: Vec::new(), ..target(TARGET) }], None).is_ok());
     for offer in [
         Offer { max_recv_data_segment: 511, ..Offer::default() },
         Offer { max_burst: 1 << 24, ..Offer::default() },
