@@ -3,7 +3,7 @@
 use super::command::OpcodeQuery;
 use super::data::Put;
 use super::decode::{CATALOGUE, Entry};
-use super::spec::{AccessState, LUN_LEN, LogPage, Sense, lun_encode};
+use super::spec::{AccessState, Cdb, LUN_LEN, LogPage, Opcode, Sense, lun_encode};
 use super::unit::{TargetPort, TaskFunctions, Unit};
 
 /// READ CAPACITY(10) (SBC §5.15): FFFFFFFFh when 32 bits cannot hold the last address.
@@ -164,6 +164,13 @@ pub struct Resources {
     pub available: Option<u64>,
     /// Blocks that are mapped.
     pub used: Option<u64>,
+}
+
+impl Resources {
+    /// Whether the answer to a command tells them: LOG SENSE of page 0Ch.
+    pub const fn are_told_by(cdb: &Cdb) -> bool {
+        cdb.opcode() == Opcode::LOG_SENSE.0 && cdb.u8::<2>() & 0x3f == LogPage::PROVISIONING.0
+    }
 }
 
 /// THRESHOLD EXPONENT: log page 0Ch counts in sets of 2 to the power of this many blocks. So many that 32 bits count the unit, and 1 MiB at

@@ -120,7 +120,13 @@ pub fn book() -> Book {
     let target = |name: &str, chap| TargetConfig {
         name: name.to_owned(),
         alias: None,
-        portals: vec![Portal { listener: 1, tpgt: 1, advertise: Some("192.0.2.1:3260".to_owned()), redirect: None }],
+        portals: vec![Portal {
+            listener: 1,
+            tpgt: 1,
+            advertise: Some("192.0.2.1:3260".to_owned()),
+            loopback: None,
+            redirect: None,
+        }],
         initiators: AllowedInitiators::Any,
         chap,
         offer: Offer::default(),

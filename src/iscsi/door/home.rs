@@ -414,10 +414,10 @@ impl Home {
         }
     }
 
-    /// Decides on a command.
-    pub fn begin(&self, reactor: &Reactor, tsih: u16, key: UnitKey, cdb: &Cdb) -> Option<Action> {
+    /// Decides on a command; `resources` of its unit, if it asks for them.
+    pub fn begin(&self, reactor: &Reactor, tsih: u16, key: UnitKey, cdb: &Cdb, resources: Resources) -> Option<Action> {
         let luns: Vec<u16> = self.sessions.borrow().get(&tsih)?.luns.keys().copied().collect();
-        let context = Context { luns: &luns, resources: Resources::default() };
+        let context = Context { luns: &luns, resources };
         let action = self.with(key, |unit| unit.engine.begin(NexusId(tsih.into()), cdb, &context));
         self.publish(reactor, key);
         action

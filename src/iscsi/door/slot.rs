@@ -17,7 +17,7 @@ use crate::reactor::io::{Io, Segment};
 use crate::reactor::{Reactor, TaskId as TaskHandle};
 use crate::scsi::disk::{Context, Disk, InDevice, Outcome};
 use crate::scsi::spec::{Asc, SENSE_MAX, Sense, SenseKey, Status, lun_decode};
-use crate::scsi::{self, Action, Admission, Cdb, DataOut, Media, QueueError, Request, UnitCommand, absent};
+use crate::scsi::{self, Action, Admission, Cdb, DataOut, Media, QueueError, Request, Resources, UnitCommand, absent};
 
 /// How long a command that holds data waits for memory for the rest of it, in nanoseconds: who holds some must not wait for others who do
 /// the same. Its initiator is told to try again.
@@ -315,11 +315,17 @@ impl Work<'_> {
     }
 
     /// A command that only the unit's home can decide.
-    async fn at_home(&self, lun: &Rc<LunView>, disk: &Disk, cdb: &Cdb, io: Io) -> (Io, Answer) {
+    async fn at_home(&self, lun: &Rc<LunView>, disk: &Disk, cdb: &Cdb, mut io: Io) -> (Io, Answer) {
         let (tsih, key, cdb) = (self.live.tsih(), lun.key, *cdb);
         let reactor = self.live.reactor();
-        let action = reactor.call(HOME, move |home| home::of(home).and_then(|h| h.begin(home, tsih, key, &cdb))).await;
-        match action {
+        let mut resources = Resources::default();
+        if Resources::are_told_by(&cdb) {
+            let (slot, told) = (self.slot, Cell::new(Told::new(0)));
+            let context = Context { mode: lun.gate().mode, told: &told, slot: &slot.device, aborted: &slot.aborted };
+            (io, resources) = disk.resources(&context, io).await;
+        }
+        let begin = move |home: &Rc<Reactor>| home::of(home).and_then(|h| h.begin(home, tsih, key, &cdb, resources));
+        match reactor.call(HOME, begin).await {
             None => (io, Sense::illegal(Asc::LUN_NOT_SUPPORTED).into()),
             Some(Action::Reply(reply)) => (io, reply.into()),
             Some(Action::Media(media, request)) => {

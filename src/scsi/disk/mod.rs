@@ -36,7 +36,7 @@ use crate::bdev::{BlockDevice, DeviceError, Handle, Told};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus};
 use crate::scsi::spec::{Asc, Sense, SenseKey};
-use crate::scsi::{Media, ModeState, Unit};
+use crate::scsi::{Media, ModeState, Resources, Unit};
 
 pub use self::copy::{CopyDisk, copy};
 
@@ -174,6 +174,16 @@ impl Disk {
             }
             _ => self.execute_steps(media, context, io).await,
         }
+    }
+
+    /// How many blocks are mapped, for LOG SENSE; not known of a disk in very many pieces, or one that fails. `io` has no data, and comes back
+    /// so.
+    pub async fn resources(&self, context: &Context<'_>, io: Io) -> (Io, Resources) {
+        let mut job = Job::new(self, context, io);
+        let used = job.mapped().await.unwrap_or_default();
+        let mut io = job.into_io();
+        io.data.clear();
+        (io, Resources { available: None, used })
     }
 
     /// Whether a write is durable before its answer: FUA asks for it, and so does a write cache that is switched off. A device that has

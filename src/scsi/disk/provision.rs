@@ -15,6 +15,9 @@ const ZEROES_STEP: u64 = 256 << 20;
 /// Bytes of the longest parameter list of FORMAT UNIT.
 const FORMAT_LIST: usize = 8;
 
+/// Reports of extents that one count of mapped blocks takes at most.
+const REPORTS_MAX: usize = 256;
+
 /// Bytes of the longest block.
 const BLOCK_MAX: usize = 4096;
 
@@ -160,6 +163,33 @@ impl Job<'_> {
             self.io().data.push_buf(buf);
         }
         result
+    }
+
+    /// How many blocks are mapped; `None` of a disk in more pieces than are counted.
+    pub(super) async fn mapped(&mut self) -> Result<Option<u64>, Failure> {
+        let end = self.disk.unit.blocks << self.disk.shift;
+        let spares = self.spares();
+        let mut bounce = spares.lists.take().await;
+        bounce.buf.set_len(LIST / ExtentRecord::LEN * ExtentRecord::LEN);
+        let (mut at, mut mapped, mut result) = (0, 0, self.go_on());
+        for _ in 0..REPORTS_MAX {
+            if at >= end || result.is_err() {
+                break;
+            }
+            let len = bounce.buf.len() as u64;
+            self.io().prepare(IoOp::Extents, at, len);
+            bounce = self.submit_with(bounce).await;
+            result = self.result().and_then(|()| self.go_on());
+            for record in extents(&bounce.buf) {
+                let until = (record.offset.get() + record.len.get()).min(end);
+                if record.state != ExtentState::DEALLOCATED {
+                    mapped += until.saturating_sub(at);
+                }
+                at = at.max(until);
+            }
+        }
+        spares.lists.give(bounce);
+        result.map(|()| (at >= end).then_some(mapped >> self.disk.shift))
     }
 
     /// The extents of a report in blocks of the unit, which may have fewer than the device, and as long as a descriptor can say.

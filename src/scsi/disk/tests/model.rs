@@ -356,3 +356,27 @@ fn what_no_descriptor_can_say_is_told_by_several() {
     assert_eq!(data, expected);
     rig.close();
 }
+
+#[test]
+fn mapped_blocks_are_counted_of_what_the_unit_has() {
+    let device = ram(64 << 20, 512);
+    let rig = Rig::with(device.clone(), Unit { blocks: (64 << 11) - 8, ..unit_of(&device) });
+    let used = || {
+        let nexus = rig.nexus.clone();
+        rig.reactor.run_until(async move {
+            let io = nexus.disk.handle().reactor().create_io().unwrap();
+            let (io, resources) = nexus.disk.resources(&nexus.context(), io).await;
+            nexus.disk.handle().reactor().retire_io(io);
+            resources
+        })
+    };
+    let of = |used| Resources { available: None, used: Some(used) };
+    assert_eq!(used(), of(0));
+    // Pages of 4 KiB, the last of which is beyond the unit.
+    rig.good(write(64, 16), &[1; 8192]);
+    rig.good(write((64 << 11) - 24, 16), &[1; 8192]);
+    assert_eq!(used(), of(32));
+    rig.good(UNMAP, &unmap_list(&[(72, 8)]));
+    assert_eq!(used(), of(24));
+    rig.close();
+}
