@@ -53,19 +53,27 @@ from jobs import fio
 from udev import settle_udev
 
 FOR_ALL = [MAIN, SECRET, MUTUAL, FOURK, GROW, GUARD, SHARED, STRICT]
+# Who came by the loopback is told of what listens there, too.
+PORTALS = sorted([(V4, 1), (V6, 1), (SECOND, 2)])
 
 
 @suite.case
 def discovery_lists_what_this_host_may_use():
     found = discover()
     check(sorted(found) == sorted(FOR_ALL), f"discovery shows {sorted(found)}")
-    check(sorted(found[MAIN]) == sorted([(V4, 1), (SECOND, 2)]), f"portals of {MAIN}: {found[MAIN]}")
+    check(sorted(found[MAIN]) == PORTALS, f"portals of {MAIN}: {found[MAIN]}")
 
 
 @suite.case
 def discovery_over_ipv6():
     found = discover(V6).get(MAIN)
-    check(sorted(found) == sorted([(SECOND, 2), (V6, 1)]), f"portals of {MAIN}: {found}")
+    check(found and sorted(found) == PORTALS, f"portals of {MAIN}: {found}")
+
+
+@suite.case
+def discovery_from_a_network_tells_of_no_loopback():
+    found = discover(SECOND).get(MAIN)
+    check(found == [(SECOND, 2)], f"portals of {MAIN}: {found}")
 
 
 @suite.case
