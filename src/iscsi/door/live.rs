@@ -115,7 +115,8 @@ impl LunView {
         }
     }
 
-    fn wake_all(&self, reactor: &Reactor) {
+    /// Has those look who wait for their turn.
+    pub fn wake_all(&self, reactor: &Reactor) {
         self.turns.borrow().waiting.iter().for_each(|(task, _)| reactor.wake(*task));
     }
 }

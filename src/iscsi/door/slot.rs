@@ -398,6 +398,8 @@ impl Work<'_> {
                 self.slot.lun.take();
                 return (io, Answer::None);
             }
+            // It may be the turn of the next one too.
+            lun.wake_all(self.live.reactor());
         }
         let mut prepared = Ok(());
         if taken > 0 {
