@@ -93,6 +93,8 @@ struct Work {
     busy: Cell<u32>,
     left: Cell<u32>,
     leaving: Cell<bool>,
+    /// A command is being aborted: there is room for few requests for immediate delivery at a time.
+    aborting: Cell<bool>,
 }
 
 /// Host `number` at the target.
@@ -161,6 +163,7 @@ async fn connect_and_work(reactor: &Rc<Reactor>, context: &Rc<Context>, number: 
         busy: Cell::new(0),
         left: Cell::new(if chance.below(3) == 0 { 1 + chance.below(u64::from(left)) as u32 } else { left }),
         leaving: Cell::new(false),
+        aborting: Cell::new(false),
     });
     let mut units = Vec::new();
     for volume in 0..context.plan.volumes.len() {
@@ -272,9 +275,10 @@ impl Work {
             let late = now > sent + patience_ns / 2;
             let is_over = |end: u64| late || now > end.saturating_add(GRACE_NS);
             let cleared = self.context.scsi.cleared(volume, sent).is_some_and(is_over);
-            if hasty && until < deadline || cleared {
+            if (hasty && until < deadline || cleared) && !self.aborting.replace(true) {
                 let function = function::ABORT_TASK;
                 let response = self.session.manage(conn, function, (lun_of(volume), itt), now + patience_ns).await?;
+                self.aborting.set(false);
                 assert!(matches!(response, outcome::COMPLETE | outcome::NO_TASK), "ABORT TASK: {response}");
                 self.context.aborted.set(self.context.aborted.get() + u64::from(response == outcome::COMPLETE));
                 until = deadline;
