@@ -219,7 +219,8 @@ impl Plan {
             ..Offer::default()
         };
         let asks = self.hosts.iter().map(|host| {
-            let max_burst = [512, 16_384, 262_144, 1 << 20][chance.below(4) as usize];
+            // Each burst takes a round trip: with those of 512 bytes a long write would outlast every patience on a slow link.
+            let max_burst = [4096, 16_384, 262_144, 1 << 20][chance.below(4) as usize];
             Ask {
                 header_digest: host.header_digest,
                 data_digest: host.data_digest,
