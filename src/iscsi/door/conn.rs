@@ -53,6 +53,8 @@ pub struct Conn {
     exchange: RefCell<TextExchange>,
     /// R2Ts of long data that are out.
     long: Cell<u32>,
+    /// The home decides about its login, and may wait for the end of a session before it.
+    admitting: Cell<bool>,
     closing: Cell<bool>,
     /// Another reactor goes on with the socket.
     moved: Cell<bool>,
@@ -106,6 +108,7 @@ pub fn take_over(reactor: &Rc<Reactor>, fd: Descriptor, listener: SocketAddr, re
         session: OnceCell::new(),
         exchange: RefCell::default(),
         long: Cell::new(0),
+        admitting: Cell::new(false),
         closing: Cell::new(false),
         moved: Cell::new(false),
         logged_out: Cell::new(false),
@@ -140,6 +143,8 @@ async fn watch(reactor: Rc<Reactor>, id: u64) {
         .await;
         let Some(conn) = look() else { return };
         until = match conn.session() {
+            // It waits for us, not we for it.
+            None if conn.admitting.get() => reactor.clock().now() + ISCSI_LOGIN_TIMEOUT_NS,
             None => {
                 tracing::info!("{}: no login in {} s: closed", conn.peer(), ISCSI_LOGIN_TIMEOUT_NS / 1_000_000_000);
                 return conn.close();
@@ -191,6 +196,11 @@ impl Conn {
     /// The text exchange that goes on, for one call.
     pub fn exchange(&self) -> RefMut<'_, TextExchange> {
         self.exchange.borrow_mut()
+    }
+
+    /// The home is asked about its login, or has answered.
+    pub fn set_admitting(&self, admitting: bool) {
+        self.admitting.set(admitting);
     }
 
     /// The login is complete: how PDUs look from the next one on.

@@ -259,7 +259,9 @@ impl Receiver {
     async fn admit(&mut self, conn: &Rc<Conn>, claim: Claim) -> Result<(), End> {
         let (from, name) = (conn.reactor().id(), claim.nexus.initiator.clone());
         let target = claim.nexus.target.clone();
+        conn.set_admitting(true);
         let entry = conn.reactor().call_task(HOME, move |home| home::admit(home, claim, from)).await;
+        conn.set_admitting(false);
         let entered = match entry {
             Ok(Entry::New(tsih)) => {
                 let admitted = Admitted { tsih, joined: None, window: super::live::WINDOW };
