@@ -217,10 +217,10 @@ impl Session {
         let ttt = pdu.ttt.get();
         // Tasks end while data for them is on its way, so data for nothing is no fault. The tag of an R2T leads to its slot.
         let place = if ttt == NO_TAG { self.find(pdu.itt.get()) } else { Some((ttt >> 16) as u16) };
-        let Some(place) = place.filter(|place| usize::from(*place) < self.slots.len()) else {
+        let Some(place) = place.filter(|place| *place < self.limits.window + self.limits.immediate) else {
             return if ttt == NO_TAG { Verdict::Ignore } else { Verdict::Reject(RejectReason::INVALID_PDU_FIELD) };
         };
-        let slot = &mut self.slots[usize::from(place)];
+        let Some(slot) = self.slots.get_mut(usize::from(place)) else { return Verdict::Ignore };
         if slot.state == State::Free || slot.kind != Kind::Scsi {
             return Verdict::Ignore;
         }
