@@ -168,7 +168,7 @@ async fn work_all<V: Volume>(reactor: &Rc<Reactor>, volume: &Rc<V>, work: &'stat
         let (here, volume, progress, left) = (reactor.clone(), volume.clone(), progress.clone(), left.clone());
         reactor.spawn("worker", async move {
             let mut io = here.create_io().unwrap();
-            if op.data_len(*len as u64) > 0 && volume.needs_data(*op) {
+            if op.data_len(*len as u64) > 0 && (op.is_report() || volume.needs_data(*op)) {
                 let mut buf = here.buffer(*len).await;
                 buf.fill(index as u8);
                 io.data.push_buf(buf);
