@@ -84,6 +84,8 @@ def reservation_of_type(kind, others_read, others_write, registrants_write):
     out(second, "--register", f"--param-sark={HERS}")
     check_access(second, others_read or registrants_write, registrants_write, "a registered initiator")
     out(first, "--release", f"--param-rk={MINE}", f"--prout-type={kind}")
+    # A registrant is told of it by a unit attention condition, unless the kernel has seen that already.
+    sg("turs", second.path, succeed=False)
     check(reservation(second) is None, f"released, but there is {reservation(second)}")
     check_access(second, True, True, "after the release")
 
