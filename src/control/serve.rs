@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::cli::ServeOptions;
-use super::config::{self, Change, Config, Diff, HostAccess, Hugepages, Idle, Machine, Style, Subsystem};
+use super::config::{self, Change, Config, Diff, HostAccess, Hugepages, Idle, IscsiChange, Machine, Style, Subsystem};
 use super::iscsi::Targets;
 use super::nvme_command::state::Files;
 use super::rpc::Socket;
@@ -361,13 +361,7 @@ impl Server {
         mut tell: impl FnMut(&dyn Display, bool, &Result<(), String>),
     ) -> Config {
         let mut running = diff.running.clone();
-        for change in &diff.iscsi.before {
-            let result = self.targets.apply(change, &diff.running, &self.volumes);
-            if result.is_err() {
-                change.undo(&mut running, &self.config);
-            }
-            tell(change, false, &result);
-        }
+        self.carry_out_iscsi(&diff.iscsi.before, diff, &mut running, &mut tell);
         // The first ones hold volumes.
         for change in first.iter().chain(&diff.changes) {
             let result = self.apply(change, &diff.running);
@@ -376,14 +370,25 @@ impl Server {
             }
             tell(change, matches!(change, Change::Refused { .. }), &result);
         }
-        for change in &diff.iscsi.after {
+        self.carry_out_iscsi(&diff.iscsi.after, diff, &mut running, &mut tell);
+        running
+    }
+
+    /// The same for one part of the steps at the iSCSI door.
+    fn carry_out_iscsi(
+        &mut self,
+        steps: &[IscsiChange],
+        diff: &Diff,
+        running: &mut Config,
+        tell: &mut impl FnMut(&dyn Display, bool, &Result<(), String>),
+    ) {
+        for change in steps {
             let result = self.targets.apply(change, &diff.running, &self.volumes);
             if result.is_err() {
-                change.undo(&mut running, &self.config);
+                change.undo(running, &self.config);
             }
             tell(change, false, &result);
         }
-        running
     }
 
     fn door(&mut self) -> Result<&mut Door, String> {

@@ -1,7 +1,8 @@
 //! A listening socket whose connections are spread over the reactors before a byte of them is read.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use crate::reactor::Reactor;
 use crate::reactor::mailbox::Message;
@@ -81,6 +82,44 @@ impl Listener {
                 _ => self.reactor.sleep(1_000_000).await,
             }
         }
+    }
+}
+
+/// The listeners of a door, on the reactor that accepts.
+#[derive(Default)]
+pub struct Listeners {
+    open: RefCell<Vec<Rc<Listener>>>,
+    /// Those that were stopped together: a socket is open until its accept has ended.
+    stopped: RefCell<Vec<Weak<Listener>>>,
+}
+
+impl Listeners {
+    /// One more.
+    pub fn add(&self, listener: Rc<Listener>) {
+        self.open.borrow_mut().push(listener);
+    }
+
+    /// Stops the one that is bound to `address`.
+    pub fn stop(&self, address: SocketAddr) {
+        self.open.borrow_mut().retain(|listener| {
+            if listener.address() == address {
+                listener.stop();
+            }
+            listener.address() != address
+        });
+    }
+
+    /// Stops all.
+    pub fn stop_all(&self) {
+        for listener in self.open.borrow_mut().drain(..) {
+            listener.stop();
+            self.stopped.borrow_mut().push(Rc::downgrade(&listener));
+        }
+    }
+
+    /// Those that [`Listeners::stop_all`] has stopped and that are still open.
+    pub fn closing(&self) -> usize {
+        self.stopped.borrow().iter().filter(|listener| listener.strong_count() > 0).count()
     }
 }
 

@@ -6,6 +6,6 @@ mod stream;
 mod tests;
 mod tx;
 
-pub use listener::Listener;
+pub use listener::{Listener, Listeners};
 pub use stream::{Stream, StreamError};
 pub use tx::{RESERVE_MAX, Tx, is_short};

@@ -17,14 +17,15 @@ use super::reader::{At, Key, Messages, Table, Value};
 use super::source::{Source, Span};
 use super::value::parse_address;
 use crate::iscsi::{AllowedInitiators, ChapAlgorithm, DigestPolicy, NAME_MAX, Redirect, is_name};
+use crate::limits::ISCSI_LUNS_MAX;
 use crate::util::{Bad, bad};
 
 /// The port of iSCSI targets as IANA has it.
 const PORT: u16 = 3260;
 /// Most portals: more than a machine has addresses in use. SendTargets names each of them for each target.
 const PORTALS_MAX: usize = 64;
-/// Highest logical unit number: what the peripheral device addressing method can say (SAM-5), which every initiator knows.
-const LUN_MAX: u16 = 255;
+/// Highest logical unit number.
+const LUN_MAX: u16 = ISCSI_LUNS_MAX - 1;
 /// Tag of a portal whose own is not given.
 const TPGT: u16 = 1;
 /// Bytes of a text value of a login (RFC 7143 §6.1).
@@ -408,8 +409,8 @@ impl Context<'_> {
     fn read_luns(&self, value: &Value<'_>) -> Option<Vec<Lun>> {
         let messages = value.messages;
         let entries = value.array()?;
-        if let Some(first_beyond) = entries.get(usize::from(LUN_MAX) + 1) {
-            let message = format!("a target has at most {} LUNs, this one has {}", LUN_MAX + 1, entries.len());
+        if let Some(first_beyond) = entries.get(usize::from(ISCSI_LUNS_MAX)) {
+            let message = format!("a target has at most {} LUNs, this one has {}", ISCSI_LUNS_MAX, entries.len());
             messages.error(&first_beyond.span, message, "put the rest into another [[iscsi.target]]");
             return None;
         }

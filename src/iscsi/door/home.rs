@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::live::Live;
@@ -16,7 +16,7 @@ use super::store::ReservationStore;
 use crate::bdev::{BlockDevice, HostKey, HostTold, Hosts};
 use crate::iscsi::{Admission, Book, Claim, LoginStatus, Nexus, Notice, Registry, TaskId};
 use crate::limits::ISCSI_SESSIONS_MAX;
-use crate::net::Listener;
+use crate::net::Listeners;
 use crate::reactor::Reactor;
 use crate::reactor::mailbox::Message;
 use crate::scsi::reservation::Reservations;
@@ -122,10 +122,8 @@ pub struct Home {
     stored: RefCell<BTreeMap<u64, bool>>,
     next_store: Cell<u64>,
     stamp: Cell<u64>,
-    /// The listeners, by the address they are bound to.
-    pub listeners: RefCell<Vec<Rc<Listener>>>,
-    /// Those that a drain has stopped: a socket is open until its accept has ended.
-    stopped: RefCell<Vec<Weak<Listener>>>,
+    /// The listeners.
+    pub listeners: Listeners,
     draining: Cell<bool>,
 }
 
@@ -278,8 +276,7 @@ impl Home {
             stored: RefCell::default(),
             next_store: Cell::new(0),
             stamp: Cell::new(0),
-            listeners: RefCell::default(),
-            stopped: RefCell::default(),
+            listeners: Listeners::default(),
             draining: Cell::new(false),
         }));
     }
@@ -604,10 +601,7 @@ impl Home {
     /// Stops listening, then has every reactor ask its initiators to log out.
     pub fn drain(&self, reactor: &Reactor) {
         self.draining.set(true);
-        for listener in self.listeners.borrow_mut().drain(..) {
-            listener.stop();
-            self.stopped.borrow_mut().push(Rc::downgrade(&listener));
-        }
+        self.listeners.stop_all();
         for to in 0..reactor.reactors() {
             let drain = |there: &Rc<Reactor>| {
                 if let Some(local) = Local::of(there) {
@@ -616,11 +610,6 @@ impl Home {
             };
             reactor.send(to, Message::Call(Box::new(drain)));
         }
-    }
-
-    /// Listeners that were stopped by [`Home::drain`] and are still open.
-    pub fn closing(&self) -> usize {
-        self.stopped.borrow().iter().filter(|listener| listener.strong_count() > 0).count()
     }
 }
 

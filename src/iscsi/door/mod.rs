@@ -385,7 +385,7 @@ impl<R: Reach> Door<R> {
         self.publish("listener")?;
         self.at_home(move |home, reactor| {
             let listener = Listener::start(reactor, socket, bound, conn::serve);
-            home.listeners.borrow_mut().push(listener);
+            home.listeners.add(listener);
         })
     }
 
@@ -396,12 +396,7 @@ impl<R: Reach> Door<R> {
     pub fn unlisten(&mut self, bound: SocketAddr) -> Result<(), DoorError> {
         self.listeners.remove(&bound);
         self.at_home(move |home, _| {
-            home.listeners.borrow_mut().retain(|listener| {
-                if listener.address() == bound {
-                    listener.stop();
-                }
-                listener.address() != bound
-            });
+            home.listeners.stop(bound);
         })
     }
 
@@ -430,7 +425,7 @@ impl<R: Reach> Door<R> {
     pub fn connections(&self) -> usize {
         let count = |remote: &Remote| {
             self.reach.ask_within(remote, ANSWER_LIMIT, |r| {
-                let listeners = home::of(r).map_or(0, |home| home.closing());
+                let listeners = home::of(r).map_or(0, |home| home.listeners.closing());
                 Local::of(r).map_or(0, |local| local.connections()) + listeners
             })
         };

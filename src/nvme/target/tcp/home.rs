@@ -6,11 +6,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use super::local::Local;
 use crate::bdev::{HostKey, HostTold, Hosts};
-use crate::net::Listener;
+use crate::net::Listeners;
 use crate::nvme::spec::{Cqe, Sqe};
 use crate::nvme::target::{
     AdminContext, ConnectRequest, Connected, ControllerHandle, Disconnected, ErrorReport, Fault, Notice, Outcome,
@@ -45,10 +45,8 @@ struct Quiescing {
 pub struct Home {
     /// The engine.
     pub target: RefCell<Target>,
-    /// The listeners, by the address they are bound to.
-    pub listeners: RefCell<Vec<Rc<Listener>>>,
-    /// Those that a drain has stopped: a socket is open until its accept has ended.
-    stopped: RefCell<Vec<Weak<Listener>>>,
+    /// The listeners.
+    pub listeners: Listeners,
     queues: RefCell<BTreeMap<(ControllerHandle, u16), Place>>,
     quiescing: RefCell<BTreeMap<ControllerHandle, Quiescing>>,
     hosts: RefCell<Hosts>,
@@ -85,8 +83,7 @@ impl Home {
     pub fn install(reactor: &Rc<Reactor>, target: Target) {
         let home = Rc::new(Home {
             target: RefCell::new(target),
-            listeners: RefCell::new(Vec::new()),
-            stopped: RefCell::default(),
+            listeners: Listeners::default(),
             queues: RefCell::default(),
             quiescing: RefCell::default(),
             hosts: RefCell::default(),
@@ -306,10 +303,7 @@ impl Home {
     /// connections: the events travel by the same rings, ahead of it.
     pub fn drain(&self, reactor: &Reactor) {
         self.draining.set(true);
-        for listener in self.listeners.borrow_mut().drain(..) {
-            listener.stop();
-            self.stopped.borrow_mut().push(Rc::downgrade(&listener));
-        }
+        self.listeners.stop_all();
         self.target.borrow_mut().set_listeners(Vec::new());
         self.carry_out(reactor);
         for to in 0..reactor.reactors() {
@@ -322,11 +316,6 @@ impl Home {
                 })),
             );
         }
-    }
-
-    /// Listeners that were stopped by [`Home::drain`] and are still open.
-    pub fn closing(&self) -> usize {
-        self.stopped.borrow().iter().filter(|listener| listener.strong_count() > 0).count()
     }
 }
 

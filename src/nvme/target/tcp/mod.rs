@@ -341,7 +341,7 @@ impl<R: Reach> Door<R> {
         let ports: Vec<Port> = self.ports.values().cloned().collect();
         self.at_home(move |home, reactor| {
             let listener = Listener::start(reactor, socket, bound, conn::serve);
-            home.listeners.borrow_mut().push(listener);
+            home.listeners.add(listener);
             home.target.borrow_mut().set_listeners(ports);
             home.carry_out(reactor);
         })
@@ -355,12 +355,7 @@ impl<R: Reach> Door<R> {
         self.ports.remove(&bound);
         let ports: Vec<Port> = self.ports.values().cloned().collect();
         self.at_home(move |home, reactor| {
-            home.listeners.borrow_mut().retain(|listener| {
-                if listener.address() == bound {
-                    listener.stop();
-                }
-                listener.address() != bound
-            });
+            home.listeners.stop(bound);
             home.target.borrow_mut().set_listeners(ports);
             home.carry_out(reactor);
         })
@@ -391,7 +386,7 @@ impl<R: Reach> Door<R> {
     pub fn connections(&self) -> usize {
         let count = |remote: &Remote| {
             self.reach.ask_within(remote, ANSWER_LIMIT, |r| {
-                let listeners = home::of(r).map_or(0, |home| home.closing());
+                let listeners = home::of(r).map_or(0, |home| home.listeners.closing());
                 Local::of(r).map_or(0, |local| local.connections()) + listeners
             })
         };
