@@ -58,7 +58,7 @@ pub struct Reaction {
     pub reply: Reply,
     /// What to store first.
     pub store: Option<Store>,
-    /// Whose commands to abort first.
+    /// Whose commands to abort first, all but this very one.
     pub abort: Vec<NexusId>,
 }
 

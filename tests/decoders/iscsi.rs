@@ -315,7 +315,7 @@ impl Rig {
             self.begun += 1;
             match ready {
                 Ready::Task(task) => {
-                    let work = self.session.task_management(task).expect("it is there");
+                    let work = self.session.task_management(task, |_| true).expect("it is there");
                     let answer = if let TaskWork::Answer(outcome) = work { outcome } else { TaskOutcome::COMPLETE };
                     self.session.task_done(task, answer);
                 }

@@ -202,7 +202,7 @@ pub async fn finish(reactor: Rc<Reactor>, tsih: u16, key: UnitKey, command: Unit
     home.publish(&reactor, key);
     if !reaction.abort.is_empty() {
         let whose = reaction.abort.iter().map(|nexus| nexus.0 as u16).collect();
-        home.abort(&reactor, key, whose).await;
+        home.abort(&reactor, key, whose, Some(tsih)).await;
     }
     if reserves {
         home.with(key, |unit| unit.storing = false);
@@ -223,7 +223,7 @@ pub async fn set_started(reactor: Rc<Reactor>, key: UnitKey, started: bool) {
 pub async fn abort_unit(reactor: Rc<Reactor>, key: UnitKey, aborts: Aborts) {
     let Some(home) = of(&reactor) else { return };
     let whose = home.sessions_of(key).into_iter().map(|(tsih, _)| tsih).filter(|tsih| Some(*tsih) != aborts.but);
-    home.abort(&reactor, key, whose.collect()).await;
+    home.abort(&reactor, key, whose.collect(), None).await;
     if let Some(attention) = aborts.reset {
         home.with(key, |unit| unit.engine.reset(attention));
     }
@@ -245,7 +245,7 @@ pub async fn abort_after_error(reactor: Rc<Reactor>, tsih: u16, key: UnitKey, ta
     }
     if all {
         let others = home.sessions_of(key).into_iter().map(|(other, _)| other).filter(|other| *other != tsih);
-        home.abort(&reactor, key, others.collect()).await;
+        home.abort(&reactor, key, others.collect(), Some(tsih)).await;
         home.publish(&reactor, key);
     }
 }
@@ -394,18 +394,20 @@ impl Home {
         }
     }
 
-    /// Aborts the commands of sessions on a unit, and waits for their ends. Who lost some is told.
-    async fn abort(&self, reactor: &Reactor, key: UnitKey, whose: Vec<u16>) {
-        let tell = self.with(key, |unit| unit.engine.mode().task_aborted_status) == Some(true);
+    /// Aborts the commands of sessions on a unit, and waits for their ends. Who lost some is told, but for the session that wants it.
+    async fn abort(&self, reactor: &Reactor, key: UnitKey, whose: Vec<u16>, by: Option<u16>) {
+        let tells = self.with(key, |unit| unit.engine.mode().task_aborted_status) == Some(true);
         for tsih in whose {
             let Some(there) = self.place_of(tsih) else { continue };
+            // Who loses own commands knows it (SAM §5.6).
+            let (own, tell) = (by == Some(tsih), tells && by != Some(tsih));
             let abort = move |there: Rc<Reactor>| async move {
                 let Some(live) = Local::of(&there).and_then(|local| local.session(tsih)) else { return false };
                 let aborted = live.abort_unit(key, tell, None);
                 live.until_ended(&aborted).await;
                 !aborted.is_empty()
             };
-            if reactor.call_task(there, abort).await && !tell {
+            if reactor.call_task(there, abort).await && !tell && !own {
                 self.with(key, |unit| unit.engine.raise(NexusId(tsih.into()), UnitAttention::CommandsCleared));
             }
         }

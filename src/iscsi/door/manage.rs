@@ -97,7 +97,8 @@ pub async fn text(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId, pieces: Pieces
 /// Carries out a task management request, and answers it when all that it affects has ended.
 pub async fn task_management(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId) {
     let slot = live.slot(task);
-    let work = live.engine().task_management(task);
+    let has = |lun| lun_decode(lun).is_some_and(|lun| live.lun(lun).is_some());
+    let work = live.engine().task_management(task, has);
     if let Some(work) = work {
         let affected: Vec<TaskId> = live.engine().affected(task).collect();
         affected.iter().for_each(|task| live.abort(*task));

@@ -48,8 +48,9 @@ pub enum LogoutWork {
 }
 
 impl Session {
-    /// Begins a task management request that [`Session::next_ready`] has brought. `None`: it has ended.
-    pub fn task_management(&mut self, task: TaskId) -> Option<TaskWork> {
+    /// Begins a task management request that [`Session::next_ready`] has brought; `has` says whether there is a logical unit of this
+    /// LUN: tasks of one that is there no more are left to end by themselves. `None`: it has ended.
+    pub fn task_management(&mut self, task: TaskId, has: impl Fn([u8; 8]) -> bool) -> Option<TaskWork> {
         let slot = self.slot_ref(task).filter(|slot| slot.kind == Kind::Task)?;
         let conn = slot.conn;
         let request = TaskRequest::read(&slot.header);
@@ -59,6 +60,16 @@ impl Session {
         // The functions of RFC 7144 are for those who have agreed upon them.
         if function >= TaskFunction::QUERY_TASK && level < 2 {
             return Some(TaskWork::Answer(TaskOutcome::NOT_SUPPORTED));
+        }
+        let about_lun = [
+            TaskFunction::ABORT_TASK_SET,
+            TaskFunction::CLEAR_TASK_SET,
+            TaskFunction::LOGICAL_UNIT_RESET,
+            TaskFunction::QUERY_TASK_SET,
+            TaskFunction::QUERY_ASYNC_EVENT,
+        ];
+        if about_lun.contains(&function) && !has(lun) {
+            return Some(TaskWork::Answer(TaskOutcome::NO_LUN));
         }
         let of_lun = |slot: &Slot| slot.scsi().lun == lun;
         let work = match function {
@@ -244,9 +255,10 @@ impl Session {
     }
 
     /// Begins a logout that [`Session::next_ready`] has brought. No more requests are taken on what it closes. `None`: it has
-    /// ended.
+    /// ended, or another logout closes its connection.
     pub fn logout(&mut self, task: TaskId) -> Option<LogoutWork> {
-        let slot = self.slot_ref(task).filter(|slot| slot.kind == Kind::Logout)?;
+        // Two that waited for each other would never end.
+        let slot = self.slot_ref(task).filter(|slot| slot.kind == Kind::Logout && !slot.aborted)?;
         let request = LogoutRequest::read(&slot.header);
         let work = match request.reason() {
             LogoutReason::CLOSE_SESSION => {

@@ -106,7 +106,7 @@ impl Chaos {
             assert!(self.active.insert(task));
             match ready {
                 Ready::Task(task) => {
-                    let work = self.session.task_management(task).unwrap();
+                    let work = self.session.task_management(task, |_| true).unwrap();
                     let outcome = if let TaskWork::Answer(outcome) = work { outcome } else { TaskOutcome::COMPLETE };
                     self.session.task_done(task, outcome);
                 }
@@ -226,7 +226,7 @@ fn names_of_nothing_do_nothing() {
     assert_eq!(session.next_data_in(task, 10, None), None);
     assert_eq!(session.next_r2t(task, 10), None);
     assert_eq!((session.nop_response(task), session.header(task), session.write_progress(task)), (None, None, None));
-    assert_eq!((session.task_management(task), session.logout(task)), (None, None));
+    assert_eq!((session.task_management(task, |_| true), session.logout(task)), (None, None));
     assert!(session.is_aborted(task) && !session.is_arriving(task));
     session.end(task);
     session.abort(task);

@@ -30,7 +30,7 @@ fn abort(itt: u32, cmd_sn: u32, ref_itt: u32, ref_cmd_sn: u32) -> TaskRequest {
 fn begin(session: &mut Session, conn: ConnId, pdu: TaskRequest) -> (TaskId, TaskWork) {
     let task = accept(session, conn, Request::Task(pdu));
     assert_eq!(ready(session), [Ready::Task(task)]);
-    (task, session.task_management(task).unwrap())
+    (task, session.task_management(task, |_| true).unwrap())
 }
 
 /// The outcome that is sent for a request whose work is done.
@@ -154,7 +154,7 @@ fn functions_for_many_tasks() {
         let task = accept(&mut session, conn, Request::Task(manage(function, 9, 103, 5)));
         let later = accept(&mut session, conn, scsi(4, 103, 5));
         assert_eq!(ready(&mut session), [Ready::Task(task), Ready::Scsi(later)]);
-        assert_eq!(session.task_management(task), Some(work));
+        assert_eq!(session.task_management(task, |_| true), Some(work));
         let mut affected: Vec<TaskId> = session.affected(task).collect();
         affected.sort();
         let expected = if all { vec![of_lun, of_other, also] } else { vec![of_lun, also] };
@@ -219,11 +219,37 @@ fn a_function_for_many_waits_for_the_commands_before_it() {
     assert!(ready(&mut session).is_empty());
     let first = accept(&mut session, conn, scsi(1, 100, 5));
     assert_eq!(ready(&mut session), [Ready::Scsi(first), Ready::Scsi(held), Ready::Task(task)]);
-    assert!(matches!(session.task_management(task), Some(TaskWork::LunReset(_))));
+    assert!(matches!(session.task_management(task, |_| true), Some(TaskWork::LunReset(_))));
     assert_eq!(session.affected(task).count(), 2);
     // A number that will have no turn is not waited for.
     let task = accept(&mut session, conn, Request::Task(manage(TaskFunction::TARGET_WARM_RESET, 10, 5000, 0)));
     assert_eq!(ready(&mut session), [Ready::Task(task)]);
+}
+
+#[test]
+fn tasks_of_a_lun_that_is_gone_are_left_to_end() {
+    for function in [
+        TaskFunction::ABORT_TASK_SET,
+        TaskFunction::CLEAR_TASK_SET,
+        TaskFunction::LOGICAL_UNIT_RESET,
+        TaskFunction::QUERY_TASK_SET,
+        TaskFunction::QUERY_ASYNC_EVENT,
+    ] {
+        let (mut session, conn) = session(level_2());
+        let running = accept(&mut session, conn, scsi(1, 100, 5));
+        let _ = ready(&mut session);
+        let task = accept(&mut session, conn, Request::Task(manage(function, 9, 101, 5)));
+        assert_eq!(ready(&mut session), [Ready::Task(task)]);
+        let work = session.task_management(task, |lun| lun != [0, 5, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(work, Some(TaskWork::Answer(TaskOutcome::NO_LUN)), "{function:?}");
+        assert_eq!((session.affected(task).count(), session.is_aborted(running)), (0, false), "{function:?}");
+        session.task_done(task, TaskOutcome::NO_LUN);
+        assert_eq!(outcome(&mut session, task), Some(TaskOutcome::NO_LUN));
+        assert!(
+            session.respond(running, 0, 0, Residual::None, Residual::None).is_some(),
+            "{function:?}: it is answered"
+        );
+    }
 }
 
 #[test]
@@ -366,4 +392,23 @@ fn logouts_that_are_refused() {
     assert_eq!(answer(logout(LogoutReason::REMOVE_FOR_RECOVERY, 9, 100, 7)), LogoutOutcome::RECOVERY_NOT_SUPPORTED);
     assert_eq!(answer(logout(LogoutReason(5), 9, 100, 7)), LogoutOutcome::RECOVERY_NOT_SUPPORTED);
     assert!(matches!(send(&mut session, first, scsi(1, 100, 0)), Verdict::Accept(_)), "nothing was closed");
+}
+
+#[test]
+fn two_logouts_at_a_time_do_not_wait_for_each_other() {
+    let [all, one] = [LogoutReason::CLOSE_SESSION, LogoutReason::CLOSE_CONNECTION];
+    // The second closes the session as well, or the connection that the first came by.
+    for reason in [all, one] {
+        let (mut session, first, second) = two_connections();
+        let cid = session.cid(first).unwrap();
+        let winner = accept(&mut session, first, logout(all, 9, 100, 0));
+        let loser = accept(&mut session, second, logout(reason, 10, 101, cid));
+        assert_eq!(ready(&mut session), [Ready::Logout(winner), Ready::Logout(loser)]);
+        assert_eq!(session.logout(winner), Some(LogoutWork::CloseSession));
+        assert_eq!(session.logout_response(winner, LogoutOutcome::SUCCESS), None);
+        assert_eq!(session.logout(loser), None, "its connection is closed by the first");
+        session.end(loser);
+        assert!(session.logout_response(winner, LogoutOutcome::SUCCESS).is_some());
+        assert!(session.remove_connection(first) && session.remove_connection(second));
+    }
 }

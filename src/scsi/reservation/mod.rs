@@ -142,8 +142,8 @@ pub enum Persist {
 pub struct Outcome {
     /// Who must be told what.
     pub notices: Vec<(Nexus, Notice)>,
-    /// Whose commands must be aborted before the answer is sent (PREEMPT AND ABORT), all but the one that asked. Copies that run are
-    /// aborted as well, whoever asked for them.
+    /// Whose commands must be aborted before the answer is sent (PREEMPT AND ABORT): all but the very command that asks, whose nexus
+    /// may be among them. Copies that run are aborted as well, whoever asked for them.
     pub abort: Vec<Nexus>,
     /// What must be stored, or removed, before the answer is sent.
     pub persist: Persist,

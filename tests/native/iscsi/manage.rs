@@ -140,6 +140,52 @@ fn who_loses_a_task_to_another_is_told() {
     }
 }
 
+/// PREEMPT AND ABORT of a key that its own nexus is registered with too.
+#[test]
+fn a_fence_ends_what_is_in_flight_of_all_with_the_key() {
+    const REGISTER: u8 = 0;
+    const RESERVE: u8 = 1;
+    const PREEMPT_AND_ABORT: u8 = 5;
+    const REGISTRANTS_ONLY: u8 = 5;
+    const SHARED: u64 = 0xa1;
+    const LEFT_ALONE: u64 = 0xc3;
+    for tas in [false, true] {
+        let server = serve();
+        let mut sessions = [1, 2, 3].map(|number| holding(&server, number));
+        set_tas(&mut sessions[0], tas);
+        for (session, key) in sessions.iter_mut().zip([SHARED, SHARED, LEFT_ALONE]) {
+            session.settle(0);
+            session.hold = Some(Duration::from_millis(1));
+            let list = cdb::reserve_parameters(0, key, false);
+            session.command(0, &cdb::reserve_out(REGISTER, 0), &list, 0).good();
+        }
+        let list = cdb::reserve_parameters(SHARED, 0, false);
+        sessions[0].command(0, &cdb::reserve_out(RESERVE, REGISTRANTS_ONLY), &list, 0).good();
+        let [one, other, third] = &mut sessions;
+        let (own, theirs, alone) = (pending(one, 0, 0), pending(other, 0, 100), pending(third, 0, 200));
+        let list = cdb::reserve_parameters(SHARED, SHARED, false);
+        one.command(0, &cdb::reserve_out(PREEMPT_AND_ABORT, REGISTRANTS_ONLY), &list, 0).good();
+        assert!(one.is_waiting(own.0, SHORT), "who aborts its own command has no answer to it");
+        one.forget(own.0);
+        assert_eq!(one.settle(0), [0_u16; 0], "and is told nothing");
+        if tas {
+            assert_eq!(other.wait(theirs.0).status, status::TASK_ABORTED);
+        } else {
+            assert!(other.is_waiting(theirs.0, SHORT));
+            other.forget(theirs.0);
+        }
+        // REGISTRATIONS PREEMPTED, and COMMANDS CLEARED unless the status has told.
+        let told = other.settle(0);
+        assert!(told.contains(&0x2a05) && told.contains(&0x2f00) != tas, "{told:04x?}");
+        third.wait(alone.0).good();
+        zeros(one, 0, 0);
+        zeros(one, 0, 100);
+        assert_eq!(one.command(0, &cdb::read16(200, 8), &[], ASKED).good(), pattern(ASKED, 1));
+        sessions.into_iter().for_each(Session::end);
+        server.stop();
+    }
+}
+
 #[test]
 fn functions_answer_for_what_is_not_there() {
     let server = serve();
