@@ -20,10 +20,10 @@ impl Limits {
 /// Why a connection must end without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fatal {
-    /// A header digest did not match: where the next PDU begins is not known (RFC 7143 §7.7).
+    /// A header digest did not match: where the next PDU begins is not known (RFC 7143 §7.8).
     #[error("header digest mismatch")]
     HeaderDigest,
-    /// A header is not as it must be; all connections of the session end (RFC 7143 §7.6).
+    /// A header is not as it must be; all connections of the session end (RFC 7143 §7.7).
     #[error("format error: {0}")]
     Format(&'static str),
     /// Something else than a Login Request before the login was complete (RFC 7143 §6.3).
@@ -341,7 +341,7 @@ impl Decoder {
         if self.pad_left != 0 {
             let (bytes, rest) = input.split_at(input.len().min(usize::from(self.pad_left)));
             *input = rest;
-            // The digest covers the padding, whatever it holds (RFC 7143 §11.2.4).
+            // The digest covers the padding, whatever it holds (RFC 7143 §13.1).
             if self.data_digest {
                 self.digest.update(bytes);
             }

@@ -96,7 +96,7 @@ pub struct Params {
     pub time2retain: u16,
     /// Most R2Ts of a task at a time.
     pub max_outstanding_r2t: u16,
-    /// iSCSIProtocolLevel: with 2 the functions of RFC 7144 may be asked for.
+    /// iSCSIProtocolLevel: with 2 the functions of RFC 7144 §6.3 may be asked for.
     pub protocol_level: u8,
 }
 
@@ -120,7 +120,7 @@ impl Default for Params {
     }
 }
 
-/// iSCSIProtocolLevel of RFC 7144.
+/// iSCSIProtocolLevel of RFC 7144 (§7.1.1).
 const PROTOCOL_LEVEL: u64 = 2;
 
 /// A key of RFC 7143 §13 that is negotiated or declared in the operational stage. The value is the place of its bit.

@@ -203,7 +203,7 @@ impl Login {
         self.check_header(request)?;
         self.text.add(data)?;
         if request.flags & FLAG_CONTINUE != 0 {
-            // An empty response asks for the rest (RFC 7143 §11.13.2).
+            // An empty response asks for the rest (RFC 7143 §6.2).
             let response = self.response(request);
             return Ok(Step::Reply(reply(response, Vec::new())));
         }
@@ -306,7 +306,7 @@ impl Login {
         Some(self.refuse(request, status, text))
     }
 
-    /// The first response of a normal session has the tag (RFC 7143 §13.9).
+    /// The response to the first request that is whole has the tag, in a normal session (RFC 7143 §13.9).
     fn tell_tpgt(&mut self, out: &mut Vec<u8>) {
         if let Some(who) = &mut self.who
             && !who.told_tpgt

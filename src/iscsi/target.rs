@@ -7,7 +7,7 @@ use super::chap::ChapConfig;
 use super::keys::{Offer, SessionKind};
 use super::text::{VALUE_MAX, put};
 
-/// Longest iSCSI name in bytes (RFC 7143 §4.2.7.1).
+/// Longest iSCSI name in bytes (RFC 7143 §4.2.7.2).
 pub const NAME_MAX: usize = 223;
 
 /// Whether a text can be an iSCSI name. Names are compared without regard to the case of ASCII letters.
@@ -197,7 +197,7 @@ impl Book {
     }
 }
 
-/// Whether a text begins as iSCSI names do (RFC 7143 §4.2.7.2).
+/// Whether a text begins as iSCSI names do (RFC 7143 §4.2.7.3).
 fn has_name_form(name: &str) -> bool {
     let begins = |prefix: &str| name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
     is_name(name) && (begins("iqn.") || begins("eui.") || begins("naa."))

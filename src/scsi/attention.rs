@@ -1,4 +1,4 @@
-//! Unit attention conditions that wait for a nexus (SAM §5.14).
+//! Unit attention conditions that wait for a nexus (SAM-5 §5.14).
 
 use super::spec::{Asc, Sense, SenseKey};
 

@@ -1,4 +1,4 @@
-//! EXTENDED COPY(LID1) as a plan, and RECEIVE COPY RESULTS (SPC §5.17.7, §6.4, §6.22, §6.25).
+//! EXTENDED COPY(LID1) as a plan, and RECEIVE COPY RESULTS (SPC-4 §5.17.7, §6.4, §6.5, §6.22, §6.25).
 //!
 //! Copy source and copy destination (CSCD) descriptors are of type E4h, identification; segments are block to block: 02h in blocks, 0Ah in
 //! bytes. A copy moves whole blocks only, which DATA SEGMENT GRANULARITY says.
@@ -32,7 +32,7 @@ const SEGMENT_BYTES: u8 = 0x0a;
 const SEGMENT_BLOCKS_LEN: u16 = 0x18;
 const SEGMENT_BYTES_LEN: u16 = 0x1c;
 
-/// What a CSCD descriptor names a logical unit with (SPC §7.8.6).
+/// What a CSCD descriptor names a logical unit with (SPC-4 §7.8.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Designator {
     /// Code set.
@@ -57,7 +57,7 @@ impl Designator {
     }
 }
 
-/// What the status of a copy is kept for (LIST ID USAGE, SPC §5.17.7.1).
+/// What the status of a copy is kept for (LIST ID USAGE, SPC-4 §6.4.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListId {
     /// Kept until it was read (00b).
@@ -252,7 +252,7 @@ fn decode_cscd(descriptor: &[u8; CSCD_LEN], at: usize) -> Result<Cscd, Sense> {
     if descriptor[0] != CSCD_IDENTIFICATION {
         return Err(Sense::illegal(Asc::UNSUPPORTED_CSCD_TYPE).at(at));
     }
-    // LU ID TYPE and NUL, the upper bits, are obsolete (SPC §6.4.5).
+    // Of the upper bits LU ID TYPE is ignored in this descriptor, and NUL is obsolete (SPC-4 §6.4.5.6).
     if descriptor[1] & 0x1f != PeripheralType::DISK.0 {
         return Err(Sense::illegal(Asc::INCORRECT_COPY_TARGET_TYPE).at(at + 1));
     }
@@ -339,7 +339,7 @@ impl CopyProgress {
     /// A copy that has just begun.
     pub const START: Self = Self { state: CopyState::Running, segments: 0, bytes: 0 };
 
-    /// The data of RECEIVE COPY STATUS(LID1) (SPC §6.25).
+    /// The data of RECEIVE COPY STATUS(LID1) (SPC-4 §6.25).
     pub(super) fn status(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(12);
         out.put_u32(8);
@@ -364,7 +364,7 @@ impl CopyProgress {
 /// The descriptor types, ascending.
 const TYPES: [u8; 3] = [SEGMENT_BLOCKS, SEGMENT_BYTES, CSCD_IDENTIFICATION];
 
-/// The data of RECEIVE COPY OPERATING PARAMETERS (SPC §6.22).
+/// The data of RECEIVE COPY OPERATING PARAMETERS (SPC-4 §6.22).
 pub(super) fn parameters(unit: &Unit) -> Vec<u8> {
     let mut out = vec![0; 8];
     out.put_u16(CSCDS_MAX);
@@ -386,7 +386,7 @@ pub(super) fn parameters(unit: &Unit) -> Vec<u8> {
     out
 }
 
-/// Adds the descriptors of VPD page Third-party Copy (SPC §7.8.17).
+/// Adds the descriptors of VPD page Third-party Copy (SPC-4 §7.8.17).
 pub(super) fn describe(out: &mut Vec<u8>, unit: &Unit) {
     let mut put = |kind: u16, body: &[u8]| {
         let len = body.len().next_multiple_of(4);

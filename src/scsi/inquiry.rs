@@ -1,4 +1,4 @@
-//! INQUIRY: standard data and vital product data pages (SPC §6.6, §7.8, SBC §6.6).
+//! INQUIRY: standard data and vital product data pages (SPC-4 §6.6, §7.8, SBC-3 §6).
 
 use super::copy;
 use super::data::Put;
@@ -83,7 +83,7 @@ pub(super) fn page(page: VpdPage, unit: &Unit, port: Option<&TargetPort>) -> Res
             out[5] = 0x01;
             out[6] = u8::from(unit.volatile_cache);
         }
-        // Every page and subpage is one for all (SPC §7.8.8).
+        // Every page and subpage is one for all (SPC-4 §7.8.9).
         VpdPage::MODE_POLICY => out.extend_from_slice(&[0x3f, 0xff, 0, 0]),
         VpdPage::THIRD_PARTY_COPY => copy::describe(&mut out, unit),
         VpdPage::BLOCK_LIMITS => limits(&mut out, unit),
@@ -99,7 +99,7 @@ pub(super) fn page(page: VpdPage, unit: &Unit, port: Option<&TargetPort>) -> Res
     Ok(out)
 }
 
-/// Designation descriptors (SPC §7.8.6).
+/// Designation descriptors (SPC-4 §7.8.6).
 fn identification(out: &mut Vec<u8>, unit: &Unit, port: Option<&TargetPort>) {
     const BINARY: u8 = 1;
     const ASCII: u8 = 2;
@@ -126,7 +126,7 @@ fn identification(out: &mut Vec<u8>, unit: &Unit, port: Option<&TargetPort>) {
     put(protocol | UTF8, OF_DEVICE | 0x08, &name_string(&port.device_name));
 }
 
-/// A SCSI name string: it ends with one to four NULs, at a multiple of 4 bytes (SPC §7.8.6.11).
+/// A SCSI name string: it ends with one to four NULs, at a multiple of 4 bytes (SPC-4 §7.8.6.11).
 fn name_string(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.truncate(248);
@@ -134,7 +134,7 @@ fn name_string(name: &str) -> Vec<u8> {
     bytes
 }
 
-/// Block Limits (SBC §6.6.3, with the atomic limits of SBC-4).
+/// Block Limits (SBC-3, Block Limits VPD page; with the atomic limits SBC-4 §6.6.4).
 fn limits(out: &mut Vec<u8>, unit: &Unit) {
     // WSNZ is zero: WRITE SAME without a length goes to the end.
     out.extend_from_slice(&[0, unit.compare_and_write_max]);
@@ -156,7 +156,7 @@ fn limits(out: &mut Vec<u8>, unit: &Unit) {
     out.put_u64(0);
 }
 
-/// Logical Block Provisioning (SBC §6.6.4).
+/// Logical Block Provisioning (SBC-3, Logical Block Provisioning VPD page).
 fn provisioning(out: &mut Vec<u8>, unit: &Unit) {
     let threshold_exponent = super::report::threshold_exponent(unit);
     // LBPU, LBPWS, LBPWS10; LBPRZ 001b: unmapped blocks read as zeros; ANC_SUP.

@@ -4,7 +4,7 @@ use super::data::Put;
 use super::spec::{ProvisioningStatus, Sense, take_u16, take_u32, take_u64};
 use super::unit::{UNMAP_DESCRIPTORS_MAX, Unit};
 
-/// Bytes of the header of UNMAP's parameter list, and of each of its descriptors (SBC §5.28).
+/// Bytes of the header of UNMAP's parameter list, and of each of its descriptors (SBC-3 §5.28).
 const UNMAP_HEADER_LEN: usize = 8;
 const UNMAP_DESCRIPTOR_LEN: usize = 16;
 
@@ -26,7 +26,7 @@ pub fn unmap_ranges<'a>(list: &'a [u8], unit: &Unit) -> Result<impl Iterator<Ite
     if descriptors_len / UNMAP_DESCRIPTOR_LEN > UNMAP_DESCRIPTORS_MAX as usize {
         return Err(Sense::parameter(2));
     }
-    // A last descriptor that is not whole, or that the parameter list length cuts, is ignored (SBC §5.28.2).
+    // A last descriptor that is not whole, or that the parameter list length cuts, is ignored (SBC-3 §5.28).
     let body = list.get(UNMAP_HEADER_LEN..).unwrap_or_default();
     let ranges = body[..descriptors_len.min(body.len())].chunks_exact(UNMAP_DESCRIPTOR_LEN).map(|descriptor| {
         // Chunks are whole: the fields are there.
@@ -47,7 +47,7 @@ pub fn unmap_ranges<'a>(list: &'a [u8], unit: &Unit) -> Result<impl Iterator<Ite
     Ok(ranges.filter(|&(_, blocks)| blocks != 0))
 }
 
-/// The parameter list of FORMAT UNIT (SBC §5.3.2): whether the answer need not wait (IMMED).
+/// The parameter list of FORMAT UNIT (SBC-3 §5.3): whether the answer need not wait (IMMED).
 ///
 /// # Errors
 /// INVALID FIELD IN PARAMETER LIST for whatever formats otherwise than to zeros: initialisation patterns, protection, defect lists.
@@ -70,7 +70,7 @@ pub fn format_parameters(list: &[u8]) -> Result<bool, Sense> {
     if list_len_is_zero { Ok(flags & 0x02 != 0) } else { Err(Sense::parameter(at)) }
 }
 
-/// Bytes of the header of GET LBA STATUS data, and of each descriptor (SBC §5.4.2).
+/// Bytes of the header of GET LBA STATUS data, and of each descriptor (SBC-3 §5.4).
 const STATUS_HEADER_LEN: usize = 8;
 const STATUS_DESCRIPTOR_LEN: usize = 16;
 

@@ -236,7 +236,7 @@ impl LogicalUnit {
         self.version += 1;
     }
 
-    /// The transport was asked to treat a nexus as lost, which stays logged in (I_T NEXUS RESET, SAM §6.3.4).
+    /// The transport was asked to treat a nexus as lost, which stays logged in (I_T NEXUS RESET; SAM-5, I_T nexus loss).
     pub fn nexus_lost(&mut self, id: NexusId) {
         let Some(attached) = self.attached.get_mut(&id) else { return };
         attached.pending.raise(UnitAttention::NexusLoss);
@@ -272,7 +272,7 @@ impl LogicalUnit {
     }
 
     /// The logical unit was reset (LOGICAL UNIT RESET, or TARGET RESET with [`UnitAttention::PowerOn`]): RESERVE ends, mode parameters
-    /// return to their defaults, and everybody is told (SAM §6.3.3). Persistent reservations stay.
+    /// return to their defaults, and everybody is told (SAM-5, logical unit reset). Persistent reservations stay.
     pub fn reset(&mut self, attention: UnitAttention) {
         self.reservations.reset();
         self.mode = ModeState::new(&self.unit);
@@ -314,7 +314,7 @@ impl LogicalUnit {
     }
 
     /// Decides on a command: unit attention conditions first, then whether it exists, reservations, whether the unit is started, its fields
-    /// (SAM §5.14, SPC §4.3). For a nexus that is not attached the answer is LOGICAL UNIT NOT SUPPORTED.
+    /// (SAM-5 §5.14). For a nexus that is not attached the answer is LOGICAL UNIT NOT SUPPORTED.
     pub fn begin(&mut self, id: NexusId, cdb: &Cdb, context: &Context<'_>) -> Action {
         let Some(gate) = self.gate(id) else {
             return Action::Reply(Reply::Check(Sense::illegal(Asc::LUN_NOT_SUPPORTED)));
@@ -398,7 +398,7 @@ impl LogicalUnit {
                 Some(old) if old.state == CopyState::Running => {
                     return Err(Sense::illegal(Asc::OPERATION_IN_PROGRESS).at(0));
                 }
-                // A new copy takes the place of what was kept (SPC §5.17.7.1).
+                // A new copy takes the place of what was kept (SPC-4 §6.25).
                 Some(_) => {}
                 None if self.kept(id) >= usize::from(COPIES_MAX) => return Err(full),
                 None => {}
@@ -548,7 +548,7 @@ fn report_luns(select: LunSelect, luns: &[u16]) -> Vec<u8> {
 }
 
 /// Answers a command to a logical unit that does not exist: INQUIRY says so, REPORT LUNS lists those that do, REQUEST SENSE and every other
-/// command tell LOGICAL UNIT NOT SUPPORTED (SPC §6.6.1, SAM §5.11).
+/// command tell LOGICAL UNIT NOT SUPPORTED (SPC-4 §6.6.1, §6.39; SAM-5, incorrect logical unit selection).
 pub fn absent(cdb: &Cdb, luns: &[u16]) -> Reply {
     let not_supported = Sense::illegal(Asc::LUN_NOT_SUPPORTED);
     match absent_request(cdb) {

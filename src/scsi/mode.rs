@@ -1,4 +1,4 @@
-//! Mode parameters: what they are, MODE SENSE and MODE SELECT (SPC §6.11 to §6.14, §7.5, SBC §6.5).
+//! Mode parameters: what they are, MODE SENSE and MODE SELECT (SPC-4 §6.11 to §6.14, §7.5, SBC-3 §6).
 //!
 //! Three pages: Caching, Control, Informational Exceptions Control. No page can be saved. Changes are all made or none.
 
@@ -7,7 +7,7 @@ use super::data::Put;
 use super::spec::{ModePage, Sense, take_u16, take_u32, take_u64};
 use super::unit::Unit;
 
-/// What becomes of other commands when one ends with CHECK CONDITION (QERR, SPC §7.5.8).
+/// What becomes of other commands when one ends with CHECK CONDITION (QERR, SPC-4 §7.5.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QueueError {
     /// They go on (00b).

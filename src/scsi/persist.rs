@@ -1,4 +1,4 @@
-//! PERSISTENT RESERVE IN and OUT between command formats and the state machine (SPC §6.15, §6.16).
+//! PERSISTENT RESERVE IN and OUT between command formats and the state machine (SPC-4 §6.15, §6.16).
 
 use super::data::Put;
 use super::reservation::{Kind, Move, Nexus, Outcome, Refusal, Register, Registrant, Reservations};
@@ -157,7 +157,7 @@ pub(super) fn act(
     })
 }
 
-/// The initiator ports of the additional parameter data of REGISTER (SPC §6.16.3).
+/// The initiator ports of the additional parameter data of REGISTER (SPC-4 §6.16.3).
 fn initiators(list: &[u8], known: &Known<'_>) -> Result<Vec<Vec<u8>>, Failure> {
     let Some(len) = take_u32(list, LIST_LEN) else { return Err(Sense::list_length().into()) };
     let mut at = LIST_LEN + 4;
@@ -182,7 +182,7 @@ fn initiators(list: &[u8], known: &Known<'_>) -> Result<Vec<Vec<u8>>, Failure> {
     Ok(out)
 }
 
-/// REGISTER AND MOVE (SPC §6.16.4).
+/// REGISTER AND MOVE (SPC-4 §6.16.4).
 fn move_to(
     list: &[u8],
     key: u64,

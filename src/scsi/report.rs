@@ -6,7 +6,7 @@ use super::decode::{CATALOGUE, Entry};
 use super::spec::{AccessState, Cdb, LUN_LEN, LogPage, Opcode, Sense, lun_encode};
 use super::unit::{TargetPort, TaskFunctions, Unit};
 
-/// READ CAPACITY(10) (SBC §5.15): FFFFFFFFh when 32 bits cannot hold the last address.
+/// READ CAPACITY(10) (SBC-3 §5.15): FFFFFFFFh when 32 bits cannot hold the last address.
 pub(super) fn capacity_10(unit: &Unit) -> Vec<u8> {
     let mut out = Vec::with_capacity(8);
     out.put_u32(u32::try_from(unit.last()).unwrap_or(u32::MAX));
@@ -14,7 +14,7 @@ pub(super) fn capacity_10(unit: &Unit) -> Vec<u8> {
     out
 }
 
-/// READ CAPACITY(16) (SBC §5.16).
+/// READ CAPACITY(16) (SBC-3 §5.16).
 pub(super) fn capacity_16(unit: &Unit) -> Vec<u8> {
     let mut out = Vec::with_capacity(32);
     out.put_u64(unit.last());
@@ -28,7 +28,7 @@ pub(super) fn capacity_16(unit: &Unit) -> Vec<u8> {
     out
 }
 
-/// REPORT LUNS (SPC §6.33).
+/// REPORT LUNS (SPC-4 §6.33).
 pub(super) fn luns(luns: &[u16]) -> Vec<u8> {
     let mut out = Vec::with_capacity(8 + luns.len() * LUN_LEN);
     out.put_u32((luns.len() * LUN_LEN) as u32);
@@ -39,7 +39,7 @@ pub(super) fn luns(luns: &[u16]) -> Vec<u8> {
     out
 }
 
-/// READ DEFECT DATA (SBC §5.17): the lists asked for are there, and empty.
+/// READ DEFECT DATA (SBC-3 §5.17): the lists asked for are there, and empty.
 pub(super) fn defects(twelve: bool, lists: u8) -> Vec<u8> {
     let mut out = vec![0, lists, 0, 0];
     if twelve {
@@ -48,7 +48,7 @@ pub(super) fn defects(twelve: bool, lists: u8) -> Vec<u8> {
     out
 }
 
-/// REPORT TARGET PORT GROUPS (SPC §6.37): all groups are active and optimised, and no other state is ever taken.
+/// REPORT TARGET PORT GROUPS (SPC-4 §6.37): all groups are active and optimised, and no other state is ever taken.
 pub(super) fn port_groups(ports: &[TargetPort], extended: bool) -> Vec<u8> {
     let mut groups: Vec<u16> = ports.iter().map(|port| port.group).collect();
     groups.sort_unstable();
@@ -73,7 +73,7 @@ pub(super) fn port_groups(ports: &[TargetPort], extended: bool) -> Vec<u8> {
     out
 }
 
-/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC §6.36).
+/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 §6.36).
 pub(super) fn task_functions(functions: &TaskFunctions, extended: bool) -> Vec<u8> {
     let bits = |flags: &[(bool, u32)]| flags.iter().fold(0u8, |byte, &(set, bit)| byte | u8::from(set) << bit);
     let first = bits(&[
@@ -94,7 +94,7 @@ pub(super) fn task_functions(functions: &TaskFunctions, extended: bool) -> Vec<u
     out
 }
 
-/// Bytes of a command timeouts descriptor after its length field (SPC §6.35.4).
+/// Bytes of a command timeouts descriptor after its length field (SPC-4 §6.35.4).
 const TIMEOUTS_LEN: u16 = 10;
 
 fn put_timeouts(out: &mut Vec<u8>, entry: &Entry) {
@@ -105,7 +105,7 @@ fn put_timeouts(out: &mut Vec<u8>, entry: &Entry) {
     out.put_u32(entry.timeout_s);
 }
 
-/// REPORT SUPPORTED OPERATION CODES (SPC §6.35).
+/// REPORT SUPPORTED OPERATION CODES (SPC-4 §6.35).
 pub(super) fn opcodes(query: OpcodeQuery, timeouts: bool, unit: &Unit) -> Result<Vec<u8>, Sense> {
     let known = || CATALOGUE.iter().filter(|entry| entry.exists(unit));
     let (opcode, action) = match query {
@@ -187,7 +187,7 @@ pub(super) fn threshold_exponent(unit: &Unit) -> u8 {
 /// Subpage code that asks for all subpages.
 const ALL_SUBPAGES: u8 = 0xff;
 
-/// LOG SENSE (SPC §6.8, §7.3).
+/// LOG SENSE (SPC-4 §6.8, §7.3).
 pub(super) fn log(page: u8, subpage: u8, from: u16, unit: &Unit, resources: &Resources) -> Result<Vec<u8>, Sense> {
     let page = LogPage(page);
     let pages: &[LogPage] =
@@ -221,7 +221,7 @@ pub(super) fn log(page: u8, subpage: u8, from: u16, unit: &Unit, resources: &Res
         (LogPage::SUPPORTED | LogPage::PROVISIONING, _) if pages.contains(&page) => return Err(Sense::field(3)),
         _ => return Err(Sense::bit(2, 5)),
     }
-    // A first parameter behind the last is an error (SPC §6.8).
+    // A first parameter behind the last is an error (SPC-4 §6.8).
     if from > 0x0002 || page == LogPage::SUPPORTED && from != 0 {
         return Err(Sense::field(5));
     }

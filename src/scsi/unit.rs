@@ -27,7 +27,7 @@ pub struct Atomic {
     pub granularity: u32,
 }
 
-/// The task management functions that the transport carries out, for REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC §6.36).
+/// The task management functions that the transport carries out, for REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 §6.36).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TaskFunctions {
     /// ABORT TASK.
@@ -97,7 +97,7 @@ pub struct Unit {
     pub product: String,
     /// Product revision.
     pub revision: String,
-    /// Version descriptor of the transport (SPC §6.6.2, table of version descriptors); 0 for none. 0960h is iSCSI.
+    /// Version descriptor of the transport (SPC-4 §6.6.2, table of version descriptors); 0 for none. 0960h is iSCSI.
     pub transport_version: u16,
     /// The task management functions.
     pub task_functions: TaskFunctions,
@@ -203,7 +203,7 @@ pub struct TargetPort {
     pub port_name: String,
     /// SCSI name string of the target device: `iqn.…` for iSCSI.
     pub device_name: String,
-    /// Protocol identifier (SPC §7.6.1): 5h for iSCSI.
+    /// Protocol identifier (SPC-4 §7.6.1): 5h for iSCSI.
     pub protocol: u8,
 }
 

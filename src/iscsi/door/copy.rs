@@ -26,7 +26,7 @@ pub async fn run(work: &Work<'_>, lun: &LunView, context: &Context<'_>, mut io: 
         }
     }
     if bytes.is_empty() {
-        // Without a list there is nothing to copy (SPC §6.4.1).
+        // Without a list there is nothing to copy (SPC-4 §6.4.1).
         return (io, Outcome::Good);
     }
     let list = match CopyList::decode(&bytes) {

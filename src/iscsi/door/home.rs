@@ -399,7 +399,7 @@ impl Home {
         let tells = self.with(key, |unit| unit.engine.mode().task_aborted_status) == Some(true);
         for tsih in whose {
             let Some(there) = self.place_of(tsih) else { continue };
-            // Who loses own commands knows it (SAM §5.6).
+            // Who loses own commands knows it (SAM-5, aborting commands).
             let (own, tell) = (by == Some(tsih), tells && by != Some(tsih));
             let abort = move |there: Rc<Reactor>| async move {
                 let Some(live) = Local::of(&there).and_then(|local| local.session(tsih)) else { return false };
@@ -621,7 +621,7 @@ fn host_key(nexus: &Nexus) -> HostKey {
 
 /// Where a unit is seen.
 fn ports_of(exports: &Exports, key: UnitKey) -> Vec<TargetPort> {
-    /// Protocol identifier of iSCSI (SPC §7.6.1).
+    /// Protocol identifier of iSCSI (SPC-4 §7.6.1).
     const ISCSI: u8 = 5;
     /// All ports lead to the same memory in the same way: one group.
     const GROUP: u16 = 1;

@@ -38,7 +38,8 @@ pub struct LunView {
     turns: RefCell<Turns>,
 }
 
-/// Whose turn it is, for commands with the ORDERED attribute (SAM §8.6.3): those before it end first, those behind it begin later.
+/// Whose turn it is, for commands with the ORDERED attribute (SAM-5, task attributes): those before it end first, those behind it
+/// begin later.
 #[derive(Default)]
 struct Turns {
     running: u32,

@@ -167,7 +167,7 @@ async fn carry_out(live: &Rc<Live>, work: TaskWork, affected: &[TaskId], informa
                 let waits = reactor.call(HOME, move |home| home::of(home).and_then(|h| h.waiting(tsih, key))).await;
                 match waits {
                     Some(sense) => {
-                        // Sense key, code and qualifier (SAM §7.8).
+                        // Sense key, code and qualifier (SAM-5, QUERY ASYNCHRONOUS EVENT).
                         let [code, qualifier] = sense.code.0.to_be_bytes();
                         *information = [sense.key.0, code, qualifier];
                         TaskOutcome::SUCCEEDED

@@ -37,7 +37,7 @@ use home::{Exports, Home, UnitKey, UnitSpec};
 use local::Local;
 pub use store::{Directory, ReservationStore, Stored};
 
-/// Version descriptor of iSCSI (SPC §6.6.2).
+/// Version descriptor of iSCSI (SPC-4 §6.6.2).
 const ISCSI_VERSION: u16 = 0x0960;
 
 /// The task management functions that sessions carry out.

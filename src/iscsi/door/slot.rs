@@ -294,7 +294,7 @@ impl Work<'_> {
     async fn of_unit(&self, lun: &Rc<LunView>, io: Io) -> (Io, Answer) {
         let attribute = self.command.attribute();
         if attribute == TaskAttribute::ACA {
-            // No unit has NORMACA (SAM §8.5).
+            // No unit has NORMACA (SAM-5, task attributes).
             return (io, Sense::illegal(Asc::INVALID_MESSAGE).into());
         }
         let cdb = Cdb::new(&self.command.cdb);

@@ -5,7 +5,7 @@ use super::code::AhsType;
 /// Most bytes of additional headers: a CDB of 260 bytes and a bidirectional read length.
 pub const AHS_MAX: usize = 256;
 
-/// Longest CDB: 16 bytes in the header and 244 behind it (SPC-4 §4.3.3).
+/// Longest CDB: 16 bytes in the header and 244 behind it (SPC-4, variable length CDB formats).
 pub const CDB_MAX: usize = 260;
 
 /// What the additional header segments of a SCSI Command say (RFC 7143 §11.2.2).

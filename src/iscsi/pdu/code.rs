@@ -71,7 +71,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// A task management function (RFC 7143 §11.5.1; 9 and above RFC 7144 §6.1, for sessions of protocol level 2).
+    /// A task management function (RFC 7143 §11.5.1; 9 and above RFC 7144 §6.3, for sessions of protocol level 2).
     pub enum TaskFunction: u8 {
         /// ABORT TASK.
         ABORT_TASK = 1,
@@ -101,7 +101,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// How a task management function ended (RFC 7143 §11.6.1; 7 RFC 7144 §6.2).
+    /// How a task management function ended (RFC 7143 §11.6.1; 7 RFC 7144 §6.4.2).
     pub enum TaskOutcome: u8 {
         /// Function complete.
         COMPLETE = 0,

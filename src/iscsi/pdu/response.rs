@@ -59,7 +59,7 @@ header! {
         pub ahs_words: u8,
         /// 0.
         pub data_len: U24,
-        /// Reserved; the additional response information of RFC 7144 in its first three bytes.
+        /// Reserved; the additional response information of RFC 7144 §6.4.1 in its first three bytes.
         pub reserved8: [u8; 8],
         /// Initiator Task Tag.
         pub itt: U32,

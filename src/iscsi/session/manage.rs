@@ -234,7 +234,7 @@ impl Session {
     }
 
     /// The response to a task management request, which ends it. `None` while it is not [`Session::answerable`], or when it was aborted.
-    /// `information` is the additional response information of QUERY ASYNCHRONOUS EVENT (RFC 7144 §6.2), else zeros.
+    /// `information` is the additional response information of QUERY ASYNCHRONOUS EVENT (RFC 7144 §6.4.2), else zeros.
     pub fn task_response(&mut self, task: TaskId, information: [u8; 3]) -> Option<Header> {
         if !self.may_answer(task) {
             return None;

@@ -1,4 +1,4 @@
-//! What arrives: requests, their data, and the order of commands (RFC 7143 §4.2.2.1, §7.7, §11.2.1.8).
+//! What arrives: requests, their data, and the order of commands (RFC 7143 §4.2.2.1, §7.8, §11.2.1.8).
 
 use super::transfer::{Taken, Transfer, TransportFault, WriteProgress};
 use super::*;

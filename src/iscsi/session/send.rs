@@ -145,7 +145,7 @@ impl Session {
         let params = self.params(conn)?;
         // A sequence ends where the burst is full (RFC 7143 §13.13).
         let burst_left = params.max_burst - offset % params.max_burst.max(1);
-        // Only what ends a sequence may end within a word (RFC 7143 §11.7.5).
+        // Only what ends a sequence may end within a word (RFC 7143 §11.7.7).
         let len = left.min(params.initiator_max_data & !3).min(burst_left);
         let last = len == left;
         let mut pdu = DataIn::new_zeroed();

@@ -1,4 +1,5 @@
-//! The data of one write: what comes unasked, what is asked for, and what is wrong with what came (RFC 7143 §4.2.4, §11.7, §11.8).
+//! The data of one write: what comes unasked, what is asked for, and what is wrong with what came (RFC 7143 §4.2.5.2,
+//! §11.7, §11.8).
 
 use super::super::keys::Params;
 use super::super::pdu::{DataOut, FLAG_FINAL, NO_TAG};
@@ -152,7 +153,7 @@ impl Transfer {
         let Some(sequence) = place else { return Taken::Stale };
         let (last, mut fault) = sequence.take(pdu);
         let at_end = sequence.next_offset == sequence.end;
-        // The last PDU ends exactly where the R2T does (RFC 7143 §11.7.2).
+        // The last PDU ends exactly where the R2T does (RFC 7143 §11.4.7.2, §11.7.1).
         if last != at_end {
             fault = fault.or(Some(TransportFault::IncorrectAmount));
         }
@@ -197,7 +198,7 @@ impl Transfer {
             return WriteProgress::Arriving;
         }
         match (self.fault, self.wanted) {
-            // Data on its way is waited for before the task ends (RFC 7143 §7.7).
+            // Data on its way is waited for before the task ends (RFC 7143 §7.8, §11.17.1).
             (Some(_), _) if open != 0 => WriteProgress::Arriving,
             (Some(fault), _) => WriteProgress::Failed(fault),
             (None, None) => WriteProgress::Arriving,

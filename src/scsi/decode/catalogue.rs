@@ -13,7 +13,7 @@ pub(in crate::scsi) struct Entry {
     pub opcode: Opcode,
     /// Service action, for an operation code that has them.
     pub action: Option<u8>,
-    /// The CDB usage data (SPC §6.35.3): as long as the CDB; a one for each bit that is evaluated.
+    /// The CDB usage data (SPC-4 §6.35.3): as long as the CDB; a one for each bit that is evaluated.
     pub usage: &'static [u8],
     /// What reservations must allow.
     access: Access,
@@ -33,14 +33,14 @@ impl Entry {
     /// What reservations must allow `cdb`, of this command.
     #[inline]
     pub fn access(&self, cdb: &Cdb) -> Access {
-        // A start with POWER CONDITION 0h disturbs nobody (SBC §4.17).
+        // A start with POWER CONDITION 0h disturbs nobody (SBC-3, reservations).
         if self.opcode == Opcode::START_STOP_UNIT && cdb.u8::<4>() & 0xf1 == 1 {
             return Access::Always;
         }
         self.access
     }
 
-    /// Whether a unit attention condition stays pending while the command runs (SAM §5.14; SPC §6.6.1, §6.33, §6.39).
+    /// Whether a unit attention condition stays pending while the command runs (SAM-5 §5.14; SPC-4 §6.6.1, §6.33, §6.39).
     #[inline]
     pub fn ignores_attention(&self) -> bool {
         matches!(self.opcode, Opcode::INQUIRY | Opcode::REPORT_LUNS | Opcode::REQUEST_SENSE)

@@ -1,4 +1,4 @@
-//! Commands on blocks (SBC §5).
+//! Commands on blocks (SBC-3 §5).
 
 use crate::scsi::command::*;
 use crate::scsi::copy::COPY_LIST_MAX;
@@ -17,7 +17,7 @@ struct Range {
 
 const fn range_6(cdb: &Cdb) -> Range {
     let lba = cdb.u32::<0>() & 0x1f_ffff;
-    // A length of 0 is 256 in this form (SBC-2).
+    // A length of 0 is 256 in this form (SBC-2, READ(6)).
     let blocks = if cdb.u8::<4>() == 0 { 256 } else { cdb.u8::<4>() as u32 };
     Range { lba: lba as u64, blocks, length_at: 4 }
 }
@@ -34,7 +34,7 @@ const fn range_16(cdb: &Cdb) -> Range {
     Range { lba: cdb.u64::<2>(), blocks: cdb.u32::<10>(), length_at: 10 }
 }
 
-/// The 3 bits of RDPROTECT, WRPROTECT or VRPROTECT: no unit has protection information (SBC §4.22).
+/// The 3 bits of RDPROTECT, WRPROTECT or VRPROTECT: no unit has protection information (SBC-3 §4.22).
 #[inline]
 fn check_protect(cdb: &Cdb) -> Result<(), Sense> {
     if cdb.u8::<1>() & 0xe0 != 0 { Err(Sense::bit(1, 7)) } else { Ok(()) }
@@ -253,7 +253,7 @@ pub(super) fn compare_and_write(cdb: &Cdb, unit: &Unit) -> Result<Request, Sense
 
 fn write_same(cdb: &Cdb, unit: &Unit, range: Range, fill: Fill) -> Result<Request, Sense> {
     check_protect(cdb)?;
-    // PBDATA and LBDATA are obsolete, and what they asked for is not done (SBC §5.43).
+    // PBDATA and LBDATA are obsolete, and what they asked for is not done (SBC-3 §5.43).
     if cdb.u8::<1>() & 0x06 != 0 {
         return Err(Sense::bit(1, 2));
     }
@@ -266,7 +266,7 @@ fn write_same(cdb: &Cdb, unit: &Unit, range: Range, fill: Fill) -> Result<Reques
     };
     let Range { lba, length_at, .. } = range;
     check_range(lba, u64::from(range.blocks), unit)?;
-    // WSNZ is zero: no length means to the end (SBC §5.43).
+    // WSNZ is zero: no length means to the end (SBC-3 §5.43).
     let blocks = if range.blocks == 0 { unit.blocks - lba } else { u64::from(range.blocks) };
     if unit.write_same_max != 0 && blocks > unit.write_same_max {
         return Err(Sense::field(length_at));
@@ -339,7 +339,7 @@ pub(super) fn get_lba_status(cdb: &Cdb, unit: &Unit) -> Result<Request, Sense> {
     Ok(media(Media::GetLbaStatus { lba, allocation }, DataOut::None, u64::from(allocation)))
 }
 
-/// FMTPINFO, bits 7:6: protection information. LONGLIST, FMTDATA, CMPLST and DEFECT LIST FORMAT say what list follows (SBC §5.3).
+/// FMTPINFO, bits 7:6: protection information. LONGLIST, FMTDATA, CMPLST and DEFECT LIST FORMAT say what list follows (SBC-3 §5.3).
 pub(super) fn format_unit(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
     if cdb.u8::<1>() & 0xc0 != 0 {
         return Err(Sense::bit(1, 7));
@@ -357,7 +357,7 @@ pub(super) fn format_unit(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
 }
 
 pub(super) fn start_stop(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
-    // Only START_VALID: no power conditions are kept (SBC §5.25).
+    // Only START_VALID: no power conditions are kept (SBC-3 §5.25).
     if cdb.u8::<4>() & 0xf0 != 0 {
         return Err(Sense::bit(4, 7));
     }
@@ -370,7 +370,7 @@ pub(super) fn start_stop(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
     Ok(media(command, DataOut::None, 0))
 }
 
-/// Only the default self-test: SELF-TEST CODE is 0, and there are no diagnostic pages (SPC §6.42).
+/// Only the default self-test: SELF-TEST CODE is 0, and there are no diagnostic pages (SPC-4 §6.42).
 pub(super) fn send_diagnostic(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
     if cdb.u8::<1>() & 0xe0 != 0 {
         return Err(Sense::bit(1, 7));

@@ -11,7 +11,8 @@ use super::mode::ModeState;
 use super::spec::{Asc, Cdb, Opcode, Sense, SenseKey};
 use super::unit::Unit;
 
-/// NACA in the last byte of a CDB (SAM §5.2). No logical unit here has ACA (NORMACA is zero), so a command that asks for it is refused.
+/// NACA in the last byte of a CDB (SAM-5, CONTROL byte). No logical unit here has ACA (NORMACA is zero), so a command that asks for it is
+/// refused.
 const CONTROL_NACA: u8 = 0x04;
 
 /// Decodes a CDB for `unit`. `mode` says whether writes are allowed.

@@ -1,4 +1,4 @@
-//! Commands that the logical unit's engine answers (SPC §6, SBC §5).
+//! Commands that the logical unit's engine answers (SPC-4 §6, SBC-3 §5).
 
 use crate::scsi::command::*;
 use crate::scsi::persist::kind_of;
@@ -45,7 +45,7 @@ pub(super) fn inquiry(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
 }
 
 fn mode_select(cdb: &Cdb, ten: bool, len: u32) -> Result<Request, Sense> {
-    // PF zero is vendor specific, SP would save (SPC §6.11).
+    // PF zero is vendor specific, SP would save (SPC-4 §6.11).
     if !cdb.bit::<1, 4>() {
         return Err(Sense::bit(1, 4));
     }
@@ -94,7 +94,7 @@ pub(super) fn mode_sense_10(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
 }
 
 pub(super) fn reserve(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
-    // Third-party and extent reservations are obsolete (SPC-2 §7.21).
+    // Third-party and extent reservations are obsolete (SPC-2, RESERVE(6)).
     if cdb.u8::<1>() & 0x1f != 0 { Err(Sense::bit(1, 4)) } else { Ok(answer(UnitCommand::Reserve, 0)) }
 }
 
@@ -189,7 +189,7 @@ pub(super) fn supported_opcodes(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
 
 pub(super) fn supported_task_functions(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
     let allocation = cdb.u32::<6>();
-    // Less than the header is an error here, unlike elsewhere (SPC §6.36).
+    // Less than the header is an error here, unlike elsewhere (SPC-4 §6.36).
     if allocation < 4 {
         return Err(Sense::field(6));
     }
@@ -201,7 +201,7 @@ pub(super) fn persist_in_fields(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
     Ok(answer(UnitCommand::PersistIn { action: PersistIn(cdb.service_action()), allocation }, allocation))
 }
 
-/// Bytes of the parameter list of all actions but those with TransportIDs (SPC §6.16.3).
+/// Bytes of the parameter list of all actions but those with TransportIDs (SPC-4 §6.16.3).
 const PERSIST_LIST_LEN: u32 = 24;
 
 /// Bytes of the longest parameter list taken: some TransportIDs.
@@ -210,11 +210,11 @@ const PERSIST_LIST_MAX: u32 = 8192;
 pub(super) fn persist_out_fields(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
     let action = PersistOut(cdb.service_action());
     let kind = match action {
-        // SCOPE and TYPE are ignored where nothing is reserved (SPC §6.16.2).
+        // SCOPE and TYPE are ignored where nothing is reserved (SPC-4 §6.16.2).
         PersistOut::REGISTER | PersistOut::REGISTER_AND_IGNORE | PersistOut::REGISTER_AND_MOVE | PersistOut::CLEAR => {
             None
         }
-        // PREEMPT ignores them too, if it finds no reservation to take over (SPC §5.13.11.2.5).
+        // PREEMPT ignores them too, if it finds no reservation to take over (SPC-4 §5.13.11.2.5).
         _ => {
             let is_unit = cdb.u8::<2>() >> 4 == PERSIST_SCOPE_LU;
             let is_needed = matches!(action, PersistOut::RESERVE | PersistOut::RELEASE);

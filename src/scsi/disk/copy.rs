@@ -125,8 +125,8 @@ impl<'a> Segment<'a> {
         (bounce, job.result())
     }
 
-    /// What the initiator is told: the segment, why, and if some of it was written, how many blocks of the destination were not (SPC
-    /// §5.17.7.4).
+    /// What the initiator is told: the segment, why, and if some of it was written, how many blocks of the destination were not
+    /// (SPC-4 §5.17.7.4).
     fn failed(&self, failure: Failure) -> Failure {
         let Failure::Check(sense) = failure else { return failure };
         let left = (u64::from(self.step.bytes) - self.done) >> self.destination.disk.shift;

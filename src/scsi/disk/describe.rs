@@ -29,7 +29,7 @@ impl Disk {
     /// What initiators are told of a device, all of it so: a limit shown is one that is enforced.
     ///
     /// A device without a volatile cache has its write cache switched off: WCE says that a write may be answered before the medium or a
-    /// cache that keeps it has the data (SBC §6.5.6), which is never so there, and initiators spare themselves the flushes.
+    /// cache that keeps it has the data (SBC-3, Caching mode page), which is never so there, and initiators spare themselves the flushes.
     ///
     /// `read_only` is of the export. `transport_version` and `task_functions` are as in [`Unit`].
     pub fn describe(

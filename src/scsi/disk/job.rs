@@ -163,7 +163,7 @@ impl<'a> Job<'a> {
         bounce
     }
 
-    /// READ with FUA from a device with a cache: what is returned is on the medium (SBC §5.11).
+    /// READ with FUA from a device with a cache: what is returned is on the medium (SBC-3 §5.11).
     async fn read_medium(&mut self, lba: u64, blocks: u32) -> Result<(), Failure> {
         let data = self.io().data.take_all();
         self.step(IoOp::Flush, 0, 0).await?;

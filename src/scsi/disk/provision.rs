@@ -29,7 +29,7 @@ impl Job<'_> {
             self.io().data.clear();
             return self.zero(span, unmap).await;
         }
-        // Other data are written even if the blocks may be unmapped: unmapped ones would read as zeros (SBC §5.43).
+        // Other data are written even if the blocks may be unmapped: unmapped ones would read as zeros (SBC-3 §5.43).
         let durable = self.is_durable(false);
         if blocks == 1 {
             return self.write(lba, durable).await;

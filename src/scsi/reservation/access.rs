@@ -1,7 +1,7 @@
 //! Which commands a reservation lets through.
 
 /// What a command needs of the logical unit, as to reservations. The classes are the distinct rows of the tables of commands that are
-/// allowed in the presence of reservations (SPC §5.13.1, SBC §4.17, SPC-2 §5.5.1 for RESERVE).
+/// allowed in the presence of reservations (SPC-4 §5.13.1; SBC-3, reservations; SPC-2 §5.5.1 for RESERVE).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// No reservation forbids it: INQUIRY, REPORT LUNS, REQUEST SENSE, READ CAPACITY.

@@ -1,4 +1,4 @@
-//! RESERVE and RELEASE, compatible with persistent reservations (SPC-2 §5.5.1; SPC §5.13.3, what CRH reports).
+//! RESERVE and RELEASE, compatible with persistent reservations (SPC-2 §5.5.1; SPC-4 §5.13.3, what CRH reports).
 
 use super::{Nexus, Refusal, Reservations};
 

@@ -1,4 +1,4 @@
-//! Reservations of a logical unit as a state machine that knows neither command formats nor transports (SPC §5.13).
+//! Reservations of a logical unit as a state machine that knows neither command formats nor transports (SPC-4 §5.13).
 //!
 //! ```text
 //!   register / register_and_ignore      reserve            release, clear, holder unregisters
@@ -40,7 +40,7 @@ pub struct Nexus {
     pub port: u16,
 }
 
-/// The types of persistent reservations (SPC §5.13.10).
+/// The types of persistent reservations (SPC-4 §6.15.3.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Others may read.
@@ -198,7 +198,7 @@ impl Reservations {
         self.held.as_ref()
     }
 
-    /// The key of the holder, 0 if all registrants are (SPC §6.15.3.2).
+    /// The key of the holder, 0 if all registrants are (SPC-4 §6.15.3.2).
     pub fn holder_key(&self) -> u64 {
         let holder = self.held.as_ref().and_then(|held| held.holder.as_ref());
         holder.and_then(|nexus| self.key_of(nexus)).unwrap_or(0)
@@ -303,7 +303,7 @@ impl Reservations {
         Outcome { notices, abort: Vec::new(), persist }
     }
 
-    /// Ends the reservation that `nexus` gives up. Registrants that had a share in it are told (SPC §5.13.11.2).
+    /// Ends the reservation that `nexus` gives up. Registrants that had a share in it are told (SPC-4 §5.13.11.2).
     fn drop_reservation(&mut self, nexus: &Nexus) -> Vec<(Nexus, Notice)> {
         match self.held.take() {
             Some(held) if held.kind.shares_with_registrants() => {

@@ -1,4 +1,4 @@
-//! PREEMPT and PREEMPT AND ABORT (SPC §5.13.11.2.4).
+//! PREEMPT and PREEMPT AND ABORT (SPC-4 §5.13.11.2.4).
 
 use super::{Kind, Nexus, Notice, Outcome, Refusal, Reservations};
 
@@ -52,7 +52,7 @@ impl Reservations {
         if let Some(kind) = new_kind {
             let old = self.held.as_ref().map(|held| held.kind);
             self.hold(nexus, kind);
-            // Who stays registered learns that the reservation is another (SPC §5.13.11.2.4.3).
+            // Who stays registered learns that the reservation is another (SPC-4 §5.13.11.2.4.3).
             if old != Some(kind) {
                 let others = self.registrants.iter().filter(|registrant| registrant.nexus != *nexus);
                 notices.extend(others.map(|other| (other.nexus.clone(), Notice::ReservationsReleased)));

@@ -1,4 +1,4 @@
-//! REGISTER, REGISTER AND IGNORE EXISTING KEY, REGISTER AND MOVE (SPC §5.13.7, §5.13.8).
+//! REGISTER, REGISTER AND IGNORE EXISTING KEY, REGISTER AND MOVE (SPC-4 §5.13.7, §5.13.8).
 
 use super::{INITIATOR_MAX, Nexus, Notice, Outcome, Persist, REGISTRANTS_MAX, Refusal, Registrant, Reservations};
 
@@ -51,7 +51,7 @@ impl Reservations {
             ports.clone().map(|port| Nexus { initiator: initiator.to_vec(), port }).collect()
         };
         let own = at_ports(&nexus.initiator);
-        // As if it were asked through each port: none may be registered with another key (SPC §6.16.3).
+        // As if it were asked through each port: none may be registered with another key (SPC-4 §6.16.3).
         let differs = |key: u64| own.iter().filter_map(|each| self.key_of(each)).any(|other| other != key);
         if ask.key.is_some_and(differs) {
             return Err(Refusal::Conflict);
@@ -62,7 +62,7 @@ impl Reservations {
         let mut all = own;
         for initiator in ask.initiators.unwrap_or_default() {
             let theirs = at_ports(initiator);
-            // The list may not name who is registered, nor anybody twice (SPC §5.13.7).
+            // The list may not name who is registered, nor anybody twice (SPC-4 §5.13.7).
             if theirs.iter().any(|other| self.is_registered(other) || all.contains(other)) {
                 return Err(Refusal::InvalidNexus);
             }
@@ -147,7 +147,7 @@ impl Reservations {
         }
     }
 
-    /// The last registration decides whether all outlive a loss of power (SPC §5.13.5).
+    /// The last registration decides whether all outlive a loss of power (SPC-4 §5.13.5).
     fn set_persistent(&mut self, persistent: bool) -> Persist {
         let was = core::mem::replace(&mut self.persistent, persistent);
         match (was, persistent) {

@@ -1,4 +1,4 @@
-//! What outlives a loss of power: registrations and the persistent reservation as bytes (SPC §5.13.5).
+//! What outlives a loss of power: registrations and the persistent reservation as bytes (SPC-4 §5.13.5).
 //!
 //! ```text
 //!   0   magic "RSV1"                      then each registrant:

@@ -52,7 +52,7 @@ fn registration_needs_the_right_key() {
     assert!(all.registrants().is_empty() && all.generation() == 4);
 }
 
-/// What every type lets the holder, a registrant and a stranger do (SPC §5.13.10).
+/// What every type lets the holder, a registrant and a stranger do (SPC-4 §5.13.1).
 #[test]
 fn rights_of_every_type() {
     use Kind::*;

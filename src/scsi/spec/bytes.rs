@@ -3,7 +3,7 @@
 /// Bytes of the longest CDB taken. Shorter CDBs are followed by zeros.
 pub const CDB_LEN: usize = 16;
 
-/// A command descriptor block, filled up with zeros (SPC §4.2.5).
+/// A command descriptor block, filled up with zeros (SPC-4 §4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cdb(pub [u8; CDB_LEN]);
 
@@ -85,7 +85,7 @@ pub fn take_u64(bytes: &[u8], at: usize) -> Option<u64> {
     take(bytes, at).map(u64::from_be_bytes)
 }
 
-/// Writes text left-justified into a field of `N` bytes and pads it with spaces; bytes outside of 20h to 7Eh become `_` (SPC §4.3.1).
+/// Writes text left-justified into a field of `N` bytes and pads it with spaces; bytes outside of 20h to 7Eh become `_` (SPC-4 §4.3.1).
 pub fn ascii_field<const N: usize>(text: &str) -> [u8; N] {
     let mut field = [b' '; N];
     for (byte, from) in field.iter_mut().zip(text.bytes()) {

@@ -1,4 +1,4 @@
-//! Logical unit numbers: 8 bytes, of which the first level is used (SAM §4.7).
+//! Logical unit numbers: 8 bytes, of which the first level is used (SAM-5 §4.7).
 
 /// A logical unit number as 8 bytes on the wire.
 pub const LUN_LEN: usize = 8;

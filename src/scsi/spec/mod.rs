@@ -1,7 +1,10 @@
 //! Wire values of the SCSI standards, shared by every door that speaks SCSI.
 //!
-//! Citations: *SPC* is SCSI Primary Commands 4 (INCITS 513), *SBC* SCSI Block Commands 3 (INCITS 514), with SBC-4 where it is named,
-//! *SAM* SCSI Architecture Model 5 (INCITS 515). All integers are big-endian. Values a peer may send are open enumerations.
+//! Citations: *SPC-4* is SCSI Primary Commands 4 (INCITS 513), *SBC-3* and *SBC-4* are SCSI Block Commands 3 and 4 (INCITS 514 and 506),
+//! *SAM-5* is SCSI Architecture Model 5 (INCITS 515). The numbers are those of SPC-4 revision 36f (in revision 37 some of clause 5 differ),
+//! SBC-3 revision 36 and SBC-4 revision 22; where the number is not certain, a clause is cited by its title.
+//!
+//! All integers are big-endian. Values a peer may send are open enumerations.
 //!
 //! ```text
 //!   bytes     fields of CDBs and parameter lists       opcode       operation codes, service actions
@@ -27,7 +30,7 @@ pub use transport_id::*;
 use crate::util::open_enum;
 
 open_enum! {
-    /// How a command ended (SAM §5.3.1).
+    /// How a command ended (SAM-5 §5.3.1).
     pub enum Status: u8 {
         /// It was done.
         GOOD = 0x00,
@@ -47,7 +50,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Peripheral device types (SPC §6.6.2).
+    /// Peripheral device types (SPC-4 §6.6.2).
     pub enum PeripheralType: u8 {
         /// Direct access block device.
         DISK = 0x00,
@@ -60,7 +63,7 @@ open_enum! {
 pub const PERIPHERAL_ABSENT: u8 = 0x7f;
 
 open_enum! {
-    /// Vital product data pages (SPC §7.8, SBC §6.6).
+    /// Vital product data pages (SPC-4 §7.8, SBC-3 §6).
     pub enum VpdPage: u8 {
         /// Supported VPD pages.
         SUPPORTED = 0x00,
@@ -84,7 +87,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Mode pages (SPC §7.5, SBC §6.5).
+    /// Mode pages (SPC-4 §7.5, SBC-3 §6).
     pub enum ModePage: u8 {
         /// Caching.
         CACHING = 0x08,
@@ -98,7 +101,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Log pages (SPC §7.3, SBC §6.4).
+    /// Log pages (SPC-4 §7.3, SBC-3 §6).
     pub enum LogPage: u8 {
         /// Supported log pages.
         SUPPORTED = 0x00,
@@ -108,7 +111,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Provisioning status of a range of blocks (SBC §5.4.3).
+    /// Provisioning status of a range of blocks (SBC-3 §5.4).
     pub enum ProvisioningStatus: u8 {
         /// Mapped, or nobody knows.
         MAPPED = 0,
@@ -120,7 +123,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Asymmetric access states of a target port group (SPC §5.15.2.4).
+    /// Asymmetric access states of a target port group (SPC-4 §5.16.2.4).
     pub enum AccessState: u8 {
         /// Active, optimised.
         OPTIMIZED = 0x0,

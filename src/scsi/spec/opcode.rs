@@ -3,7 +3,7 @@
 use crate::util::open_enum;
 
 open_enum! {
-    /// Operation codes (SPC annex F, SBC §5.1).
+    /// Operation codes (SPC-4, annex Numeric order codes; SBC-3 §5).
     pub enum Opcode: u8 {
         /// TEST UNIT READY.
         TEST_UNIT_READY = 0x00,
@@ -83,7 +83,7 @@ open_enum! {
         SYNCHRONIZE_CACHE_16 = 0x91,
         /// WRITE SAME(16).
         WRITE_SAME_16 = 0x93,
-        /// WRITE ATOMIC(16) (SBC-4).
+        /// WRITE ATOMIC(16) (SBC-4 §5.48).
         WRITE_ATOMIC_16 = 0x9c,
         /// SERVICE ACTION IN(16).
         SERVICE_ACTION_IN_16 = 0x9e,

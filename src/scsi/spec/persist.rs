@@ -1,9 +1,9 @@
-//! Codes of persistent reservations (SPC §6.15, §6.16).
+//! Codes of persistent reservations (SPC-4 §6.15, §6.16).
 
 use crate::util::open_enum;
 
 open_enum! {
-    /// Types of persistent reservations (SPC §6.15.3.4).
+    /// Types of persistent reservations (SPC-4 §6.15.3.4).
     pub enum PersistType: u8 {
         /// Write Exclusive.
         WRITE_EXCLUSIVE = 0x1,
@@ -21,7 +21,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Service actions of PERSISTENT RESERVE IN (SPC §6.15.1).
+    /// Service actions of PERSISTENT RESERVE IN (SPC-4 §6.15.1).
     pub enum PersistIn: u8 {
         /// READ KEYS.
         READ_KEYS = 0x00,
@@ -35,7 +35,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Service actions of PERSISTENT RESERVE OUT (SPC §6.16.2).
+    /// Service actions of PERSISTENT RESERVE OUT (SPC-4 §6.16.2).
     pub enum PersistOut: u8 {
         /// REGISTER.
         REGISTER = 0x00,
@@ -56,5 +56,5 @@ open_enum! {
     }
 }
 
-/// SCOPE of every reservation: the logical unit (SPC §6.15.3.3).
+/// SCOPE of every reservation: the logical unit (SPC-4 §6.15.3.3).
 pub const PERSIST_SCOPE_LU: u8 = 0;

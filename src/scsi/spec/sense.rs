@@ -1,9 +1,9 @@
-//! Sense keys, additional sense codes, and sense data in fixed and descriptor format (SPC §4.5).
+//! Sense keys, additional sense codes, and sense data in fixed and descriptor format (SPC-4 §4.5).
 
 use crate::util::open_enum;
 
 open_enum! {
-    /// Sense keys (SPC §4.5.6).
+    /// Sense keys (SPC-4 §4.5.6).
     pub enum SenseKey: u8 {
         /// Nothing to report.
         NO_SENSE = 0x0,
@@ -31,7 +31,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Additional sense codes with their qualifiers: `ASC << 8 | ASCQ` (SPC annex F).
+    /// Additional sense codes with their qualifiers: `ASC << 8 | ASCQ` (SPC-4, annex Numeric order codes).
     pub enum Asc: u16 {
         /// No additional sense information.
         NONE = 0x0000,
@@ -130,7 +130,7 @@ open_enum! {
     }
 }
 
-/// What the sense-key specific field points at (SPC §4.5.2.4).
+/// What the sense-key specific field points at (SPC-4 §4.5.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pointer {
     /// ILLEGAL REQUEST: the byte of the CDB at fault, and its most significant wrong bit.
@@ -157,7 +157,7 @@ pub struct Sense {
 /// Most bytes of sense data that [`Sense::encode`] writes.
 pub const SENSE_MAX: usize = 40;
 
-/// Bytes of sense data in fixed format (SPC §4.5.3): 8 and the ADDITIONAL SENSE LENGTH of 10.
+/// Bytes of sense data in fixed format (SPC-4 §4.5.3): 8 and the ADDITIONAL SENSE LENGTH of 10.
 const FIXED_LEN: usize = 18;
 
 impl Sense {
@@ -204,12 +204,12 @@ impl Sense {
         Self { information: Some(lba), ..Self::illegal(Asc::LBA_OUT_OF_RANGE) }
     }
 
-    /// MISCOMPARE DURING VERIFY OPERATION; `offset` is that of the first different byte in the Data-Out buffer (SBC §5.2).
+    /// MISCOMPARE DURING VERIFY OPERATION; `offset` is that of the first different byte in the Data-Out buffer (SBC-3 §5.2).
     pub const fn miscompare(offset: u64) -> Self {
         Self { information: Some(offset), ..Self::new(SenseKey::MISCOMPARE, Asc::MISCOMPARE) }
     }
 
-    /// COPY ABORTED at segment `segment` of an EXTENDED COPY (SPC §5.17.7.4). If some of the segment was written, `information` tells how
+    /// COPY ABORTED at segment `segment` of an EXTENDED COPY (SPC-4 §5.17.7.4). If some of the segment was written, `information` tells how
     /// many blocks of the destination were not.
     pub const fn copy_aborted(code: Asc, segment: u16) -> Self {
         Self { segment: Some(segment), ..Self::new(SenseKey::COPY_ABORTED, code) }
@@ -258,7 +258,7 @@ impl Sense {
         }
         if let Some(segment) = self.segment {
             out[len..len + 4].copy_from_slice(&[0x01, 0x0a, 0, 0]);
-            // The third and fourth bytes, as in the shorter field of the fixed format (SPC §5.17.7.4).
+            // The third and fourth bytes, as in the shorter field of the fixed format (SPC-4 §5.17.7.4).
             out[len + 6..len + 8].copy_from_slice(&segment.to_be_bytes());
             len += 12;
         }

@@ -1,8 +1,8 @@
-//! TransportIDs: how a parameter list names an initiator port (SPC §7.6.4).
+//! TransportIDs: how a parameter list names an initiator port (SPC-4 §7.6.4).
 
 use super::bytes::take_u16;
 
-/// Protocol identifier of iSCSI, in bits 3:0 of byte 0 (SPC §7.6.1).
+/// Protocol identifier of iSCSI, in bits 3:0 of byte 0 (SPC-4 §7.6.1).
 const PROTOCOL_ISCSI: u8 = 0x5;
 
 /// Bits 7:6 of byte 0: the name of a node, or of a port of it.
@@ -18,7 +18,7 @@ const NAME_MAX: usize = 223;
 /// Bytes of the header of a TransportID.
 const HEADER_LEN: usize = 4;
 
-/// Least ADDITIONAL LENGTH of an iSCSI TransportID (SPC §7.6.4.6).
+/// Least ADDITIONAL LENGTH of an iSCSI TransportID (SPC-4 §7.6.4.6).
 const ADDITIONAL_MIN: usize = 20;
 
 /// An initiator, or a port of it.

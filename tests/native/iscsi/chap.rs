@@ -90,7 +90,7 @@ fn who_proves_nothing_is_refused_slowly() {
 }
 
 /// What the target challenges with must not be given back to it as our challenge: it would prove our own answer
-/// (RFC 7143 §12.1.3).
+/// (RFC 7143 §9.2.1).
 #[test]
 fn a_challenge_that_comes_back_is_refused() {
     let place = Place::new();

@@ -6,14 +6,14 @@ use super::initiator::Session;
 use super::initiator::cdb::{self, status};
 use super::{BLOCK, IQN, config, portal, session};
 
-/// Actions of PERSISTENT RESERVE OUT (SPC-4 §6.14.2) and IN (§6.13.1).
+/// Actions of PERSISTENT RESERVE OUT (SPC-4 §6.16.2) and IN (SPC-4 §6.15.1).
 const REGISTER: u8 = 0;
 const RESERVE: u8 = 1;
 const RELEASE: u8 = 2;
 const PREEMPT: u8 = 4;
 const READ_KEYS: u8 = 0;
 const READ_RESERVATION: u8 = 1;
-/// Types (SPC-4 §6.13.3.4).
+/// Types (SPC-4 §6.15.3.4).
 const WRITE_EXCLUSIVE: u8 = 1;
 const EXCLUSIVE_ACCESS: u8 = 3;
 const WRITE_EXCLUSIVE_REGISTRANTS: u8 = 5;

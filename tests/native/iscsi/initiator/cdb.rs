@@ -93,7 +93,7 @@ pub fn unmap(parameters: u16) -> Cdb {
     cdb
 }
 
-/// The parameters of an UNMAP of one range (SBC-3 §5.28.2).
+/// The parameters of an UNMAP of one range (SBC-3 §5.28).
 pub fn unmap_parameters(lba: u64, blocks: u32) -> Vec<u8> {
     let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
     list.extend_from_slice(&lba.to_be_bytes());

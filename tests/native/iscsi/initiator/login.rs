@@ -1,4 +1,4 @@
-//! The login phase (RFC 7143 §6, §12 and §13): a request at a time, in any order that a test likes.
+//! The login phase (RFC 7143 §6, §12, §13): a request at a time, in any order that a test likes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -125,7 +125,7 @@ impl Params {
             other => panic!("{key}: {other:?}"),
         };
         let initial_r2t = boolean(offer.initial_r2t, "InitialR2T", true);
-        // InitialR2T is an OR, ImmediateData an AND (RFC 7143 §13.10 and §13.11).
+        // InitialR2T is an OR, ImmediateData an AND (RFC 7143 §13.10, §13.11).
         assert!(offer.initial_r2t != Some(true) || initial_r2t);
         let immediate_data = boolean(offer.immediate_data, "ImmediateData", true);
         assert!(offer.immediate_data != Some(false) || !immediate_data);

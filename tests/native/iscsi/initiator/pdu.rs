@@ -144,8 +144,8 @@ pub fn lun_bytes(lun: u16) -> [u8; 8] {
     bytes
 }
 
-/// CRC32C as it stands on the wire: the polynomial's bits are reflected, so the lowest byte comes first (RFC 7143 §13.1 and
-/// the examples of RFC 3720 appendix B.4).
+/// CRC32C as it stands on the wire: the polynomial's bits are reflected, so the lowest byte comes first (RFC 7143 §13.1, with
+/// examples in its appendix A.4).
 pub fn crc32c(bytes: &[u8]) -> [u8; DIGEST_LEN] {
     (crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32).to_le_bytes()
 }
