@@ -180,6 +180,11 @@ impl CopyList {
         Ok(Self { list_id, cscds, segments: decode_segments(segments, segments_at)? })
     }
 
+    /// Whether it names a logical unit, as a source or a destination.
+    pub fn names(&self, unit: &Unit) -> bool {
+        self.cscds.iter().any(|cscd| cscd.designator.names(unit))
+    }
+
     /// What to copy, in order. `resolve` finds the logical unit that a designator names and that the nexus sees.
     ///
     /// # Errors

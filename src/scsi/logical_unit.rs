@@ -10,7 +10,7 @@ use super::inquiry;
 use super::mode::{self, ModeQuery, ModeState};
 use super::persist::{self, Failure, Known};
 use super::report::{self, Resources};
-use super::reservation::{Grant, Nexus, Notice, Outcome, Persist, Reservations};
+use super::reservation::{Access, Grant, Nexus, Notice, Outcome, Persist, Reservations};
 use super::spec::{Asc, Cdb, SENSE_MAX, Sense, SenseKey, TransportId, VpdPage};
 use super::unit::{TargetPort, Unit, UnitError};
 
@@ -346,8 +346,19 @@ impl LogicalUnit {
         }
     }
 
-    /// Carries out a command of [`Action::List`] with its parameter list.
+    /// Carries out a command of [`Action::List`] with its parameter list. That may have taken long to come: a reservation that was made
+    /// meanwhile forbids the command as if it came now.
     pub fn finish(&mut self, id: NexusId, command: UnitCommand, list: &[u8]) -> Reaction {
+        let Some(gate) = self.gate(id) else {
+            return Reaction::reply(Reply::Check(Sense::illegal(Asc::LUN_NOT_SUPPORTED)));
+        };
+        let access = match command {
+            UnitCommand::PersistOut { .. } => Access::Persistent,
+            _ => Access::Write,
+        };
+        if !gate.grant.allows(access) {
+            return Reaction::reply(Reply::Conflict);
+        }
         match command {
             UnitCommand::ModeSelect { ten } => match mode::mode_select(list, ten, &self.mode, &self.unit) {
                 Ok(new) => {

@@ -22,7 +22,7 @@ use super::live::Live;
 use super::local::Local;
 use super::receive::Receiver;
 use crate::iscsi::{ConnId, Fatal, Framing, Header, PREFIX_MAX, SUFFIX_MAX, TextExchange};
-use crate::limits::ISCSI_LOGIN_TIMEOUT_NS;
+use crate::limits::{ISCSI_LOGIN_TIMEOUT_NS, ISCSI_NOP_TIMEOUT_NS};
 use crate::net::{Stream, StreamError, Tx};
 use crate::reactor::{Reactor, TaskId};
 use crate::sys::descriptor::Descriptor;
@@ -59,6 +59,8 @@ pub struct Conn {
     /// Another reactor goes on with the socket.
     moved: Cell<bool>,
     logged_out: Cell<bool>,
+    /// When it is closed, if it has not ended until then.
+    ends_at: Cell<Option<u64>>,
     /// The task that watches over login and life.
     watcher: Cell<TaskId>,
     finished: Cell<bool>,
@@ -112,6 +114,7 @@ pub fn take_over(reactor: &Rc<Reactor>, fd: Descriptor, listener: SocketAddr, re
         closing: Cell::new(false),
         moved: Cell::new(false),
         logged_out: Cell::new(false),
+        ends_at: Cell::new(None),
         watcher: Cell::new(TaskId::NONE),
         finished: Cell::new(false),
     });
@@ -132,9 +135,9 @@ async fn watch(reactor: Rc<Reactor>, id: u64) {
         let mut began = None;
         std::future::poll_fn(|cx| {
             let Some(conn) = look() else { return Poll::Ready(()) };
-            // A login that is complete ends the wait for it.
-            let logged_in = conn.session().is_some();
-            if logged_in != *began.get_or_insert(logged_in) {
+            // A login that is complete ends the wait for it, and so does an end that is near.
+            let state = (conn.session().is_some(), conn.ends_at.get());
+            if state != *began.get_or_insert(state) {
                 return Poll::Ready(());
             }
             drop(conn);
@@ -142,6 +145,14 @@ async fn watch(reactor: Rc<Reactor>, id: u64) {
         })
         .await;
         let Some(conn) = look() else { return };
+        if let Some(at) = conn.ends_at.get() {
+            if reactor.clock().now() >= at {
+                tracing::info!("{}: what it was sent was not taken: closed", conn.peer());
+                return conn.close();
+            }
+            until = at;
+            continue;
+        }
         until = match conn.session() {
             // It waits for us, not we for it.
             None if conn.admitting.get() => reactor.clock().now() + ISCSI_LOGIN_TIMEOUT_NS,
@@ -241,10 +252,19 @@ impl Conn {
         }
     }
 
-    /// Ends it once everything that was answered is sent.
+    /// Ends it once everything that was answered is sent, or when the initiator has not taken that in time.
     pub fn close_after_answers(&self) {
-        self.logged_out.set(true);
+        self.close_in_time();
         self.tx.finish(&self.reactor);
+    }
+
+    /// It ends within the time that an initiator has for an answer to a ping, whether it takes what it is sent or not.
+    pub fn close_in_time(&self) {
+        self.logged_out.set(true);
+        if self.ends_at.get().is_none() {
+            self.ends_at.set(Some(self.reactor.clock().now() + ISCSI_NOP_TIMEOUT_NS));
+            self.reactor.wake(self.watcher.get());
+        }
     }
 
     /// Whether the connection is ending.

@@ -8,7 +8,7 @@ use super::slot::Work;
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, Segment};
 use crate::reactor::mailbox::Message;
-use crate::scsi::disk::{Context, CopyDisk, Outcome, copy};
+use crate::scsi::disk::{Context, CopyAccess, CopyDisk, Outcome, copy};
 use crate::scsi::reservation::Access;
 use crate::scsi::{CopyList, CopyProgress, CopyState, CopyUnit, Designator};
 
@@ -34,6 +34,21 @@ pub async fn run(work: &Work<'_>, lun: &LunView, context: &Context<'_>, mut io: 
         Err(sense) => return (io, Outcome::Check(sense)),
     };
     let seen = work.live.luns();
+    // From here on who aborts commands of one of these units aborts this one, whichever unit it came by.
+    work.slot.copies_between(seen.iter().filter(|view| list.names(view.disk().unit())).map(|view| view.key).collect());
+    let result = run_list(work, lun, context, io, &seen, list).await;
+    work.slot.copies_between(Vec::new());
+    result
+}
+
+async fn run_list(
+    work: &Work<'_>,
+    lun: &LunView,
+    context: &Context<'_>,
+    io: Io,
+    seen: &[Rc<LunView>],
+    list: CopyList,
+) -> (Io, Outcome) {
     let resolve = |designator: &Designator| {
         let index = seen.iter().position(|view| designator.names(view.disk().unit()))?;
         let (disk, gate) = (seen[index].disk(), seen[index].gate());
@@ -69,7 +84,20 @@ pub async fn run(work: &Work<'_>, lun: &LunView, context: &Context<'_>, mut io: 
         };
         reactor.send(HOME, Message::Call(Box::new(tell)));
     };
-    let disks: Vec<CopyDisk> = seen.iter().map(|view| CopyDisk { disk: view.disk(), mode: view.gate().mode }).collect();
+    let disk = |view: &Rc<LunView>| {
+        let (live, view) = (work.live.clone(), view.clone());
+        let disk = view.disk();
+        let access = move || {
+            let (gate, seen) = (view.gate(), live.lun(view.lun).is_some_and(|now| Rc::ptr_eq(&now, &view)));
+            CopyAccess {
+                mode: gate.mode,
+                readable: seen && gate.grant.allows(Access::Read),
+                writable: seen && gate.grant.allows(Access::Write) && !gate.mode.software_write_protect,
+            }
+        };
+        CopyDisk { disk, access: Box::new(access) }
+    };
+    let disks: Vec<CopyDisk> = seen.iter().map(disk).collect();
     let mut last = CopyProgress::START;
     let (io, outcome) = copy(&steps, &disks, context, io, |progress| {
         if progress.bytes - last.bytes >= TELL {

@@ -87,8 +87,8 @@ pub enum Entry {
 /// Which commands of a unit are aborted, and whether that is a reset.
 #[derive(Clone, Copy, Debug)]
 pub struct Aborts {
-    /// Of all sessions but this.
-    pub but: Option<u16>,
+    /// The session that wants it: its own are aborted already, as far as they are meant.
+    pub by: u16,
     /// The unit is reset, and initiators are told this.
     pub reset: Option<UnitAttention>,
 }
@@ -115,6 +115,7 @@ pub struct Home {
     exports: RefCell<Exports>,
     registry: RefCell<Registry>,
     sessions: RefCell<BTreeMap<u16, Place>>,
+    deciding: RefCell<BTreeMap<Nexus, Logins>>,
     units: RefCell<BTreeMap<UnitKey, UnitHome>>,
     hosts: RefCell<Hosts>,
     store: Option<Arc<dyn ReservationStore>>,
@@ -141,44 +142,120 @@ pub fn of(reactor: &Reactor) -> Option<Rc<Home>> {
 /// Why it is refused.
 pub async fn admit(reactor: Rc<Reactor>, claim: Claim, from: u16) -> Result<Entry, LoginStatus> {
     let home = of(&reactor).filter(|home| !home.draining.get()).ok_or(LoginStatus::SERVICE_UNAVAILABLE)?;
-    let admission = home.registry.borrow_mut().admit(&claim);
-    match admission {
-        Admission::Refused(status) => Err(status),
-        Admission::New { tsih, reinstates } => {
-            if let Some(old) = reinstates {
-                home.end_session(&reactor, old).await;
+    let turn = home.turn_of(&reactor, &claim).await?;
+    let entry = home.enter(&reactor, claim, from).await;
+    drop(turn);
+    entry
+}
+
+/// A login that is being decided about: the next one of its nexus waits for its end, for what it waits for must have ended for that too.
+struct Turn {
+    home: Rc<Home>,
+    nexus: Nexus,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.home.deciding.borrow_mut().entry(self.nexus.clone()).and_modify(|logins| logins.busy = false);
+        self.home.forget_logins(&self.nexus);
+    }
+}
+
+/// The logins of a nexus that have not been decided about yet.
+#[derive(Default)]
+struct Logins {
+    /// One is being decided about.
+    busy: bool,
+    /// Those that wait for it.
+    waiting: u32,
+    /// Number of the latest that begins a session.
+    latest: u64,
+}
+
+impl Home {
+    /// Waits until no other login of the nexus is decided about.
+    ///
+    /// # Errors
+    /// A later login that begins a session has come meanwhile: the initiator has given this one up.
+    async fn turn_of(self: &Rc<Self>, reactor: &Reactor, claim: &Claim) -> Result<Turn, LoginStatus> {
+        let (stamp, nexus) = (self.next_stamp(), &claim.nexus);
+        let begins = claim.tsih == 0;
+        let with = |f: &mut dyn FnMut(&mut Logins) -> Option<bool>| {
+            f(self.deciding.borrow_mut().entry(nexus.clone()).or_default())
+        };
+        with(&mut |logins| {
+            logins.waiting += 1;
+            logins.latest = if begins { stamp } else { logins.latest };
+            None
+        });
+        let may_go = loop {
+            let turn = with(&mut |logins| {
+                let given_up = begins && logins.latest != stamp;
+                if logins.busy && !given_up {
+                    return None;
+                }
+                logins.waiting -= 1;
+                logins.busy |= !given_up;
+                Some(!given_up)
+            });
+            match turn {
+                Some(may_go) => break may_go,
+                None => reactor.sleep(LOOK_NS).await,
             }
-            let place = Place { reactor: from, nexus: claim.nexus, open: false, luns: BTreeMap::new() };
-            home.sessions.borrow_mut().insert(tsih, place);
-            Ok(Entry::New(tsih))
+        };
+        self.forget_logins(nexus);
+        may_go.then(|| Turn { home: self.clone(), nexus: nexus.clone() }).ok_or(LoginStatus::SERVICE_UNAVAILABLE)
+    }
+
+    fn forget_logins(&self, nexus: &Nexus) {
+        let mut deciding = self.deciding.borrow_mut();
+        if deciding.get(nexus).is_some_and(|logins| !logins.busy && logins.waiting == 0) {
+            deciding.remove(nexus);
         }
-        Admission::Join { tsih, reinstates } => {
-            let there = home.place_of(tsih);
-            if there != Some(from) {
-                if !reinstates {
-                    home.registry.borrow_mut().connection_ended(tsih, claim.cid);
+    }
+
+    async fn enter(&self, reactor: &Rc<Reactor>, claim: Claim, from: u16) -> Result<Entry, LoginStatus> {
+        let admission = self.registry.borrow_mut().admit(&claim);
+        match admission {
+            Admission::Refused(status) => Err(status),
+            Admission::New { tsih, reinstates } => {
+                if let Some(old) = reinstates {
+                    self.end_session(reactor, old).await;
                 }
-                return Err(LoginStatus::CANNOT_INCLUDE);
+                let place = Place { reactor: from, nexus: claim.nexus, open: false, luns: BTreeMap::new() };
+                self.sessions.borrow_mut().insert(tsih, place);
+                Ok(Entry::New(tsih))
             }
-            if reinstates {
-                let cid = claim.cid;
-                let end = move |there: Rc<Reactor>| async move {
-                    if let Some(live) = Local::of(&there).and_then(|local| local.session(tsih)) {
-                        live.end_connection(cid).await;
+            Admission::Join { tsih, reinstates } => {
+                let there = self.place_of(tsih);
+                if there != Some(from) {
+                    if !reinstates {
+                        self.registry.borrow_mut().connection_ended(tsih, claim.cid);
                     }
-                };
-                reactor.call_task(from, end).await;
-                // The end of the old one took the identifier along.
-                if let Admission::Refused(status) = home.registry.borrow_mut().admit(&claim) {
-                    return Err(status);
+                    return Err(LoginStatus::CANNOT_INCLUDE);
                 }
+                if reinstates {
+                    let cid = claim.cid;
+                    let end = move |there: Rc<Reactor>| async move {
+                        if let Some(live) = Local::of(&there).and_then(|local| local.session(tsih)) {
+                            live.end_connection(cid).await;
+                        }
+                    };
+                    reactor.call_task(from, end).await;
+                    // The end of the old one took the identifier along.
+                    if let Admission::Refused(status) = self.registry.borrow_mut().admit(&claim) {
+                        return Err(status);
+                    }
+                }
+                Ok(Entry::Join(tsih))
             }
-            Ok(Entry::Join(tsih))
         }
     }
 }
 
 /// Ends a command with a parameter list.
+///
+/// It is one step as its unit sees it: who resets the unit or fences the nexus out meanwhile comes before it or after it.
 pub async fn finish(reactor: Rc<Reactor>, tsih: u16, key: UnitKey, command: UnitCommand, list: Vec<u8>) -> Reply {
     let gone = Reply::Check(Sense::illegal(Asc::LUN_NOT_SUPPORTED));
     let Some(home) = of(&reactor) else { return gone };
@@ -202,13 +279,20 @@ pub async fn finish(reactor: Rc<Reactor>, tsih: u16, key: UnitKey, command: Unit
     home.publish(&reactor, key);
     if !reaction.abort.is_empty() {
         let whose = reaction.abort.iter().map(|nexus| nexus.0 as u16).collect();
-        home.abort(&reactor, key, whose, Some(tsih)).await;
+        home.abort(&reactor, key, whose, tsih).await;
     }
     if reserves {
         home.with(key, |unit| unit.storing = false);
     }
     home.fence(&reactor, key).await;
     reply
+}
+
+/// Waits until all sessions that see a unit have heard what they may do with it now.
+pub async fn fence(reactor: Rc<Reactor>, key: UnitKey) {
+    if let Some(home) = of(&reactor) {
+        home.fence(&reactor, key).await;
+    }
 }
 
 /// A unit was started or stopped.
@@ -222,11 +306,13 @@ pub async fn set_started(reactor: Rc<Reactor>, key: UnitKey, started: bool) {
 /// Aborts commands on a unit, or resets it; they have ended then.
 pub async fn abort_unit(reactor: Rc<Reactor>, key: UnitKey, aborts: Aborts) {
     let Some(home) = of(&reactor) else { return };
-    let whose = home.sessions_of(key).into_iter().map(|(tsih, _)| tsih).filter(|tsih| Some(*tsih) != aborts.but);
-    home.abort(&reactor, key, whose.collect(), None).await;
+    let whose = home.sessions_of(key).into_iter().map(|(tsih, _)| tsih).filter(|tsih| *tsih != aborts.by);
+    let tells = home.tells_aborted(key);
     if let Some(attention) = aborts.reset {
         home.with(key, |unit| unit.engine.reset(attention));
     }
+    home.abort_telling(&reactor, key, whose.collect(), aborts.by, tells).await;
+    // A reset is news for the session that wants it too.
     home.publish(&reactor, key);
     home.fence(&reactor, key).await;
 }
@@ -245,8 +331,7 @@ pub async fn abort_after_error(reactor: Rc<Reactor>, tsih: u16, key: UnitKey, ta
     }
     if all {
         let others = home.sessions_of(key).into_iter().map(|(other, _)| other).filter(|other| *other != tsih);
-        home.abort(&reactor, key, others.collect(), Some(tsih)).await;
-        home.publish(&reactor, key);
+        home.abort(&reactor, key, others.collect(), tsih).await;
     }
 }
 
@@ -270,6 +355,7 @@ impl Home {
             exports: RefCell::default(),
             registry: RefCell::new(Registry::new(ISCSI_SESSIONS_MAX)),
             sessions: RefCell::default(),
+            deciding: RefCell::default(),
             units: RefCell::default(),
             hosts: RefCell::default(),
             store,
@@ -375,15 +461,24 @@ impl Home {
     /// Tells every session what it may do with a unit, if that has changed.
     fn publish(&self, reactor: &Reactor, key: UnitKey) {
         for (tsih, there) in self.sessions_of(key) {
-            let changed = self.with(key, |unit| {
-                let gate = unit.engine.gate(NexusId(tsih.into()))?;
-                (unit.sent.insert(tsih, gate) != Some(gate)).then_some(gate)
-            });
-            if let Some(gate) = changed.flatten() {
-                let stamp = self.next_stamp();
+            if let Some((gate, stamp)) = self.changed_gate(key, tsih) {
                 self.tell_session(reactor, there, tsih, move |live| live.set_gate(key, &gate, stamp));
             }
         }
+    }
+
+    /// What a session may do with a unit, if it does not know that yet, with the number of the news.
+    fn changed_gate(&self, key: UnitKey, tsih: u16) -> Option<(Gate, u64)> {
+        let changed = self.with(key, |unit| {
+            let gate = unit.engine.gate(NexusId(tsih.into()))?;
+            (unit.sent.insert(tsih, gate) != Some(gate)).then_some(gate)
+        });
+        Some((changed.flatten()?, self.next_stamp()))
+    }
+
+    /// Whether who loses a command to another nexus is told with TASK ABORTED.
+    fn tells_aborted(&self, key: UnitKey) -> bool {
+        self.with(key, |unit| unit.engine.mode().task_aborted_status) == Some(true)
     }
 
     /// Waits until all reactors with sessions of a unit have heard what was published.
@@ -395,25 +490,52 @@ impl Home {
     }
 
     /// Aborts the commands of sessions on a unit, and waits for their ends. Who lost some is told, but for the session that wants it.
-    async fn abort(&self, reactor: &Reactor, key: UnitKey, whose: Vec<u16>, by: Option<u16>) {
-        let tells = self.with(key, |unit| unit.engine.mode().task_aborted_status) == Some(true);
+    async fn abort(&self, reactor: &Rc<Reactor>, key: UnitKey, whose: Vec<u16>, by: u16) {
+        self.abort_telling(reactor, key, whose, by, self.tells_aborted(key)).await;
+    }
+
+    /// As [`Home::abort`]: with TASK ABORTED if `tells`, else with a unit attention condition. Each session has the news of the unit and
+    /// loses its commands in one step: none begins in between by what held before.
+    async fn abort_telling(&self, reactor: &Rc<Reactor>, key: UnitKey, whose: Vec<u16>, by: u16, tells: bool) {
+        let mut calls = Vec::new();
         for tsih in whose {
             let Some(there) = self.place_of(tsih) else { continue };
             // Who loses own commands knows it (SAM-5, aborting commands).
-            let (own, tell) = (by == Some(tsih), tells && by != Some(tsih));
-            let abort = move |there: Rc<Reactor>| async move {
-                let Some(live) = Local::of(&there).and_then(|local| local.session(tsih)) else { return false };
-                let aborted = live.abort_unit(key, tell, None);
-                live.until_ended(&aborted).await;
-                !aborted.is_empty()
+            let tell = tells && by != tsih;
+            let news = self.changed_gate(key, tsih);
+            let abort = move |there: &Rc<Reactor>| {
+                let Some(live) = Local::of(there).and_then(|local| local.session(tsih)) else { return Vec::new() };
+                if let Some((gate, stamp)) = news {
+                    live.set_gate(key, &gate, stamp);
+                }
+                live.abort_unit(key, tell, None)
             };
-            if reactor.call_task(there, abort).await && !tell && !own {
+            calls.push((tsih, there, reactor.call(there, abort)));
+        }
+        let mut ends = Vec::new();
+        for (tsih, there, call) in calls {
+            let aborted = call.await;
+            if aborted.is_empty() {
+                continue;
+            }
+            if !tells && by != tsih {
                 self.with(key, |unit| unit.engine.raise(NexusId(tsih.into()), UnitAttention::CommandsCleared));
             }
+            ends.push(reactor.call_task(there, move |there: Rc<Reactor>| async move {
+                if let Some(live) = Local::of(&there).and_then(|local| local.session(tsih)) {
+                    live.until_ended(&aborted).await;
+                }
+            }));
+        }
+        self.publish(reactor, key);
+        for end in ends {
+            end.await;
         }
     }
 
     /// Decides on a command; `resources` of its unit, if it asks for them.
+    ///
+    /// RESERVE and RELEASE are done then: wait for [`fence`] before they are answered.
     pub fn begin(&self, reactor: &Reactor, tsih: u16, key: UnitKey, cdb: &Cdb, resources: Resources) -> Option<Action> {
         let luns: Vec<u16> = self.sessions.borrow().get(&tsih)?.luns.keys().copied().collect();
         let context = Context { luns: &luns, resources };

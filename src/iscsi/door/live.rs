@@ -351,10 +351,7 @@ impl Live {
     pub fn abort_unit(&self, key: UnitKey, tell: bool, but: Option<TaskId>) -> Vec<TaskId> {
         let mut aborted = Vec::new();
         for slot in self.slots.borrow().iter().flatten() {
-            let Some((task, lun)) = slot.working_on() else { continue };
-            if lun.key != key || Some(task) == but {
-                continue;
-            }
+            let Some(task) = slot.working_on(key).filter(|task| Some(*task) != but) else { continue };
             if !tell {
                 self.engine().abort(task);
             }
@@ -474,15 +471,24 @@ impl Live {
         }
     }
 
-    /// Tells the initiator on every connection that the session ends, and ends it.
+    /// Ends the session: from now on nothing that its initiator sends is carried out, and what runs answers nobody. It is told so on every
+    /// connection.
     pub fn dismiss(self: &Rc<Self>, notice: Notice) {
         for (number, conn) in self.conns() {
-            let live = self.clone();
+            let (header, tasks) = {
+                let mut engine = self.engine();
+                let header = engine.notice(number, &notice);
+                engine.close_connection(number);
+                (header, engine.tasks_of(number).collect::<Vec<_>>())
+            };
+            tasks.into_iter().for_each(|task| self.abort(task));
+            conn.close_in_time();
             self.reactor.spawn("iscsi notice", async move {
-                let _ = conn.send_header(|| live.engine().notice(number, &notice)).await;
+                let _ = conn.send_header(|| header).await;
                 conn.close_after_answers();
             });
         }
+        self.look_at_managers();
     }
 
     /// Whether the window waits for a command that has not come while others hold data, since before `since`.

@@ -100,8 +100,21 @@ pub async fn task_management(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId) {
     let has = |lun| lun_decode(lun).is_some_and(|lun| live.lun(lun).is_some());
     let work = live.engine().task_management(task, has);
     if let Some(work) = work {
-        let affected: Vec<TaskId> = live.engine().affected(task).collect();
+        let mut affected: Vec<TaskId> = live.engine().affected(task).collect();
         affected.iter().for_each(|task| live.abort(*task));
+        // A unit that is reset may have more than one number in the session. Commands behind the request have not begun yet.
+        for view in live.luns() {
+            let is_reset = match work {
+                TaskWork::LunReset(lun) => {
+                    lun_decode(lun).and_then(|lun| live.lun(lun)).is_some_and(|of| of.key == view.key)
+                }
+                TaskWork::WarmReset | TaskWork::ColdReset => true,
+                _ => false,
+            };
+            if is_reset {
+                affected.extend(live.abort_unit(view.key, false, None));
+            }
+        }
         let mut information = [0; 3];
         let outcome = carry_out(live, work, &affected, &mut information).await;
         live.engine().task_done(task, outcome);
@@ -109,8 +122,11 @@ pub async fn task_management(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId) {
         if work == TaskWork::ColdReset
             && let Some(target) = live.target().map(str::to_owned)
         {
-            // When the answer is on its way (RFC 7143 §11.5.1).
-            live.reactor().call_task(HOME, move |home| home::close_sessions(home, target)).await;
+            // When the answer is on its way (RFC 7143 §11.5.1). The slot may have its next command already: nothing is waited for here.
+            let reactor = live.reactor().clone();
+            live.reactor().spawn("iscsi cold reset", async move {
+                reactor.call_task(HOME, move |home| home::close_sessions(home, target)).await;
+            });
         }
     }
     live.managed(&slot);
@@ -132,7 +148,7 @@ async fn carry_out(live: &Rc<Live>, work: TaskWork, affected: &[TaskId], informa
         },
         TaskWork::ClearTaskSet(lun) => match with_unit(lun) {
             Some(key) => {
-                let aborts = Aborts { but: Some(tsih), reset: None };
+                let aborts = Aborts { by: tsih, reset: None };
                 reactor.call_task(HOME, move |home| home::abort_unit(home, key, aborts)).await;
                 TaskOutcome::COMPLETE
             }
@@ -143,7 +159,7 @@ async fn carry_out(live: &Rc<Live>, work: TaskWork, affected: &[TaskId], informa
         TaskWork::LunReset(lun) => match with_unit(lun) {
             Some(key) => {
                 live.until_ended(affected).await;
-                let aborts = Aborts { but: None, reset: Some(UnitAttention::DeviceReset) };
+                let aborts = Aborts { by: tsih, reset: Some(UnitAttention::DeviceReset) };
                 reactor.call_task(HOME, move |home| home::abort_unit(home, key, aborts)).await;
                 TaskOutcome::COMPLETE
             }
@@ -152,7 +168,7 @@ async fn carry_out(live: &Rc<Live>, work: TaskWork, affected: &[TaskId], informa
         TaskWork::WarmReset | TaskWork::ColdReset => {
             live.until_ended(affected).await;
             for key in live.luns().iter().map(|view| view.key) {
-                let aborts = Aborts { but: None, reset: Some(UnitAttention::PowerOn) };
+                let aborts = Aborts { by: tsih, reset: Some(UnitAttention::PowerOn) };
                 reactor.call_task(HOME, move |home| home::abort_unit(home, key, aborts)).await;
             }
             TaskOutcome::COMPLETE

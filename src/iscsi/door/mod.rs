@@ -316,7 +316,10 @@ impl<R: Reach> Door<R> {
                 luns.insert(lun.lun, key);
                 if !exports.units.iter().any(|spec| spec.key == key) {
                     let unit = Arc::new(lun.unit());
-                    let reservations = self.kept(key, &unit);
+                    let reservations = self.kept(key, &unit).map_err(|why| {
+                        let name = &lun.device.common().traits().name;
+                        format!("volume \"{name}\": {why}")
+                    })?;
                     exports.units.push(UnitSpec { key, device: lun.device.clone(), unit, reservations });
                 }
             }
@@ -325,18 +328,24 @@ impl<R: Reach> Door<R> {
         Ok(exports)
     }
 
-    /// The reservations that were kept of a unit that is exported now. What cannot be read is kept aside by nobody: said, and left where it is.
-    fn kept(&self, key: UnitKey, unit: &Unit) -> Reservations {
+    /// The reservations that were kept of a unit that is exported now.
+    ///
+    /// # Errors
+    /// If they cannot be read: whom they fence out must not write, so the unit is not exported without them.
+    fn kept(&self, key: UnitKey, unit: &Unit) -> Result<Reservations, String> {
         let Some(store) = self.store.as_ref().filter(|_| !self.known.contains(&key)) else {
-            return Reservations::default();
+            return Ok(Reservations::default());
         };
-        let read = store.load(&unit.serial()).and_then(|bytes| match bytes {
-            Some(bytes) => decode_snapshot(&bytes).map_err(|why| why.to_string()),
+        let serial = unit.serial();
+        let read = store.load(&serial).and_then(|bytes| match bytes {
+            Some(bytes) => decode_snapshot(&bytes).map_err(|why| format!("{serial}.reservations: {why}")),
             None => Ok(Reservations::default()),
         });
-        read.unwrap_or_else(|why| {
-            tracing::error!("reservations of logical unit {} are lost: {why}", unit.serial());
-            Reservations::default()
+        read.map_err(|why| {
+            format!(
+                "the persistent reservations that were kept of it cannot be read: {why}; with the file restored or removed from the \
+                 directory `state` of [iscsi] it can be served"
+            )
         })
     }
 

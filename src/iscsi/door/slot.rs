@@ -8,7 +8,7 @@ use hugepages::Buf;
 
 use super::conn::{Conn, ShortData, digest_of, push_header, push_suffix};
 use super::copy;
-use super::home::{self, HOME};
+use super::home::{self, HOME, UnitKey};
 use super::live::{Live, LunView};
 use super::manage;
 use crate::bdev::Told;
@@ -16,7 +16,7 @@ use crate::iscsi::{PREFIX_MAX, Ready, Residual, SUFFIX_MAX, ScsiCommand, TaskAtt
 use crate::reactor::io::{Io, Segment};
 use crate::reactor::{Reactor, TaskId as TaskHandle};
 use crate::scsi::disk::{Context, Disk, InDevice, Outcome};
-use crate::scsi::spec::{Asc, SENSE_MAX, Sense, SenseKey, Status, lun_decode};
+use crate::scsi::spec::{Asc, Opcode, SENSE_MAX, Sense, SenseKey, Status, lun_decode};
 use crate::scsi::{self, Action, Admission, Cdb, DataOut, Media, QueueError, Request, Resources, UnitCommand, absent};
 
 /// How long a command that holds data waits for memory for the rest of it, in nanoseconds: who holds some must not wait for others who do
@@ -51,8 +51,10 @@ pub struct Slot {
     pieces: RefCell<Pieces>,
     /// Bytes of the head, wherever that is.
     base: Cell<usize>,
-    /// The logical unit whose blocks it works on, which others may abort.
+    /// The logical unit that it works on, so that others may abort it.
     lun: RefCell<Option<Rc<LunView>>>,
+    /// The units that a copy is between, which count as well.
+    copies: RefCell<Vec<UnitKey>>,
     device: InDevice,
     aborted: Cell<bool>,
     /// It is answered with TASK ABORTED.
@@ -70,6 +72,7 @@ impl Slot {
             pieces: RefCell::default(),
             base: Cell::new(0),
             lun: RefCell::new(None),
+            copies: RefCell::default(),
             device: InDevice::default(),
             aborted: Cell::new(false),
             tell_aborted: Cell::new(false),
@@ -119,9 +122,15 @@ impl Slot {
         }
     }
 
-    /// The command that it works on, and the logical unit whose blocks it works on.
-    pub fn working_on(&self) -> Option<(TaskId, Rc<LunView>)> {
-        Some((self.command.get()?, self.lun.borrow().clone()?))
+    /// The command that it works on, if that is about a logical unit.
+    pub fn working_on(&self, key: UnitKey) -> Option<TaskId> {
+        let works = self.lun.borrow().as_ref().is_some_and(|lun| lun.key == key);
+        self.command.get().filter(|_| works || self.copies.borrow().contains(&key))
+    }
+
+    /// It copies between these logical units; none: not any more.
+    pub fn copies_between(&self, units: Vec<UnitKey>) {
+        self.copies.replace(units);
     }
 
     /// Has its command end as soon as it can. `tell`: with TASK ABORTED, if anything is to be answered.
@@ -327,7 +336,12 @@ impl Work<'_> {
         let begin = move |home: &Rc<Reactor>| home::of(home).and_then(|h| h.begin(home, tsih, key, &cdb, resources));
         match reactor.call(HOME, begin).await {
             None => (io, Sense::illegal(Asc::LUN_NOT_SUPPORTED).into()),
-            Some(Action::Reply(reply)) => (io, reply.into()),
+            Some(Action::Reply(reply)) => {
+                if matches!(Opcode(cdb.opcode()), Opcode::RESERVE_6 | Opcode::RELEASE_6) {
+                    reactor.call_task(HOME, move |home| home::fence(home, key)).await;
+                }
+                (io, reply.into())
+            }
             Some(Action::Media(media, request)) => {
                 let (io, answer) = self.media(lun, disk, &media, &request, io).await;
                 if let (Media::StartStop { start, .. }, Answer::Good(_)) = (media, &answer) {
@@ -335,18 +349,36 @@ impl Work<'_> {
                 }
                 (io, answer)
             }
-            Some(Action::List(command, len)) => (io, self.list(lun, command, len).await),
+            Some(Action::List(command, len)) => {
+                let (cached, answer) = (lun.gate().mode.write_cache, self.list(lun, command, len).await);
+                match command {
+                    UnitCommand::ModeSelect { .. } if cached && !lun.gate().mode.write_cache => {
+                        self.flush(lun, disk, answer, io).await
+                    }
+                    _ => (io, answer),
+                }
+            }
         }
     }
 
+    /// The volatile cache was switched off: what was answered before is as durable as what comes now when that is answered.
+    async fn flush(&self, lun: &Rc<LunView>, disk: &Disk, answer: Answer, io: Io) -> (Io, Answer) {
+        let whole = Media::SynchronizeCache { lba: 0, blocks: disk.unit().blocks, immediate: false };
+        let (io, flushed) = self.carry_out(lun, disk, &whole, 0, io).await;
+        (io, if matches!(flushed, Answer::Good(_)) { answer } else { flushed })
+    }
+
     /// A command with a parameter list for the unit's home.
-    async fn list(&self, lun: &LunView, command: UnitCommand, len: u32) -> Answer {
+    async fn list(&self, lun: &Rc<LunView>, command: UnitCommand, len: u32) -> Answer {
         let (residual, taken) = DataOut::Parameters(len).settle(self.announced().into(), 512);
         self.residual.set(told(residual));
+        // Until all of its list is here others may abort it.
+        *self.slot.lun.borrow_mut() = Some(lun.clone());
         let data = match taken {
             Ok(len) => self.data_out(len as u32).await,
-            Err(sense) => return sense.into(),
+            Err(sense) => Err(sense.into()),
         };
+        self.slot.lun.take();
         let pieces = match data {
             Ok(pieces) => pieces,
             Err(answer) => return answer,
@@ -416,7 +448,7 @@ impl Work<'_> {
         }
         let answer;
         (io, answer) = match prepared {
-            Ok(()) => self.carry_out(lun, disk, media, request, io).await,
+            Ok(()) => self.carry_out(lun, disk, media, request.data_in, io).await,
             Err(answer) => (io, answer),
         };
         self.slot.lun.take();
@@ -429,14 +461,7 @@ impl Work<'_> {
         (io, answer)
     }
 
-    async fn carry_out(
-        &self,
-        lun: &Rc<LunView>,
-        disk: &Disk,
-        media: &Media,
-        request: &Request,
-        io: Io,
-    ) -> (Io, Answer) {
+    async fn carry_out(&self, lun: &Rc<LunView>, disk: &Disk, media: &Media, data_in: u64, io: Io) -> (Io, Answer) {
         let flushes = matches!(media, Media::SynchronizeCache { .. } | Media::StartStop { .. });
         let heard = if flushes { self.live.heard_of_losses(lun) } else { Told::new(0) };
         let told = Cell::new(heard);
@@ -451,8 +476,8 @@ impl Work<'_> {
         }
         let answer = match outcome {
             Outcome::Good => Answer::Good(match (media, io.data.pop()) {
-                (Media::Read { .. }, None) => DataIn::Zeroes(request.data_in as u32),
-                (_, Some(Segment::Buf(buf))) if request.data_in > 0 => match media {
+                (Media::Read { .. }, None) => DataIn::Zeroes(data_in as u32),
+                (_, Some(Segment::Buf(buf))) if data_in > 0 => match media {
                     Media::Read { .. } => DataIn::Buf(buf),
                     _ => DataIn::Bytes(buf.to_vec()),
                 },
@@ -482,6 +507,10 @@ impl Work<'_> {
         let (reactor, slot) = (self.live.reactor(), self.slot);
         let mut progress = self.live.engine().data_wanted(self.task, len);
         let more = (len as usize).saturating_sub(slot.base.get());
+        if more > 0 && progress == WriteProgress::Complete {
+            // A buffer for it would have whatever was in it before.
+            return Err(Sense::new(SenseKey::HARDWARE_ERROR, Asc::INTERNAL_FAILURE).into());
+        }
         if more > 0 {
             self.reserve(more).await?;
             let buf = reactor.buffer(more).await;

@@ -95,11 +95,15 @@ impl Session {
                 self.affect(task, &request, |_| true);
                 TaskWork::ColdReset
             }
-            TaskFunction::TASK_REASSIGN => TaskWork::Answer(TaskOutcome::REASSIGN_NOT_SUPPORTED),
-            TaskFunction::QUERY_TASK => {
-                let found = self.find(request.ref_itt.get()).is_some_and(|place| self.is_scsi(place));
-                TaskWork::Answer(if found { TaskOutcome::SUCCEEDED } else { TaskOutcome::COMPLETE })
-            }
+            TaskFunction::TASK_REASSIGN => TaskWork::Answer(match self.find(request.ref_itt.get()) {
+                Some(place) if !self.is_scsi(place) => TaskOutcome::REJECTED,
+                _ => TaskOutcome::REASSIGN_NOT_SUPPORTED,
+            }),
+            TaskFunction::QUERY_TASK => TaskWork::Answer(match self.find(request.ref_itt.get()) {
+                Some(place) if self.is_scsi(place) => TaskOutcome::SUCCEEDED,
+                Some(place) if self.slots[usize::from(place)].kind == Kind::Task => TaskOutcome::REJECTED,
+                _ => TaskOutcome::COMPLETE,
+            }),
             TaskFunction::QUERY_TASK_SET => {
                 let in_set = |slot: &Slot| slot.state == State::Active && slot.kind == Kind::Scsi && of_lun(slot);
                 let found = self.slots.iter().any(in_set);
@@ -119,11 +123,19 @@ impl Session {
         self.slots[usize::from(place)].kind == Kind::Scsi
     }
 
+    /// Of ABORT TASK for what is no command: a task management request is not aborted by another (RFC 7143 §11.5.1).
+    fn outcome_of_other(&self, place: u16) -> TaskOutcome {
+        match self.slots[usize::from(place)].kind {
+            Kind::Task => TaskOutcome::REJECTED,
+            _ => TaskOutcome::NO_TASK,
+        }
+    }
+
     /// ABORT TASK (RFC 7143 §11.6.1).
     fn abort_task(&mut self, by: TaskId, request: &TaskRequest) -> TaskWork {
         if let Some(place) = self.find(request.ref_itt.get()) {
             if !self.is_scsi(place) {
-                return TaskWork::Answer(TaskOutcome::NO_TASK);
+                return TaskWork::Answer(self.outcome_of_other(place));
             }
             let slot = &mut self.slots[usize::from(place)];
             slot.aborted = true;

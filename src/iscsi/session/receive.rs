@@ -162,11 +162,7 @@ impl Session {
             wrong => wrong,
         };
         if let Some(reason) = wrong {
-            // A rejected command has been received: those behind it need not wait.
-            if !immediate {
-                let place = self.window_place(cmd_sn);
-                self.window[place] = Pending::Void;
-            }
+            // Its number counts as not received: the initiator fills the gap, by a command or by ABORT TASK (RFC 7143 §7.3).
             return Err(Verdict::Reject(reason));
         }
         // The window and the limit above leave a slot for each.

@@ -7,15 +7,27 @@ use super::spares::CHUNK;
 use super::{Context, Disk, Outcome, PROTECTED};
 use crate::bdev::bounce::Bounce;
 use crate::reactor::io::{Io, IoOp};
-use crate::scsi::spec::Sense;
+use crate::scsi::spec::{Asc, Sense};
 use crate::scsi::{CopyProgress, CopySegment, CopyState, ModeState};
 
 /// A logical unit that a copy reads or writes.
 pub struct CopyDisk {
     /// Its blocks, on this reactor.
     pub disk: Rc<Disk>,
+    /// What may be done with it now. It is asked before every piece, since a copy takes long enough for others to reserve the unit, to protect
+    /// it or to take it away.
+    pub access: Box<dyn Fn() -> CopyAccess>,
+}
+
+/// What a copy may do with a logical unit.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyAccess {
     /// Its mode parameters.
     pub mode: ModeState,
+    /// It may be read.
+    pub readable: bool,
+    /// It may be written.
+    pub writable: bool,
 }
 
 /// Copies as `steps` say, which name `disks` by index, one after the other. Within a device ranges may overlap: what is written is what was
@@ -107,6 +119,10 @@ impl<'a> Segment<'a> {
         if let Err(failure) = job.go_on() {
             return (bounce, Err(failure));
         }
+        let destination = (self.destination.access)();
+        if !(self.source.access)().readable || !destination.writable {
+            return (bounce, Err(Sense::illegal(Asc::THIRD_PARTY_FAILURE).into()));
+        }
         bounce.buf.set_len(len as usize);
         job.disk = &self.source.disk;
         if job.disk.keeps_nothing() {
@@ -120,7 +136,7 @@ impl<'a> Segment<'a> {
         }
         job.disk = &self.destination.disk;
         job.io().prepare(IoOp::Write, to, len);
-        job.io().fua = job.disk.is_durable(self.destination.mode, false);
+        job.io().fua = job.disk.is_durable(destination.mode, false);
         bounce = job.submit_with(bounce).await;
         (bounce, job.result())
     }

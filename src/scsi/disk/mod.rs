@@ -38,7 +38,7 @@ use crate::reactor::io::{Io, IoOp, IoStatus};
 use crate::scsi::spec::{Asc, Sense, SenseKey};
 use crate::scsi::{Media, ModeState, Resources, Unit};
 
-pub use self::copy::{CopyDisk, copy};
+pub use self::copy::{CopyAccess, CopyDisk, copy};
 
 /// A logical unit's blocks on one reactor: one for all nexuses there.
 pub struct Disk {

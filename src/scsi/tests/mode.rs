@@ -39,6 +39,20 @@ fn golden_pages_in_both_headers() {
 }
 
 #[test]
+fn a_reservation_that_comes_before_the_list_holds_for_it() {
+    let mut rig = Rig::new();
+    let mut changed = CONTROL;
+    changed[4] |= 8;
+    let list = [&[0; 4], &changed[..]].concat();
+    let Action::List(command, _) = rig.begin(B, &[0x15, 0x10, 0, 0, list.len() as u8, 0]) else { panic!() };
+    rig.good(A, &[0x16, 0, 0, 0, 0, 0]);
+    assert_eq!(rig.lu.finish(B, command, &list).reply, Reply::Conflict);
+    assert_eq!(sense_6(&mut rig, 0x0a)[4..], CONTROL, "nothing has changed");
+    rig.good(A, &[0x17, 0, 0, 0, 0, 0]);
+    assert_eq!(rig.lu.finish(B, command, &list).reply, GOOD);
+}
+
+#[test]
 fn what_can_be_changed_and_what_is_the_default() {
     let mut rig = Rig::new();
     let mask = rig.good(A, &[0x1a, 8, 0x7f, 0, 255, 0]);

@@ -1,6 +1,7 @@
 //! EXTENDED COPY: within a disk, across disks, and where it ends when it fails.
 
 use super::*;
+use crate::scsi::disk::spares::CHUNK;
 use crate::scsi::{CopyProgress, CopySegment, CopyState};
 
 /// Disks on one reactor.
@@ -19,7 +20,7 @@ impl Disks {
             let unit = Disk::describe(&**device, *read_only, 0, TaskFunctions::default());
             let disk = Rc::new(Disk::open(&reactor, device, Arc::new(unit)).unwrap());
             nexuses.push(Nexus::new(&disk));
-            disks.push(CopyDisk { mode: ModeState::new(disk.unit()), disk });
+            disks.push(with_mode(&disk, ModeState::new(disk.unit())));
         }
         Disks { reactor, disks: Rc::new(disks), nexuses }
     }
@@ -50,6 +51,12 @@ impl Disks {
         drop((disks, nexuses));
         assert_eq!(reactor.shut_down(), 0, "leaked buffers");
     }
+}
+
+/// A disk that may be read and written.
+fn with_mode(disk: &Rc<Disk>, mode: ModeState) -> CopyDisk {
+    let access = CopyAccess { mode, readable: true, writable: true };
+    CopyDisk { disk: disk.clone(), access: Box::new(move || access) }
 }
 
 fn segment(index: u16, from: (usize, u64), to: (usize, u64), bytes: u32) -> CopySegment<usize> {
@@ -155,8 +162,8 @@ fn the_write_cache_of_the_destination_counts() {
     let disks = Disks::new(&[(Traced::device(1 << 20, |_| {}), false)]);
     let book = Book::of(&disks.reactor);
     for write_cache in [true, false] {
-        let mode = ModeState { write_cache, ..disks.disks[0].mode };
-        let own = [CopyDisk { disk: disks.disks[0].disk.clone(), mode }];
+        let disk = &disks.disks[0].disk;
+        let own = [with_mode(disk, ModeState { write_cache, ..ModeState::new(disk.unit()) })];
         let nexus = disks.nexuses[0].clone();
         let outcome = disks.reactor.run_until(async move {
             let io = nexus.disk.handle().reactor().create_io().unwrap();
@@ -171,4 +178,45 @@ fn the_write_cache_of_the_destination_counts() {
     }
     drop(book);
     disks.close();
+}
+
+#[test]
+fn a_copy_ends_where_it_may_not_go_on() {
+    const PIECES: usize = 5;
+    let ram = || (Traced::device(4 << 20, |_| {}), false);
+    for forbids_reading in [false, true] {
+        let disks = Disks::new(&[ram(), ram()]);
+        let mode = ModeState::new(disks.disks[0].disk.unit());
+        let asked = Rc::new(Cell::new(0));
+        let own: Vec<CopyDisk> = disks
+            .disks
+            .iter()
+            .enumerate()
+            .map(|(index, disk)| {
+                // The source is asked once for each piece; from the third on somebody has reserved one of the two.
+                let asked = asked.clone();
+                let access = move || {
+                    asked.set(asked.get() + usize::from(index == 0));
+                    let ends = asked.get() > 2;
+                    CopyAccess { mode, readable: !(ends && forbids_reading), writable: !ends || forbids_reading }
+                };
+                CopyDisk { disk: disk.disk.clone(), access: Box::new(access) }
+            })
+            .collect();
+        let (nexus, len) = (disks.nexuses[0].clone(), (PIECES * CHUNK) as u32);
+        let (outcome, told) = disks.reactor.run_until(async move {
+            let io = nexus.disk.handle().reactor().create_io().unwrap();
+            let mut told = Vec::new();
+            let step = [segment(0, (0, 0), (1, 0), len)];
+            let (io, outcome) = copy(&step, &own, &nexus.context(), io, |progress| told.push(progress)).await;
+            nexus.disk.handle().reactor().retire_io(io);
+            (outcome, told)
+        });
+        let left = ((PIECES - 2) * CHUNK / 512) as u64;
+        let aborted = Sense::copy_aborted(Asc::THIRD_PARTY_FAILURE, 0);
+        assert_eq!(outcome, Outcome::Check(Sense { information: Some(left), ..aborted }));
+        let last = CopyProgress { state: CopyState::Failed, segments: 1, bytes: 2 * CHUNK as u64 };
+        assert_eq!(told.last(), Some(&last));
+        disks.close();
+    }
 }
