@@ -105,9 +105,9 @@ fn abort_task_for_what_is_not_there() {
     // Not before the request itself.
     let (_, work) = begin(&mut session, conn, abort(10, 103, 7, 103));
     assert_eq!(work, TaskWork::Answer(TaskOutcome::NO_TASK));
-    // The tag of something that is no task.
+    // A task management request, here its own, is not aborted by another (RFC 7143 §11.5.1).
     let (_, work) = begin(&mut session, conn, abort(11, 103, 11, 103));
-    assert_eq!(work, TaskWork::Answer(TaskOutcome::NO_TASK));
+    assert_eq!(work, TaskWork::Answer(TaskOutcome::REJECTED));
 }
 
 #[test]

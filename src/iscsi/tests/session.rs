@@ -99,9 +99,13 @@ fn tags_are_used_once_at_a_time() {
     assert_eq!(send(&mut session, conn, tur(1, 101)), Verdict::Reject(RejectReason::PROTOCOL_ERROR));
     assert_eq!(send(&mut session, conn, tur(NO_TAG, 102)), Verdict::Reject(RejectReason::INVALID_PDU_FIELD));
     assert_eq!(ready(&mut session), [Ready::Scsi(task)]);
-    assert_eq!(session.exp_cmd_sn(), 103, "what was rejected has been received");
+    assert_eq!(session.exp_cmd_sn(), 101, "the number of what was rejected has not been received (RFC 7143 §7.3)");
     end(&mut session, task);
-    assert!(matches!(send(&mut session, conn, tur(1, 103)), Verdict::Accept(_)));
+    // The initiator fills the gap; what came behind it waited.
+    let behind = accept(&mut session, conn, tur(3, 102));
+    assert!(ready(&mut session).is_empty());
+    let filler = accept(&mut session, conn, tur(1, 101));
+    assert_eq!(ready(&mut session), [Ready::Scsi(filler), Ready::Scsi(behind)]);
 }
 
 #[test]
@@ -129,7 +133,7 @@ fn pings() {
     // What wants no answer has no number.
     assert_eq!(send(&mut session, conn, nop(NO_TAG, 101, false, 0)), Verdict::Reject(RejectReason::INVALID_PDU_FIELD));
     assert!(ready(&mut session).is_empty());
-    assert_eq!(session.exp_cmd_sn(), 102);
+    assert_eq!(session.exp_cmd_sn(), 101);
 }
 
 #[test]

@@ -273,7 +273,7 @@ fn commands_whose_data_may_not_be() {
         let verdict = session.request(conn, &Request::ScsiCommand(pdu), &[], 1);
         if let Verdict::Reject(reason) = verdict {
             assert!(ready(&mut session).is_empty());
-            assert_eq!(session.exp_cmd_sn(), 101, "a rejected command has been received");
+            assert_eq!(session.exp_cmd_sn(), 100, "the number of a rejected command has not been received");
             return Some(reason);
         }
         None

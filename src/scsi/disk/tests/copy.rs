@@ -187,18 +187,17 @@ fn a_copy_ends_where_it_may_not_go_on() {
     for forbids_reading in [false, true] {
         let disks = Disks::new(&[ram(), ram()]);
         let mode = ModeState::new(disks.disks[0].disk.unit());
-        let asked = Rc::new(Cell::new(0));
         let own: Vec<CopyDisk> = disks
             .disks
             .iter()
             .enumerate()
             .map(|(index, disk)| {
-                // The source is asked once for each piece; from the third on somebody has reserved one of the two.
-                let asked = asked.clone();
+                // Each is asked once for each piece; from the third on somebody has reserved one of the two.
+                let (asked, reserved) = (Cell::new(0), forbids_reading == (index == 0));
                 let access = move || {
-                    asked.set(asked.get() + usize::from(index == 0));
-                    let ends = asked.get() > 2;
-                    CopyAccess { mode, readable: !(ends && forbids_reading), writable: !ends || forbids_reading }
+                    asked.set(asked.get() + 1);
+                    let free = !reserved || asked.get() <= 2;
+                    CopyAccess { mode, readable: free, writable: free }
                 };
                 CopyDisk { disk: disk.disk.clone(), access: Box::new(access) }
             })
