@@ -20,9 +20,10 @@ def end_group(process):
 
 
 def install(script, programs):
-    """Installs the missing ones of `programs` (name -> package), or says which; whether they came shows where they are
-    needed."""
-    missing = sorted({package for program, package in programs.items() if not shutil.which(program)})
+    """Installs the missing ones of `programs` (name, or the path of a file -> package), or says which; whether they came shows
+    where they are needed."""
+    is_there = lambda program: os.path.exists(program) if "/" in program else shutil.which(program)
+    missing = sorted({package for program, package in programs.items() if not is_there(program)})
     if not missing:
         return
     command = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing]

@@ -1,7 +1,8 @@
 """The iSCSI door beside tgtd: `scripts/bench iscsi`.
 
-Both serve RAM on the target's core, the load runs on the other one: iscsi-perf for reads and qemu-img's bench for writes, which
-both are libiscsi; and the lean load of benches/iscsi.rs, which shows what a target takes per I/O when the load is not the limit.
+Both serve RAM on the target's core, the load runs on the other one: libiscsi's iscsi-perf for reads and, since that only reads,
+iscsi_writes.c over the same library for writes; and the lean load of benches/iscsi.rs, which shows what a target takes per I/O
+when the load is not the limit.
 """
 
 import json
@@ -34,9 +35,13 @@ WORK = {
 }
 # Ticks of the target for an I/O at depth 32.
 TICKS = {"randread": 6000, "randwrite": 8000}
-# How far qemu-img steps for random places: a prime number of blocks, so that it comes by all of them.
-STEP_BLOCKS = 7919
-PROGRAMS = {"iscsi-perf": "libiscsi-bin", "tgtd": "tgt", "taskset": "util-linux", "qemu-img": "qemu-utils"}
+PROGRAMS = {
+    "iscsi-perf": "libiscsi-bin",
+    "/usr/include/iscsi/iscsi.h": "libiscsi-dev",
+    "tgtd": "tgt",
+    "taskset": "util-linux",
+    "cc": "build-essential",
+}
 LEAN = "lean load"
 
 
@@ -155,28 +160,13 @@ class Tgtd(Process):
         return self.cpu_ns()
 
 
-def qemu_img():
-    """Words that run qemu-img with libiscsi: Debian has the two in packages of one version, which may not be the one that is
-    installed here; so both are unpacked beside each other."""
-    place = TARGET / "qemu-img"
-    program = place / "usr/bin/qemu-img"
-    found = list(place.glob("usr/lib/*/qemu/block-iscsi.so"))
-    if not found or not program.exists():
-        place.mkdir(parents=True, exist_ok=True)
-        about = run(["apt-cache", "policy", "qemu-block-extra"])
-        version = re.search(r"Candidate: (\S+)", about)
-        if not version:
-            raise Failed("no package qemu-block-extra: apt-get update")
-        names = [f"{name}={version.group(1)}" for name in ("qemu-utils", "qemu-block-extra")]
-        done = subprocess.run(["apt-get", "download", *names], cwd=place, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise Failed(f"apt-get download {' '.join(names)}: {done.stderr.strip()}")
-        for package in place.glob("*.deb"):
-            run(["dpkg", "-x", package, place])
-        found = list(place.glob("usr/lib/*/qemu/block-iscsi.so"))
-    if not found:
-        raise Failed("qemu-block-extra has no block-iscsi.so")
-    return ["env", f"QEMU_MODULE_DIR={found[0].parent}", str(program)]
+def writes_load():
+    """The load that writes, built."""
+    install("bench", PROGRAMS)
+    program = TARGET / "iscsi_writes"
+    source = pathlib.Path(__file__).parent / "iscsi_writes.c"
+    run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source, "-liscsi"])
+    return program
 
 
 class World:
@@ -188,7 +178,7 @@ class World:
             raise Failed("two cores are needed: one for the target, one for the load")
         self.target, self.core = cores[0], cores[1]
         self.place, self.reactor, self.load, self.time = place, reactor, load, seconds
-        self.qemu_img = qemu_img()
+        self.writes_load = writes_load()
         self.started = {}
 
     def of(self, name):
@@ -210,7 +200,7 @@ class World:
         with self.of(name) as server:
             if op.endswith("read"):
                 return {"rate": self.perf(server, op, block, depth)}
-            return {"rate": self.qemu(server, op, block, depth)}
+            return {"rate": self.writes(server, op, block, depth)}
 
     def perf(self, server, op, block, depth):
         """Reads by iscsi-perf, whole seconds; it shows its mean when it ends."""
@@ -221,17 +211,10 @@ class World:
             raise Failed(f"iscsi-perf told no rate: {text[-500:]}")
         return int(found[-1])
 
-    def qemu(self, server, op, block, depth):
-        """Writes by `qemu-img bench`, as many as fill the time at the rate of a first few."""
-        step = STEP_BLOCKS * block if "rand" in op else block
-
-        def writes(count):
-            words = ["bench", "-f", "raw", "-t", "none", "-n", "-w", "-c", count, "-d", depth, "-s", block, "-S", step]
-            text = run(self.pinned(*self.qemu_img, *words, self.url(server)), timeout=120)
-            return count / max(float(re.search(r"completed in ([\d.]+) seconds", text).group(1)), 1e-3)
-
-        first = 2000 if block < 64 * KIB else 500
-        return writes(max(first, int(writes(first) * self.time)))
+    def writes(self, server, op, block, depth):
+        """Writes by the load of this directory."""
+        order = "random" if "rand" in op else "sequential"
+        return float(run(self.pinned(self.writes_load, self.url(server), block, depth, self.time, order)))
 
     def drive(self, server, op, block, depth, seconds):
         words = ["--address", f"127.0.0.1:{server.port}", "--iqn", IQN, "--lun", server.LUN, "--rw", op]
@@ -250,7 +233,6 @@ class World:
 
 def measure(reactor, load, wanted, options, rounds_of):
     """All rounds on this machine."""
-    install("bench", PROGRAMS)
     with tempfile.TemporaryDirectory(dir=TARGET, prefix="bench-") as place:
         try:
             return rounds_of(World(pathlib.Path(place), reactor, load, options.time), wanted, options)
