@@ -15,6 +15,8 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::task::Poll;
 
+use hugepages::Region;
+
 use super::exclusion::{Gate, Range, Resume};
 use super::steps::{Outstanding, WorkQueue};
 use super::{Channel, Common, DeviceError};
@@ -43,6 +45,11 @@ const HELD: u64 = 1 << 8;
 pub trait AtOnce: 'static {
     /// Carries out a read.
     fn read(&self, io: &mut Io);
+    /// Where a range is in memory, if it is.
+    fn lend(&self, offset: u64) -> Option<(Region, usize)> {
+        let _ = offset;
+        None
+    }
     /// Carries out a write, unmap or write zeroes.
     fn write(&self, io: &mut Io);
     /// Carries out a flush.
@@ -178,6 +185,10 @@ impl<D: AtOnce> Channel for AtOnceChannel<D> {
             | IoOp::ZoneReport => io.status = IoStatus::Unsupported,
         }
         Poll::Ready(io)
+    }
+
+    fn lend(&self, offset: u64, len: u64) -> Option<(Region, usize)> {
+        if self.0.gate.may_read(Range { offset, len }) { self.0.device.lend(offset) } else { None }
     }
 }
 

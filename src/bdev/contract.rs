@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Poll;
 
+use hugepages::Region;
+
 use super::zoned::Zones;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
@@ -271,6 +273,13 @@ pub trait Channel {
     /// gives it to [`Reactor::complete`] exactly once, never inside this call. Never refuses for want of room: what does
     /// not fit waits in the channel's own list.
     fn submit(&self, io: Io) -> Poll<Io>;
+
+    /// Where a read of `len` bytes from `offset`, which [`super::Handle`] has checked, finds its data right now, if that is memory that can be
+    /// read where it is: until the end of this turn of the reactor, for it may be another's then. `None`: submit the read.
+    fn lend(&self, offset: u64, len: u64) -> Option<(Region, usize)> {
+        let _ = (offset, len);
+        None
+    }
 
     /// Asks for an early end of the pending I/O of that slot of the reactor's table; it still completes in its own right. Returns
     /// whether the device will end it. Best effort: most devices cannot.

@@ -8,6 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use hugepages::Region;
+
 use super::contract::{BlockDevice, Channel, Common, DeviceError};
 use super::extents;
 use super::forward::Forward;
@@ -242,6 +244,24 @@ impl Handle {
             Ok(()) => self.pass(io),
             Err(status) => Poll::Ready(io.with_status(status)),
         }
+    }
+
+    /// Where the data of a read is, if the device lends it: memory that others may change from the next turn of the reactor on.
+    /// The read, which has no data of its own, is done and counted then. `None`: submit it.
+    #[inline]
+    pub fn lend(&self, io: &mut Io) -> Option<(Region, usize)> {
+        let (offset, len, size) = (io.offset, io.len, self.common.size());
+        let plain = io.op == IoOp::Read
+            && len.wrapping_sub(1) < self.plain_max[IoOp::Read as usize]
+            && (offset | len) & self.unaligned == 0
+            && offset <= size
+            && len <= size - offset
+            && !self.common.is_closing();
+        let lent = if plain { self.channel.lend(offset, len) } else { None }?;
+        io.start = self.reactor.clock().stamp();
+        self.stats.taken();
+        self.record(io);
+        Some(lent)
     }
 
     #[inline]

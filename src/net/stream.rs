@@ -180,6 +180,11 @@ impl Stream {
         (batch, Ok(()))
     }
 
+    /// Sends as much of the batch as the socket takes within this call. What ends the stream is left to [`Stream::send`].
+    pub fn send_now(&self, batch: &mut TxBatch) {
+        self.reactor.send_now(self.file, batch);
+    }
+
     /// A second descriptor of the socket, for the reactor that goes on with it. Nothing may be in flight here, then and later.
     ///
     /// # Errors

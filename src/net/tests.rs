@@ -7,7 +7,10 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use super::{Stream, StreamError};
+use hugepages::{Region, RegionOptions};
+
+use super::tx::{HEADS, PARTS};
+use super::{Stream, StreamError, Tx};
 use crate::reactor::Reactor;
 use crate::reactor::start::solo;
 use crate::sys::tx::TxBatch;
@@ -155,5 +158,58 @@ fn a_receive_ends_when_it_is_told_to_tried_or_in_the_ring() {
             }
             assert_eq!(got, b"new");
         }
+    });
+}
+
+/// However little the socket takes, what arrives is what the memory held when it was lent.
+#[test]
+fn memory_is_lent_for_one_call_only() {
+    const PIECE: usize = 1 << 20;
+    const PIECES: usize = 24;
+    on_reactor(|reactor| async move {
+        let (stream, mut peer) = pair(&reactor).await;
+        let (stream, tx) = (Rc::new(stream), Rc::new(Tx::new(&reactor)));
+        let (sender, sending) = (tx.clone(), stream.clone());
+        let ended = Rc::new(Cell::new(false));
+        let end = ended.clone();
+        reactor.spawn("sender", async move {
+            sender.run(&sending).await;
+            end.set(true);
+        });
+        reactor.yield_now().await;
+        let reader = thread::spawn(move || {
+            thread::park_timeout(SILENCE);
+            let mut all = Vec::new();
+            peer.read_to_end(&mut all).unwrap();
+            all
+        });
+        let region = Region::new(PIECE, RegionOptions::default()).unwrap();
+        let mut at_once = 0;
+        for piece in 0..PIECES {
+            tx.reserve(&reactor, PIECE).await;
+            let spare = reactor.buffer(PIECE).await;
+            while !tx.can_lend(PARTS, HEADS) {
+                reactor.yield_now().await;
+            }
+            let data: Vec<u8> = (0..PIECE).map(|i| byte(2, piece * PIECE + i)).collect();
+            region.write(0, &data);
+            assert!(tx.lend(|batch| batch.push_lent(region.clone(), 0, spare)), "the first of the turn");
+            tx.flush_lent(&stream);
+            region.write(0, &[0xee; PIECE]);
+            at_once += usize::from(tx.can_lend(PARTS, HEADS));
+        }
+        tx.finish(&reactor);
+        while !ended.get() {
+            reactor.sleep(1_000_000).await;
+        }
+        stream.shut_down();
+        drop(stream);
+        while !reader.is_finished() {
+            reactor.sleep(1_000_000).await;
+        }
+        let all = reader.join().unwrap();
+        assert_eq!(all.len(), PIECES * PIECE);
+        assert!(all.iter().enumerate().all(|(at, found)| *found == byte(2, at)), "other bytes");
+        assert!(at_once > 0 && at_once < PIECES, "{at_once} of {PIECES} were taken at once: both ways are to be seen");
     });
 }

@@ -12,9 +12,9 @@ use crate::reactor::{Reactor, TaskId};
 use crate::sys::tx::TxBatch;
 
 /// Gather entries of a batch: a header and a payload each for half as many answers.
-const PARTS: usize = 256;
+pub(super) const PARTS: usize = 256;
 /// Header bytes of a batch.
-const HEADS: usize = 16 * 1024;
+pub(super) const HEADS: usize = 16 * 1024;
 
 /// Data buffers of one connection that may be in use at a time, in bytes: eight of the largest transfer.
 pub const RESERVE_MAX: usize = 8 << 20;
@@ -97,6 +97,8 @@ pub struct Tx {
     budget: Rc<Budget>,
     open: RefCell<Option<Box<TxBatch>>>,
     sending: Cell<bool>,
+    /// Of the open batch: it has memory that is another's at the end of this turn.
+    lent: Cell<bool>,
     sender: Cell<TaskId>,
     /// Grows with each batch handed to the kernel.
     handed: Cell<u64>,
@@ -121,6 +123,7 @@ impl Tx {
             budget: Budget::of(reactor),
             open: RefCell::new(None),
             sending: Cell::new(false),
+            lent: Cell::new(false),
             sender: Cell::new(TaskId::NONE),
             handed: Cell::new(0),
             waiters: RefCell::new(VecDeque::new()),
@@ -169,6 +172,48 @@ impl Tx {
             reactor.wake(self.sender.get());
         }
         Ok(self.handed.get() + 1)
+    }
+
+    /// Whether memory can be lent now ([`Tx::send_lent`]): nothing is with the kernel, and what gathers has room for `parts` entries and `heads`
+    /// header bytes.
+    #[inline]
+    pub fn can_lend(&self, parts: usize, heads: usize) -> bool {
+        !self.sending.get()
+            && self.ended.get().is_none()
+            && !self.finishing.get()
+            && self.open.borrow().as_ref().is_none_or(|batch| batch.has_room(parts, heads))
+    }
+
+    /// Appends by `fill`, with memory that is lent ([`TxBatch::push_lent`]) and buffers for it that were reserved. Only where [`Tx::can_lend`].
+    /// Returns whether it is the first of this turn of the reactor: the caller then has [`Tx::flush_lent`] called at its end.
+    #[must_use = "the memory is another's in the next turn"]
+    pub fn lend(&self, fill: impl FnOnce(&mut TxBatch)) -> bool {
+        let mut open = self.open.borrow_mut();
+        let batch =
+            open.get_or_insert_with(|| self.spares.0.borrow_mut().pop().unwrap_or_else(|| TxBatch::new(PARTS, HEADS)));
+        fill(batch);
+        !self.lent.replace(true)
+    }
+
+    /// Sends what was lent, as far as the socket takes it within this call, and copies the rest: nothing is lent any more then.
+    pub fn flush_lent(&self, stream: &Stream) {
+        if !self.lent.replace(false) {
+            return;
+        }
+        let Some(mut batch) = self.open.take() else { return };
+        let reactor = stream.reactor();
+        stream.send_now(&mut batch);
+        if batch.remaining() > 0 {
+            batch.keep_lent();
+            self.open.replace(Some(batch));
+            return reactor.wake(self.sender.get());
+        }
+        self.handed.set(self.handed.get() + 1);
+        self.progress_ns.set(reactor.clock().now());
+        self.give_back(reactor, batch.payload());
+        batch.clear();
+        self.spares.0.borrow_mut().push(batch);
+        self.wake_waiters(reactor);
     }
 
     /// The number of the last batch given to the kernel: only what is in it or before can the peer have seen.
@@ -267,6 +312,7 @@ impl Tx {
         let reactor = stream.reactor();
         self.sender.set(reactor.current_task());
         loop {
+            self.flush_lent(stream);
             let batch = self.open.borrow_mut().take();
             let Some(batch) = batch else {
                 if self.finishing.get() {

@@ -9,6 +9,7 @@ use hugepages::ChunkInfo;
 use super::sim::SimRing;
 use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{Completion, Ended, FileId, Op, OpToken, Owner, UblkCommand};
+use crate::sys::tx::TxBatch;
 use crate::sys::uring::{RingStats, Uring};
 
 /// Who carries out the operations of a reactor.
@@ -105,6 +106,15 @@ impl Backend {
     /// Prepares a connected socket and says its addresses: the peer's, then its own.
     pub(super) fn establish_socket(&mut self, file: FileId) -> io::Result<(SocketAddr, SocketAddr)> {
         each!(self, b => b.establish(file), closed => panic!("a socket after the reactor's end"))
+    }
+
+    /// Sends as much of a batch as the socket takes at once; nothing if that cannot be or fails, which the next send finds out.
+    pub(super) fn send_now(&mut self, file: FileId, batch: &mut TxBatch) {
+        match self {
+            Backend::Uring(b) => b.send_now(file, batch),
+            // Its sockets take nothing within a call.
+            Backend::Sim(_) | Backend::Closed => {}
+        }
     }
 
     /// Closes a file or socket.

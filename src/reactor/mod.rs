@@ -32,6 +32,7 @@ use crate::limits::{READY_BUDGET, SLEEP_NS_MAX, SPIN_NS, TASKS_PER_TURN};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::op::{Completion, Ended, FileId, Op, OpToken, Owner, Payload, UblkCommand};
 use crate::sys::socket::Doorbell;
+use crate::sys::tx::TxBatch;
 use backend::Backend;
 use clock::{Clock, Entropy, TimeSource};
 pub use deferred::Deferred;
@@ -570,6 +571,11 @@ impl Reactor {
     /// What dup(2) says.
     pub fn share_file(&self, file: FileId) -> std::io::Result<Descriptor> {
         self.backend.borrow().share_file(file)
+    }
+
+    /// Sends as much of a batch as the socket takes within this call; nothing of it may be on its way. Errors are left to the next send.
+    pub fn send_now(&self, file: FileId, batch: &mut TxBatch) {
+        self.backend.borrow_mut().send_now(file, batch);
     }
 
     /// Closes a file or socket of the backend.

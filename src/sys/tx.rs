@@ -1,6 +1,6 @@
 //! A batch of bytes on its way into a socket: protocol headers, payload buffers and zeros, sent by one gather call.
 
-use hugepages::Buf;
+use hugepages::{Buf, Region};
 
 use super::limits::{TX_IOV_MAX, ZERO_AREA_LEN};
 
@@ -23,13 +23,15 @@ enum Part {
     Buf(Buf),
     /// That many bytes of `ZEROES`.
     Zeroes { len: usize },
+    /// Memory that others may change, and a buffer for a copy of it: see [`TxBatch::push_lent`].
+    Lent { region: Region, at: usize, spare: Buf },
 }
 
 impl Part {
     fn len(&self) -> usize {
         match self {
             Part::Head { len, .. } | Part::Zeroes { len } => *len,
-            Part::Buf(buf) => buf.len(),
+            Part::Buf(buf) | Part::Lent { spare: buf, .. } => buf.len(),
         }
     }
 }
@@ -116,6 +118,30 @@ impl TxBatch {
         }
     }
 
+    /// Appends memory that others may change, as much as fits in `spare`. It is sent once, before it changes; then [`TxBatch::keep_lent`]
+    /// takes a copy of what was not.
+    pub fn push_lent(&mut self, region: Region, at: usize, spare: Buf) {
+        self.total += spare.len();
+        self.payload += spare.capacity();
+        self.push(Part::Lent { region, at, spare });
+    }
+
+    /// Copies what was lent and is not sent: nothing is lent any more.
+    pub fn keep_lent(&mut self) {
+        let mut begin = 0;
+        for part in &mut self.parts {
+            let len = part.len();
+            if matches!(part, Part::Lent { .. })
+                && let Part::Lent { region, at, mut spare } = std::mem::replace(part, Part::Zeroes { len: 0 })
+            {
+                let sent = self.sent.saturating_sub(begin).min(len);
+                region.read(at + sent, &mut spare[sent..]);
+                *part = Part::Buf(spare);
+            }
+            begin += len;
+        }
+    }
+
     fn push(&mut self, part: Part) {
         assert!(self.parts.len() < self.parts.capacity(), "has_room was not asked");
         self.parts.push(part);
@@ -166,7 +192,7 @@ impl TxBatch {
         self.payload = 0;
     }
 
-    /// The unsent bytes as slices, at most [`TX_IOV_MAX`].
+    /// The unsent bytes as slices, at most [`TX_IOV_MAX`]. Nothing is lent in it.
     pub fn unsent(&self) -> impl Iterator<Item = &[u8]> {
         let mut skip = self.sent;
         self.parts
@@ -189,6 +215,7 @@ impl TxBatch {
             Part::Head { at, len } => &self.heads[at + from..at + len],
             Part::Buf(buf) => &buf[from..],
             Part::Zeroes { len } => &ZEROES[from..*len],
+            Part::Lent { .. } => unreachable!("memory that others change is no slice"),
         }
     }
 
@@ -201,7 +228,13 @@ impl TxBatch {
         if self.sent == 0 && self.parts.len() <= iov.capacity() {
             // The usual case, without a look at what may be skipped.
             for part in &self.parts {
-                iov.push(entry(self.slice(part, 0)));
+                iov.push(match part {
+                    Part::Lent { region, at, spare } => libc::iovec {
+                        iov_base: std::ptr::with_exposed_provenance_mut(region.address_of(*at)),
+                        iov_len: spare.len(),
+                    },
+                    part => entry(self.slice(part, 0)),
+                });
             }
         } else {
             iov.extend(self.unsent().map(entry));
@@ -214,6 +247,8 @@ impl TxBatch {
 
 #[cfg(test)]
 mod tests {
+    use hugepages::{Arena, Pool};
+
     use super::*;
 
     #[test]
@@ -239,5 +274,36 @@ mod tests {
         assert_eq!(batch.remaining(), 0);
         batch.clear();
         assert!(batch.is_empty() && batch.unsent().next().is_none());
+    }
+
+    #[test]
+    fn what_was_lent_and_not_sent_is_a_copy_afterwards() {
+        const LEN: usize = 5000;
+        let region = Region::new(1 << 16, hugepages::RegionOptions::default()).unwrap();
+        let pool = Pool::new(0);
+        for chunk in Arena::heap(4 << 20).grow(4 << 20).unwrap() {
+            pool.add(chunk);
+        }
+        let data: Vec<u8> = (0..2 * LEN).map(|at| (at / 7) as u8).collect();
+        let (first, second) = data.split_at(LEN);
+        let all = [b"one", first, b"two", second].concat();
+        for sent in [0, 2, 3, 4, 4000, 5003, 5004, 5006, 5007, 9000, 10_005, 10_006] {
+            region.write(100, first);
+            region.write(20_000, second);
+            let mut batch = TxBatch::new(4, 64);
+            for (head, at) in [(b"one", 100), (b"two", 20_000)] {
+                batch.push_head(|out| {
+                    out[..3].copy_from_slice(head);
+                    3
+                });
+                batch.push_lent(region.clone(), at, pool.alloc(LEN).unwrap());
+            }
+            assert!(batch.payload() >= 2 * LEN);
+            batch.advance(sent);
+            batch.keep_lent();
+            region.write(0, &[0xff; 1 << 16]);
+            let rest: Vec<u8> = batch.unsent().flatten().copied().collect();
+            assert!(rest == all[sent..], "after {sent} bytes");
+        }
     }
 }

@@ -165,6 +165,10 @@ impl AtOnce for Memory {
         }
     }
 
+    fn lend(&self, offset: u64) -> Option<(Region, usize)> {
+        Some((self.region.clone(), offset as usize))
+    }
+
     #[inline(always)]
     fn write(&self, io: &mut Io) {
         if io.op == IoOp::Write {
@@ -512,6 +516,40 @@ mod tests {
     #[test]
     fn plain_writes_are_seen_in_parts() {
         assert!(tears(&device(1 << 20, 0), false, 100_000).0);
+    }
+
+    #[test]
+    fn what_is_lent_is_counted_and_never_beyond_the_volume() {
+        let one = One::new(&device(1 << 20, 0));
+        let data = pattern(3, 8 * 512);
+        let io = one.io(IoOp::Write, 1024, data.len() as u64, &data, &[]);
+        assert_eq!(one.end(io).status, IoStatus::Success);
+        let reactor = one.handle.reactor();
+        let mut io = reactor.create_io().unwrap();
+        let mut lend = |op, offset, len| {
+            io.prepare(op, offset, len);
+            one.handle.lend(&mut io)
+        };
+        let (region, at) = lend(IoOp::Read, 1024, data.len() as u64).unwrap();
+        let mut found = vec![0; data.len()];
+        region.read(at, &mut found);
+        assert_eq!(found, data);
+        assert!(lend(IoOp::Read, 0, 1 << 20).is_some());
+        for (op, offset, len) in [
+            (IoOp::Read, 0, 0),
+            (IoOp::Read, 100, 512),
+            (IoOp::Read, 512, 100),
+            (IoOp::Read, (1 << 20) - 512, 1024),
+            (IoOp::Read, 1 << 20, 512),
+            (IoOp::Read, u64::MAX - 511, 512),
+            (IoOp::Read, 0, 2 << 20),
+            (IoOp::Write, 0, 512),
+        ] {
+            assert!(lend(op, offset, len).is_none(), "{op:?} of {len} at {offset}");
+        }
+        let reads = one.handle.stats().count(IoOp::Read);
+        assert_eq!((reads.ios, reads.bytes, reads.errors), (2, (1 << 20) + 8 * 512, 0));
+        reactor.retire_io(io);
     }
 
     #[test]

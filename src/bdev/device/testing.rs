@@ -308,15 +308,22 @@ pub(crate) fn tears(device: &Arc<dyn BlockDevice>, atomic: bool, rounds: u64) ->
                     break;
                 }
                 let mine = (index as u64 + 1) << 32 | round;
-                for op in [IoOp::Write, IoOp::Read, IoOp::Read] {
+                for (step, op) in [IoOp::Write, IoOp::Read, IoOp::Read].into_iter().enumerate() {
                     let mut io = reactor.create_io().unwrap();
                     io.prepare(op, 0, WHOLE as u64);
+                    // The last read is from where the data is, if the device lends it.
+                    let lent = if step == 2 { handle.lend(&mut io) } else { None };
                     io.atomic = atomic && op == IoOp::Write;
                     let mut data = buf.take().expect("given back");
                     let fill = if op == IoOp::Write { mine } else { 0 }.to_le_bytes();
                     data.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&fill));
-                    io.data.push_buf(data);
-                    let mut io = handle.execute(io).await;
+                    if let Some((region, at)) = lent {
+                        region.read(at, &mut data);
+                        io.data.push_buf(data);
+                    } else {
+                        io.data.push_buf(data);
+                        io = handle.execute(io).await;
+                    }
                     assert_eq!(io.status, IoStatus::Success);
                     let Some(Segment::Buf(data)) = io.data.pop() else { panic!("a buffer went in") };
                     reactor.retire_io(io);

@@ -24,7 +24,7 @@ use super::receive::Receiver;
 use crate::iscsi::{ConnId, Fatal, Framing, Header, PREFIX_MAX, SUFFIX_MAX, TextExchange};
 use crate::limits::{ISCSI_LOGIN_TIMEOUT_NS, ISCSI_NOP_TIMEOUT_NS};
 use crate::net::{Stream, StreamError, Tx};
-use crate::reactor::{Reactor, TaskId};
+use crate::reactor::{Deferred, Reactor, TaskId};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::tx::TxBatch;
 use crate::util::DataDigest;
@@ -171,6 +171,16 @@ async fn watch(reactor: Rc<Reactor>, id: u64) {
     }
 }
 
+impl Deferred for Conn {
+    fn name(&self) -> &'static str {
+        "iscsi data in place"
+    }
+
+    fn run(&self) {
+        self.tx.flush_lent(&self.stream);
+    }
+}
+
 impl Conn {
     /// The reactor it lives on.
     pub fn reactor(&self) -> &Rc<Reactor> {
@@ -237,6 +247,13 @@ impl Conn {
     /// Whether the initiator owes data of a long transfer.
     pub fn awaits_long_data(&self) -> bool {
         self.long.get() > 0
+    }
+
+    /// Sends data from where it is, which `fill` appends, at the latest at the end of this turn: [`Tx::lend`].
+    pub fn lend(self: &Rc<Self>, fill: impl FnOnce(&mut TxBatch)) {
+        if self.tx.lend(fill) {
+            self.reactor.at_end(self.clone());
+        }
     }
 
     /// Ends the connection: commands in flight run to their end and answer nobody.

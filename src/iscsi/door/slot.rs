@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::Poll;
 
-use hugepages::Buf;
+use hugepages::{Buf, Region};
 
 use super::conn::{Conn, ShortData, digest_of, push_header, push_suffix};
 use super::copy;
@@ -22,6 +22,9 @@ use crate::scsi::{self, Action, Admission, Cdb, DataOut, Media, QueueError, Requ
 /// How long a command that holds data waits for memory for the rest of it, in nanoseconds: who holds some must not wait for others who do
 /// the same. Its initiator is told to try again.
 const HOLD_NS: u64 = 200_000_000;
+
+/// Reads from which sending from where the data is beats a copy first.
+const LEND_MIN: usize = 32 << 10;
 
 /// Data of a command: what comes without being asked for, and what is asked for. They are apart, so that the one never waits for memory of
 /// the other.
@@ -205,6 +208,15 @@ pub enum DataIn {
     None,
     /// These bytes.
     Buf(Buf),
+    /// What is in this memory until the turn of the reactor ends, and a buffer for a copy of it.
+    Lent {
+        /// The memory.
+        region: Region,
+        /// Where the data begins.
+        at: usize,
+        /// As long as the data.
+        spare: Buf,
+    },
     /// Zeros.
     Zeroes(u32),
     /// These bytes, which are not in a buffer yet.
@@ -215,7 +227,7 @@ impl DataIn {
     fn len(&self) -> u64 {
         match self {
             DataIn::None => 0,
-            DataIn::Buf(buf) => buf.len() as u64,
+            DataIn::Buf(buf) | DataIn::Lent { spare: buf, .. } => buf.len() as u64,
             DataIn::Zeroes(len) => u64::from(*len),
             DataIn::Bytes(bytes) => bytes.len() as u64,
         }
@@ -415,6 +427,10 @@ impl Work<'_> {
         // From here on others may abort it.
         *self.slot.lun.borrow_mut() = Some(lun.clone());
         let ordered = self.command.attribute() == TaskAttribute::ORDERED;
+        if ordered {
+            // Reads before it have ended, and what they lent must not change any more.
+            self.live.conns().iter().for_each(|(_, conn)| conn.tx.flush_lent(conn.stream()));
+        }
         if !lun.enter(ordered) {
             let may_go = std::future::poll_fn(|_| {
                 if self.is_over() {
@@ -454,14 +470,17 @@ impl Work<'_> {
         self.slot.lun.take();
         lun.leave(self.live.reactor(), ordered);
         // Memory of a read that gives nothing; what is sent gives its own back.
-        if reads > 0 && !matches!(answer, Answer::Good(DataIn::Buf(_))) {
+        if reads > 0 && !matches!(answer, Answer::Good(DataIn::Buf(_) | DataIn::Lent { .. })) {
             io.data.clear();
             self.conn.tx.unreserve(self.live.reactor(), reads);
         }
         (io, answer)
     }
 
-    async fn carry_out(&self, lun: &Rc<LunView>, disk: &Disk, media: &Media, data_in: u64, io: Io) -> (Io, Answer) {
+    async fn carry_out(&self, lun: &Rc<LunView>, disk: &Disk, media: &Media, data_in: u64, mut io: Io) -> (Io, Answer) {
+        if let Some(lent) = self.lend(disk, media, &mut io) {
+            return (io, Answer::Good(lent));
+        }
         let flushes = matches!(media, Media::SynchronizeCache { .. } | Media::StartStop { .. });
         let heard = if flushes { self.live.heard_of_losses(lun) } else { Told::new(0) };
         let told = Cell::new(heard);
@@ -487,6 +506,25 @@ impl Work<'_> {
             Outcome::Aborted => Answer::None,
         };
         (io, answer)
+    }
+
+    /// The data of a long read of a device that lends it, to be sent from where it is. Nothing may be waited for until then.
+    fn lend(&self, disk: &Disk, media: &Media, io: &mut Io) -> Option<DataIn> {
+        let Some(Segment::Buf(spare)) = io.data.sole() else { return None };
+        let lends = matches!(media, Media::Read { .. })
+            && spare.len() >= LEND_MIN
+            // It would be read twice, and may differ.
+            && !self.conn.framing().data_digest
+            && self.conn.tx.can_lend(3, PREFIX_MAX + SUFFIX_MAX);
+        if !lends {
+            return None;
+        }
+        let Some(Segment::Buf(spare)) = io.data.pop() else { return None };
+        let Some((region, at)) = disk.lend(media, io) else {
+            io.data.push_buf(spare);
+            return None;
+        };
+        Some(DataIn::Lent { region, at, spare })
     }
 
     /// Bytes that the initiator has announced to send.
@@ -620,7 +658,7 @@ impl Work<'_> {
                 let expected = if self.command.reads() { self.command.expected_len.get() } else { 0 };
                 let total = u64::from(expected).min(data.len()) as u32;
                 if total == 0 || live.engine().is_aborted(task) {
-                    if let DataIn::Buf(buf) = data {
+                    if let DataIn::Buf(buf) | DataIn::Lent { spare: buf, .. } = data {
                         self.conn.tx.drop_reserved(live.reactor(), buf);
                     }
                     return self.respond(Status::GOOD, ShortData::NONE, 0).await;
@@ -633,6 +671,10 @@ impl Work<'_> {
                         buf.copy_from_slice(bytes);
                         DataIn::Buf(buf)
                     }
+                    DataIn::Lent { region, at, spare } => match self.send_lent(region, at, spare, total) {
+                        None => return,
+                        Some(copy) => DataIn::Buf(copy),
+                    },
                     data => data,
                 };
                 self.send_data(data, total).await;
@@ -649,6 +691,28 @@ impl Work<'_> {
         };
         // Without a connection there is nobody to answer.
         let _ = self.conn.send_short(respond).await;
+    }
+
+    /// Sends data from where it is, with the status, if one PDU takes it. Else a copy of it, to be sent as any other.
+    fn send_lent(&self, region: Region, at: usize, mut spare: Buf, total: u32) -> Option<Buf> {
+        let (conn, framing) = (self.conn, self.conn.framing());
+        let len = spare.len();
+        let one = total as usize == len
+            && self.live.engine().data_in_max(self.task) >= total
+            && conn.tx.can_lend(3, PREFIX_MAX + SUFFIX_MAX);
+        let next =
+            if one { self.live.engine().next_data_in(self.task, total, Some(self.residual.get())) } else { None };
+        let Some(pdu) = next else {
+            region.read(at, &mut spare);
+            return Some(spare);
+        };
+        debug_assert!(pdu.ended && pdu.len == total, "it was asked for before");
+        conn.lend(|batch| {
+            push_header(batch, &framing, &pdu.header);
+            batch.push_lent(region, at, spare);
+            push_suffix(batch, &framing, total, digest_of(&framing, []));
+        });
+        None
     }
 
     /// The data of a command that succeeded, in as many PDUs as it takes; the last one has the status.

@@ -176,6 +176,12 @@ impl Session {
         Some(DataInPdu { header: pdu.to_bytes(), offset, len, ended })
     }
 
+    /// The most bytes that the first Data-In of a command can have.
+    pub fn data_in_max(&self, task: TaskId) -> u32 {
+        let params = self.slot_ref(task).and_then(|slot| self.params(slot.conn));
+        params.map_or(0, |params| (params.initiator_max_data & !3).min(params.max_burst))
+    }
+
     /// The SCSI Response of a command, which ends the task: its status, the length of the sense data, the residual, and for a
     /// bidirectional command that of what it read. With sense data, send its length in two bytes and the data behind the header.
     /// `None`, and the task has ended too, when it was aborted. A task whose data is arriving ([`Session::is_arriving`]) may be

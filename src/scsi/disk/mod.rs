@@ -29,6 +29,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hugepages::Region;
+
 use self::job::{Failure, Job};
 use self::spares::Spares;
 use self::status::sense_of;
@@ -173,6 +175,18 @@ impl Disk {
                 self.end(context, io)
             }
             _ => self.execute_steps(media, context, io).await,
+        }
+    }
+
+    /// Where the blocks of a READ are in memory, if its device lends them: until the turn of the reactor ends. It has been carried out then.
+    /// `io` has no data.
+    pub fn lend(&self, media: &Media, io: &mut Io) -> Option<(Region, usize)> {
+        match *media {
+            Media::Read { lba, blocks, fua, .. } if !(fua && self.cached) => {
+                io.prepare(IoOp::Read, lba << self.shift, u64::from(blocks) << self.shift);
+                self.handle.lend(io)
+            }
+            _ => None,
         }
     }
 

@@ -60,6 +60,15 @@ impl Uring {
         (sent != -libc::EAGAIN).then_some(sent)
     }
 
+    /// Hands over as much of a batch as the socket takes at once, and nothing if that cannot be or fails.
+    pub fn send_now(&mut self, file: FileId, batch: &mut TxBatch) {
+        let Some(fd) = self.files.descriptor(file) else { return };
+        batch.describe();
+        let sent = socket::send(fd, batch);
+        self.stats.enters += 1;
+        batch.advance(sent.max(0) as usize);
+    }
+
     /// Tries each receive once.
     #[inline]
     pub(super) fn receive_directly(&mut self, out: &mut Vec<Completion>) {
