@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use hugepages::Region;
+use hugepages::{Buf, Region};
 
 use super::contract::{BlockDevice, Channel, Common, DeviceError};
 use super::extents;
@@ -19,7 +19,7 @@ use super::told::Told;
 use crate::limits::TRANSFER_MAX;
 use crate::reactor::Reactor;
 use crate::reactor::futures::IoFuture;
-use crate::reactor::io::{Frame, Io, IoOp, IoStatus};
+use crate::reactor::io::{Frame, Io, IoOp, IoStatus, Segment};
 
 /// How often a device that goes looks whether its last user has gone, in nanoseconds.
 const LINGER_NS: u64 = 1_000_000;
@@ -53,6 +53,17 @@ fn opened(reactor: &Reactor) -> Rc<Opened> {
         reactor.set_service(opened.clone());
         opened
     })
+}
+
+/// Data of a read that a device has lent: see [`Handle::lend`].
+#[derive(Debug)]
+pub struct Lent {
+    /// The memory.
+    pub region: Region,
+    /// Where the data begins.
+    pub at: usize,
+    /// The buffer of the read, as long as the data.
+    pub spare: Buf,
 }
 
 impl Handle {
@@ -246,22 +257,19 @@ impl Handle {
         }
     }
 
-    /// Where the data of a read is, if the device lends it: memory that others may change from the next turn of the reactor on.
-    /// The read, which has no data of its own, is done and counted then. `None`: submit it.
+    /// Where the data of a read is, if the device lends it: memory that others may change from the next turn of the reactor on. The read is
+    /// done and counted then, and its buffer comes along for a copy. `None`: submit it.
     #[inline]
-    pub fn lend(&self, io: &mut Io) -> Option<(Region, usize)> {
-        let (offset, len, size) = (io.offset, io.len, self.common.size());
-        let plain = io.op == IoOp::Read
-            && len.wrapping_sub(1) < self.plain_max[IoOp::Read as usize]
-            && (offset | len) & self.unaligned == 0
-            && offset <= size
-            && len <= size - offset
-            && !self.common.is_closing();
-        let lent = if plain { self.channel.lend(offset, len) } else { None }?;
+    pub fn lend(&self, io: &mut Io) -> Option<Lent> {
+        if io.op != IoOp::Read || !self.is_plain(io) || io.data.single_buf().is_none() {
+            return None;
+        }
+        let (region, at) = self.channel.lend(io.offset, io.len)?;
+        let Some(Segment::Buf(spare)) = io.data.pop() else { return None };
         io.start = self.reactor.clock().stamp();
         self.stats.taken();
         self.record(io);
-        Some(lent)
+        Some(Lent { region, at, spare })
     }
 
     #[inline]

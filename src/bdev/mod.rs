@@ -49,7 +49,7 @@ mod zoned;
 
 pub use contract::{BlockDevice, Channel, Common, DeviceError, DeviceLimits, OpSet, Traits, Unaddressed};
 pub use extents::{ExtentRecord, ExtentState, ExtentWriter, extents};
-pub use handle::Handle;
+pub use handle::{Handle, Lent};
 pub use hosts::{HostKey, HostTold, Hosts};
 pub use stats::{Latency, OpCount, Stats, empty_histogram, percentiles};
 pub use told::Told;

@@ -8,4 +8,4 @@ mod tx;
 
 pub use listener::{Listener, Listeners};
 pub use stream::{Stream, StreamError};
-pub use tx::{RESERVE_MAX, Tx, is_short};
+pub use tx::{LEND_MIN, RESERVE_MAX, Tx, is_short};

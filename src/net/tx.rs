@@ -16,6 +16,9 @@ pub(super) const PARTS: usize = 256;
 /// Header bytes of a batch.
 pub(super) const HEADS: usize = 16 * 1024;
 
+/// Bytes of data from which sending them from where they are ([`Tx::lend`]) beats a copy first.
+pub const LEND_MIN: usize = 32 << 10;
+
 /// Data buffers of one connection that may be in use at a time, in bytes: eight of the largest transfer.
 pub const RESERVE_MAX: usize = 8 << 20;
 

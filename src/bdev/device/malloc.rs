@@ -526,14 +526,15 @@ mod tests {
         assert_eq!(one.end(io).status, IoStatus::Success);
         let reactor = one.handle.reactor();
         let mut io = reactor.create_io().unwrap();
-        let mut lend = |op, offset, len| {
+        let mut lend = |op, offset, len: u64| {
+            io.data.clear();
+            io.data.push_buf(reactor.pool().alloc(len.max(1) as usize).unwrap());
             io.prepare(op, offset, len);
             one.handle.lend(&mut io)
         };
-        let (region, at) = lend(IoOp::Read, 1024, data.len() as u64).unwrap();
-        let mut found = vec![0; data.len()];
-        region.read(at, &mut found);
-        assert_eq!(found, data);
+        let mut lent = lend(IoOp::Read, 1024, data.len() as u64).unwrap();
+        lent.region.read(lent.at, &mut lent.spare);
+        assert_eq!(lent.spare[..], data);
         assert!(lend(IoOp::Read, 0, 1 << 20).is_some());
         for (op, offset, len) in [
             (IoOp::Read, 0, 0),
@@ -547,6 +548,7 @@ mod tests {
         ] {
             assert!(lend(op, offset, len).is_none(), "{op:?} of {len} at {offset}");
         }
+        io.data.clear();
         let reads = one.handle.stats().count(IoOp::Read);
         assert_eq!((reads.ios, reads.bytes, reads.errors), (2, (1 << 20) + 8 * 512, 0));
         reactor.retire_io(io);

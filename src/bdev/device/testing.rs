@@ -312,16 +312,16 @@ pub(crate) fn tears(device: &Arc<dyn BlockDevice>, atomic: bool, rounds: u64) ->
                     let mut io = reactor.create_io().unwrap();
                     io.prepare(op, 0, WHOLE as u64);
                     // The last read is from where the data is, if the device lends it.
-                    let lent = if step == 2 { handle.lend(&mut io) } else { None };
                     io.atomic = atomic && op == IoOp::Write;
                     let mut data = buf.take().expect("given back");
                     let fill = if op == IoOp::Write { mine } else { 0 }.to_le_bytes();
                     data.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&fill));
-                    if let Some((region, at)) = lent {
-                        region.read(at, &mut data);
-                        io.data.push_buf(data);
+                    io.data.push_buf(data);
+                    let lent = if step == 2 { handle.lend(&mut io) } else { None };
+                    if let Some(mut lent) = lent {
+                        lent.region.read(lent.at, &mut lent.spare);
+                        io.data.push_buf(lent.spare);
                     } else {
-                        io.data.push_buf(data);
                         io = handle.execute(io).await;
                     }
                     assert_eq!(io.status, IoStatus::Success);

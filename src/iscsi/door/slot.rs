@@ -4,15 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::Poll;
 
-use hugepages::{Buf, Region};
+use hugepages::Buf;
 
 use super::conn::{Conn, ShortData, digest_of, push_header, push_suffix};
 use super::copy;
 use super::home::{self, HOME, UnitKey};
 use super::live::{Live, LunView};
 use super::manage;
-use crate::bdev::Told;
+use crate::bdev::{Lent, Told};
 use crate::iscsi::{PREFIX_MAX, Ready, Residual, SUFFIX_MAX, ScsiCommand, TaskAttribute, TaskId, WriteProgress};
+use crate::net::LEND_MIN;
 use crate::reactor::io::{Io, Segment};
 use crate::reactor::{Reactor, TaskId as TaskHandle};
 use crate::scsi::disk::{Context, Disk, InDevice, Outcome};
@@ -22,9 +23,6 @@ use crate::scsi::{self, Action, Admission, Cdb, DataOut, Media, QueueError, Requ
 /// How long a command that holds data waits for memory for the rest of it, in nanoseconds: who holds some must not wait for others who do
 /// the same. Its initiator is told to try again.
 const HOLD_NS: u64 = 200_000_000;
-
-/// Reads from which sending from where the data is beats a copy first.
-const LEND_MIN: usize = 32 << 10;
 
 /// Data of a command: what comes without being asked for, and what is asked for. They are apart, so that the one never waits for memory of
 /// the other.
@@ -208,15 +206,8 @@ pub enum DataIn {
     None,
     /// These bytes.
     Buf(Buf),
-    /// What is in this memory until the turn of the reactor ends, and a buffer for a copy of it.
-    Lent {
-        /// The memory.
-        region: Region,
-        /// Where the data begins.
-        at: usize,
-        /// As long as the data.
-        spare: Buf,
-    },
+    /// What is in this memory until the turn of the reactor ends.
+    Lent(Lent),
     /// Zeros.
     Zeroes(u32),
     /// These bytes, which are not in a buffer yet.
@@ -227,7 +218,7 @@ impl DataIn {
     fn len(&self) -> u64 {
         match self {
             DataIn::None => 0,
-            DataIn::Buf(buf) | DataIn::Lent { spare: buf, .. } => buf.len() as u64,
+            DataIn::Buf(buf) | DataIn::Lent(Lent { spare: buf, .. }) => buf.len() as u64,
             DataIn::Zeroes(len) => u64::from(*len),
             DataIn::Bytes(bytes) => bytes.len() as u64,
         }
@@ -296,8 +287,12 @@ async fn execute(live: &Rc<Live>, conn: &Rc<Conn>, slot: &Rc<Slot>, task: TaskId
         work.abort_others(lun, mode.queue_error).await;
     }
     let answer = match answer {
-        _ if slot.tell_aborted.get() => Answer::Status(Status::TASK_ABORTED),
-        _ if slot.aborted.get() => Answer::None,
+        answer if slot.aborted.get() => {
+            if let Answer::Good(DataIn::Buf(buf) | DataIn::Lent(Lent { spare: buf, .. })) = answer {
+                conn.tx.drop_reserved(live.reactor(), buf);
+            }
+            if slot.tell_aborted.get() { Answer::Status(Status::TASK_ABORTED) } else { Answer::None }
+        }
         Answer::Good(data) => {
             if expected > 0 || data.len() > 0 {
                 work.residual.set(Residual::of(expected, data.len()));
@@ -470,7 +465,7 @@ impl Work<'_> {
         self.slot.lun.take();
         lun.leave(self.live.reactor(), ordered);
         // Memory of a read that gives nothing; what is sent gives its own back.
-        if reads > 0 && !matches!(answer, Answer::Good(DataIn::Buf(_) | DataIn::Lent { .. })) {
+        if reads > 0 && !matches!(answer, Answer::Good(DataIn::Buf(_) | DataIn::Lent(_))) {
             io.data.clear();
             self.conn.tx.unreserve(self.live.reactor(), reads);
         }
@@ -510,21 +505,11 @@ impl Work<'_> {
 
     /// The data of a long read of a device that lends it, to be sent from where it is. Nothing may be waited for until then.
     fn lend(&self, disk: &Disk, media: &Media, io: &mut Io) -> Option<DataIn> {
-        let Some(Segment::Buf(spare)) = io.data.sole() else { return None };
-        let lends = matches!(media, Media::Read { .. })
-            && spare.len() >= LEND_MIN
-            // It would be read twice, and may differ.
+        let lends = io.data.single_buf().is_some_and(|spare| spare.len() >= LEND_MIN)
+            // Of a digest it would be read twice, and may differ.
             && !self.conn.framing().data_digest
             && self.conn.tx.can_lend(3, PREFIX_MAX + SUFFIX_MAX);
-        if !lends {
-            return None;
-        }
-        let Some(Segment::Buf(spare)) = io.data.pop() else { return None };
-        let Some((region, at)) = disk.lend(media, io) else {
-            io.data.push_buf(spare);
-            return None;
-        };
-        Some(DataIn::Lent { region, at, spare })
+        if lends { disk.lend(media, io).map(DataIn::Lent) } else { None }
     }
 
     /// Bytes that the initiator has announced to send.
@@ -658,7 +643,7 @@ impl Work<'_> {
                 let expected = if self.command.reads() { self.command.expected_len.get() } else { 0 };
                 let total = u64::from(expected).min(data.len()) as u32;
                 if total == 0 || live.engine().is_aborted(task) {
-                    if let DataIn::Buf(buf) | DataIn::Lent { spare: buf, .. } = data {
+                    if let DataIn::Buf(buf) | DataIn::Lent(Lent { spare: buf, .. }) = data {
                         self.conn.tx.drop_reserved(live.reactor(), buf);
                     }
                     return self.respond(Status::GOOD, ShortData::NONE, 0).await;
@@ -671,7 +656,7 @@ impl Work<'_> {
                         buf.copy_from_slice(bytes);
                         DataIn::Buf(buf)
                     }
-                    DataIn::Lent { region, at, spare } => match self.send_lent(region, at, spare, total) {
+                    DataIn::Lent(lent) => match self.send_lent(lent, total) {
                         None => return,
                         Some(copy) => DataIn::Buf(copy),
                     },
@@ -694,7 +679,8 @@ impl Work<'_> {
     }
 
     /// Sends data from where it is, with the status, if one PDU takes it. Else a copy of it, to be sent as any other.
-    fn send_lent(&self, region: Region, at: usize, mut spare: Buf, total: u32) -> Option<Buf> {
+    fn send_lent(&self, lent: Lent, total: u32) -> Option<Buf> {
+        let Lent { region, at, mut spare } = lent;
         let (conn, framing) = (self.conn, self.conn.framing());
         let len = spare.len();
         let one = total as usize == len

@@ -29,12 +29,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hugepages::Region;
-
 use self::job::{Failure, Job};
 use self::spares::Spares;
 use self::status::sense_of;
-use crate::bdev::{BlockDevice, DeviceError, Handle, Told};
+use crate::bdev::{BlockDevice, DeviceError, Handle, Lent, Told};
 use crate::reactor::Reactor;
 use crate::reactor::io::{Io, IoOp, IoStatus};
 use crate::scsi::spec::{Asc, Sense, SenseKey};
@@ -179,8 +177,8 @@ impl Disk {
     }
 
     /// Where the blocks of a READ are in memory, if its device lends them: until the turn of the reactor ends. It has been carried out then.
-    /// `io` has no data.
-    pub fn lend(&self, media: &Media, io: &mut Io) -> Option<(Region, usize)> {
+    /// `io` brings the buffer to fill.
+    pub fn lend(&self, media: &Media, io: &mut Io) -> Option<Lent> {
         match *media {
             Media::Read { lba, blocks, fua, .. } if !(fua && self.cached) => {
                 io.prepare(IoOp::Read, lba << self.shift, u64::from(blocks) << self.shift);

@@ -32,7 +32,7 @@ use crate::nvme::tcp::{
     DataPdu, Decoder, FatalError, FatalErrorStatus, Framing, LONG_DATA, Limits, MAX_PREFIX_LEN, Role, WriteGrant,
     term_req,
 };
-use crate::reactor::{Reactor, TaskId};
+use crate::reactor::{Deferred, Reactor, TaskId};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::tx::TxBatch;
 
@@ -225,7 +225,24 @@ async fn watch(reactor: Rc<Reactor>, id: u64) {
     }
 }
 
+impl Deferred for Conn {
+    fn name(&self) -> &'static str {
+        "nvme/tcp data in place"
+    }
+
+    fn run(&self) {
+        self.tx.flush_lent(&self.stream);
+    }
+}
+
 impl Conn {
+    /// Sends data from where it is, which `fill` appends, at the latest at the end of this turn: [`Tx::lend`].
+    pub fn lend(self: &Rc<Self>, fill: impl FnOnce(&mut TxBatch)) {
+        if self.tx.lend(fill) {
+            self.reactor.at_end(self.clone());
+        }
+    }
+
     /// The reactor it lives on.
     pub fn reactor(&self) -> &Rc<Reactor> {
         &self.reactor

@@ -7,10 +7,13 @@ use hugepages::Buf;
 use super::conn::{Conn, Slot};
 use super::local::Namespace;
 use super::{fused, zoned};
+use crate::bdev::Lent;
+use crate::net::LEND_MIN;
 use crate::nvme::spec::{Cqe, Fuse, Sqe, Status, StatusCode};
 use crate::nvme::target::{DataPlace, Fault, IoOp as NvmeOp, IoRequest, decode_io, dsm_ranges};
 use crate::nvme::tcp::{DIGEST_LEN, DataDigest, MAX_PREFIX_LEN};
 use crate::reactor::io::{Io, IoOp, IoStatus, Segment};
+use crate::sys::tx::TxBatch;
 
 /// Why a command did not succeed.
 pub enum Failure {
@@ -111,6 +114,13 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
         }
     }
 
+    if prepared.is_ok()
+        && op == IoOp::Read
+        && let Some(number) = send_lent(conn, &ns, cid, &mut io)
+    {
+        conn.local.count(&conn.queue().expect("slots run after Connect").subsystem, request.op, len);
+        return (io, number);
+    }
     let outcome = match prepared {
         Err(failure) => Err(failure),
         Ok(()) if request.op == NvmeOp::Dsm => {
@@ -292,6 +302,18 @@ pub async fn send_data(conn: &Conn, cid: u16, buf: Buf) -> u64 {
     push_data(conn, cid, buf.len() as u32, digest, |batch| batch.push_buf(buf)).await
 }
 
+/// Sends the data of a long read of a device that lends it from where it is, with its response. `None`: it is to be read.
+fn send_lent(conn: &Rc<Conn>, ns: &Namespace, cid: u16, io: &mut Io) -> Option<u64> {
+    let lends = io.data.single_buf().is_some_and(|spare| spare.len() >= LEND_MIN)
+        // Of a digest it would be read twice, and may differ.
+        && !conn.framing().data_digest()
+        && conn.tx.can_lend(3, 2 * MAX_PREFIX_LEN);
+    let Lent { region, at, spare } = if lends { ns.handle.lend(io) } else { None }?;
+    let len = spare.len() as u32;
+    conn.lend(|batch| append_data(conn, cid, len, None, batch, |batch| batch.push_lent(region, at, spare)));
+    Some(conn.tx.handed() + 1)
+}
+
 async fn send_zeroes(conn: &Conn, cid: u16, len: u32) -> u64 {
     let digest = conn.framing().data_digest().then(|| {
         let mut digest = DataDigest::new();
@@ -312,28 +334,36 @@ async fn push_data(
     cid: u16,
     len: u32,
     digest: Option<DataDigest>,
-    push: impl FnOnce(&mut crate::sys::tx::TxBatch),
+    push: impl FnOnce(&mut TxBatch),
 ) -> u64 {
+    let append = |batch: &mut TxBatch| append_data(conn, cid, len, digest, batch, push);
+    conn.tx.push(conn.reactor(), 3, 2 * MAX_PREFIX_LEN + DIGEST_LEN, append).await.unwrap_or(0)
+}
+
+/// Appends data by `push`, and its response.
+#[inline]
+fn append_data(
+    conn: &Conn,
+    cid: u16,
+    len: u32,
+    digest: Option<DataDigest>,
+    batch: &mut TxBatch,
+    push: impl FnOnce(&mut TxBatch),
+) {
     let framing = *conn.framing();
     // SUCCESS in the data's header replaces the response, where SQHD need not be told (TCP §3.3.2.2).
     let success = conn.queue().is_some_and(|q| !q.flow_control);
-    let pushed = conn
-        .tx
-        .push(conn.reactor(), 3, 2 * MAX_PREFIX_LEN + DIGEST_LEN, |batch| {
-            batch.push_head(|out| framing.c2h_data(cid, 0, len, true, success, out));
-            push(batch);
-            if let Some(digest) = digest {
-                batch.push_head(|out| {
-                    out[..DIGEST_LEN].copy_from_slice(&digest.to_bytes());
-                    DIGEST_LEN
-                });
-            }
-            if !success {
-                let mut cqe = Cqe::new(cid, Status::SUCCESS);
-                conn.stamp(&mut cqe);
-                batch.push_head(|out| framing.capsule_resp(&cqe, out));
-            }
-        })
-        .await;
-    pushed.unwrap_or(0)
+    batch.push_head(|out| framing.c2h_data(cid, 0, len, true, success, out));
+    push(batch);
+    if let Some(digest) = digest {
+        batch.push_head(|out| {
+            out[..DIGEST_LEN].copy_from_slice(&digest.to_bytes());
+            DIGEST_LEN
+        });
+    }
+    if !success {
+        let mut cqe = Cqe::new(cid, Status::SUCCESS);
+        conn.stamp(&mut cqe);
+        batch.push_head(|out| framing.capsule_resp(&cqe, out));
+    }
 }
