@@ -78,14 +78,14 @@ luns = [{{ bdev = "disk0", read_only = {read_only} }}]
 
 
 class Served:
-    """The program on a configuration, until the end of the block."""
+    """The program on a configuration, until the end of the block; `wrapper` is ahead of its command."""
 
-    def __init__(self, binary, text, place):
+    def __init__(self, binary, text, place, wrapper=()):
         self.log = place / "reactor.log"
         (place / "poll.toml").write_text(text)
         with open(self.log, "wb") as log:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            self.process = subprocess.Popen([binary, "--config", place / "poll.toml"], **streams)
+            self.process = subprocess.Popen([*wrapper, binary, "--config", place / "poll.toml"], **streams)
 
     def __enter__(self):
         deadline = time.monotonic() + START_TIMEOUT_S

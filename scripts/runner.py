@@ -17,6 +17,7 @@ import threading
 import time
 
 import conformance
+import veth
 from machine import ROOT, TARGET, end_group, install
 
 LOGS = TARGET / "test-logs"
@@ -37,8 +38,8 @@ OTHER_GROUPS = {"tidy", "sim", "no_alloc", "decoders"}
 # program -> package that has it
 PROGRAMS = {"cc": "build-essential", "dpkg": "dpkg", "ldd": "libc-bin", "valgrind": "valgrind"}
 
-# Tests of the native group that the iscsi group runs: minutes of crowds and of data under every setting.
-ISCSI_LONG = ("iscsi::crowds", "iscsi::mangled", "iscsi::verify")
+# Tests of the native group that the iscsi group runs: minutes of crowds and of data under every setting, and time-outs that are waited for.
+ISCSI_LONG = ("iscsi::crowds", "iscsi::mangled", "iscsi::silent", "iscsi::verify")
 
 TEST_LINE = re.compile(r"^test (.+?) \.\.\. (ok|FAILED|ignored)\b(.*)$")
 GUEST_LINE = re.compile(r"^(ok|FAIL|skip) ([\w-]+)(?:: (.*))?$")
@@ -240,12 +241,13 @@ def native(report, prepared):
 
 
 def iscsi(report, prepared):
-    """The iSCSI door, driven by an initiator of our own and by libiscsi's conformance suite"""
+    """The iSCSI door: an initiator of our own, libiscsi's conformance suite, fio's checksums over a veth pair"""
     if not released(report, prepared, "iscsi"):
         return
     test = ["cargo", "test", "--release", "--no-fail-fast", "--test", "native", "--", "--test-threads=1", "iscsi::"]
     as_cargo_tests(report, Step("iscsi", test))
     conformance.run(TARGET / "release/reactor", LOGS, report)
+    veth.run(TARGET / "release/reactor", LOGS, report)
 
 
 def native_targets():

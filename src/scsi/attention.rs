@@ -94,6 +94,11 @@ impl Pending {
         self.0 &= !attention.mask();
     }
 
+    /// Whether it waits.
+    pub const fn has(self, attention: UnitAttention) -> bool {
+        self.0 & attention.mask() != 0
+    }
+
     /// The one to report next.
     pub fn first(self) -> Option<UnitAttention> {
         UnitAttention::ALL.into_iter().find(|attention| self.0 & attention.mask() != 0)

@@ -60,11 +60,13 @@ pub struct Reaction {
     pub store: Option<Store>,
     /// Whose commands to abort first, all but this very one.
     pub abort: Vec<NexusId>,
+    /// Unit attention conditions that wait since then: for [`LogicalUnit::undo`].
+    pub told: Vec<(NexusId, UnitAttention)>,
 }
 
 impl Reaction {
     const fn reply(reply: Reply) -> Self {
-        Self { reply, store: None, abort: Vec::new() }
+        Self { reply, store: None, abort: Vec::new(), told: Vec::new() }
     }
 }
 
@@ -516,13 +518,18 @@ impl LogicalUnit {
 
     /// Tells the nexuses what an action on the reservations did.
     fn react(&mut self, outcome: Outcome) -> Reaction {
-        for attached in self.attached.values_mut() {
+        let mut told = Vec::new();
+        for (id, attached) in &mut self.attached {
             for (_, notice) in outcome.notices.iter().filter(|(nexus, _)| *nexus == attached.nexus) {
-                attached.pending.raise(match notice {
+                let attention = match notice {
                     Notice::ReservationsPreempted => UnitAttention::ReservationsPreempted,
                     Notice::ReservationsReleased => UnitAttention::ReservationsReleased,
                     Notice::RegistrationsPreempted => UnitAttention::RegistrationsPreempted,
-                });
+                };
+                if !attached.pending.has(attention) {
+                    attached.pending.raise(attention);
+                    told.push((*id, attention));
+                }
             }
         }
         self.version += 1;
@@ -533,14 +540,19 @@ impl LogicalUnit {
             Persist::Store => Some(Store::Keep(self.reservations.snapshot())),
             Persist::Erase => Some(Store::Remove),
         };
-        Reaction { reply: Reply::Good(Vec::new()), store, abort }
+        Reaction { reply: Reply::Good(Vec::new()), store, abort, told }
     }
 
-    /// Puts reservations back as they were before a [`Reaction`] that could not be stored: the command fails with INTERNAL TARGET FAILURE.
-    /// Unit attention conditions that it raised stay. Its owner runs one PERSISTENT RESERVE OUT of a unit at a time, from
+    /// Puts reservations back as they were before a [`Reaction`] that could not be stored, and takes back what it has `told`: the command fails
+    /// with INTERNAL TARGET FAILURE and has no effect. Its owner runs one PERSISTENT RESERVE OUT of a unit at a time, from
     /// [`LogicalUnit::finish`] until the store is done.
-    pub fn set_reservations(&mut self, reservations: Reservations) {
+    pub fn undo(&mut self, reservations: Reservations, told: &[(NexusId, UnitAttention)]) {
         self.reservations = reservations;
+        for (id, attention) in told {
+            if let Some(attached) = self.attached.get_mut(id) {
+                attached.pending.clear(*attention);
+            }
+        }
         self.version += 1;
     }
 }

@@ -26,6 +26,7 @@ from iscsi_host import (
     discover_with,
     iscsiadm,
     login,
+    logout_all,
     prepare,
     refused_login,
     sessions,
@@ -36,8 +37,10 @@ from iscsi_world import (
     GROW,
     GUARD,
     MAIN,
+    MOVED,
     MUTUAL,
     PASSWORD,
+    PLACE,
     PREFIX,
     PRIVATE,
     SECRET,
@@ -50,6 +53,7 @@ from iscsi_world import (
     suite,
 )
 from jobs import fio
+from target import Config, Reactor, binary
 from udev import settle_udev
 
 FOR_ALL = [MAIN, SECRET, MUTUAL, FOURK, GROW, GUARD, SHARED, STRICT]
@@ -327,6 +331,67 @@ def pings_hold_an_idle_session():
     said = [line for line in kernel_lines()[since:] if "ping" in line.lower() or "detected conn error" in line]
     check(session.state() == "LOGGED_IN" and not said, f"the idle session was lost: {said}")
     block.write(0, pattern(4096))
+
+
+def elsewhere(port):
+    """What another server has: the target that has moved, at a port of its own."""
+    return Config(
+        memory_mib=48,
+        bdevs=[{"name": "moved", "driver": "malloc", "block_size": 512, "size": 24 * MIB}],
+        iscsi={"listen": [f"127.0.0.1:{port}"], "state": "state"},
+        targets=[{"iqn": MOVED, "luns": [{"bdev": "moved"}]}],
+    )
+
+
+@suite.variants(temporary=(False,), permanent=(True,))
+def login_is_sent_elsewhere_and_follows(permanent):
+    """The kernel's disk is that of the other server. When that is lost, iscsid asks the portal of its record again, however it was sent away:
+    the other server is somewhere else by then."""
+
+    def send_to(port):
+        redirect = {"address": f"127.0.0.1:{port}", "permanent": permanent}
+        moved = {"iqn": MOVED, "luns": [{"bdev": "spare"}], "redirect": redirect}
+        WORLD.config.targets = [target for target in WORLD.config.targets if target["iqn"] != MOVED] + [moved]
+        WORLD.reload()
+
+    place = PLACE / "elsewhere"
+    place.mkdir(exist_ok=True)
+    other = Reactor(binary(), place)
+    try:
+        other.start(elsewhere(3261))
+        send_to(3261)
+        wait_until("the target is told of", lambda: MOVED in discover())
+        logout_all()
+        session = login(MOVED)
+        where = [session.connection(name) for name in ("address", "port", "persistent_port")]
+        note(f"address, port and configured port: {where}")
+        check(where[:2] == ["127.0.0.1", "3261"], f"the session is at {where}")
+        block = session.block()
+        check(block.size() == 24 * MIB, f"a disk of {block.size()} bytes: not that of the other server")
+        look_at(session, block)
+        check(session.state() == "LOGGED_IN", f"the session is {session.state()}")
+        other.kill()
+        wait_until("the loss is seen", lambda: session.state() != "LOGGED_IN")
+        send_to(3262)
+        other.start(elsewhere(3262))
+        wait_until(
+            "the session is where it was sent then",
+            lambda: session.state() == "LOGGED_IN" and session.connection("port") == "3262",
+            timeout_s=60,
+        )
+        block.write(0, pattern(MIB, 77))
+        block.expect(0, pattern(MIB, 77), "by the new place")
+        fio(block, ENGINE="libaio", RW="randrw", SIZES="512-64k", SIZE="1m")
+        logout_all()
+    except BaseException:
+        other.show()
+        raise
+    finally:
+        if other.alive():
+            other.kill()
+        WORLD.config.targets = [target for target in WORLD.config.targets if target["iqn"] != MOVED]
+        WORLD.reload()
+    wait_until("the target is told of no more", lambda: MOVED not in discover())
 
 
 @suite.case

@@ -8,9 +8,9 @@ from iscsi_host import ALICE, LOG, SECOND, V4, V6, iscsiadm, logout_all, session
 from target import Config, Reactor, binary
 
 PREFIX = "iqn.2026-11.io.reactor:"
-MAIN, SECRET, MUTUAL, FOURK, GROW, PRIVATE, GUARD, SHARED, STRICT, LATE = (
+MAIN, SECRET, MUTUAL, FOURK, GROW, PRIVATE, GUARD, SHARED, STRICT, LATE, MOVED = (
     PREFIX + name
-    for name in ("main", "secret", "mutual", "fourk", "grow", "private", "guard", "shared", "strict", "late")
+    for name in ("main", "secret", "mutual", "fourk", "grow", "private", "guard", "shared", "strict", "late", "moved")
 )
 GUARDED = b"written before the target started".ljust(4096, b".")
 STOP_LIMIT_S = 2

@@ -22,8 +22,8 @@ use crate::reactor::mailbox::Message;
 use crate::scsi::reservation::Reservations;
 use crate::scsi::spec::{Asc, Sense, SenseKey, TransportId};
 use crate::scsi::{
-    Action, Cdb, Context, CopyList, CopyProgress, Gate, LogicalUnit, NexusId, Reply, Resources, Store, TargetPort,
-    Unit, UnitAttention, UnitCommand,
+    Action, Cdb, Context, CopyList, CopyProgress, Gate, LogicalUnit, NexusId, Reaction, Reply, Resources, Store,
+    TargetPort, Unit, UnitAttention, UnitCommand,
 };
 
 /// The reactor that is the home of every logical unit.
@@ -268,17 +268,18 @@ pub async fn finish(reactor: Rc<Reactor>, tsih: u16, key: UnitKey, command: Unit
         (unit.engine.finish(NexusId(tsih.into()), command, &list), before)
     });
     let Some((reaction, before)) = done else { return gone };
-    let mut reply = reaction.reply;
-    if let Some(store) = reaction.store
+    let Reaction { mut reply, store, mut abort, told } = reaction;
+    if let Some(store) = store
         && !home.keep(&reactor, key, store).await
         && let Some(before) = before
     {
-        home.with(key, |unit| unit.engine.set_reservations(before));
+        home.with(key, |unit| unit.engine.undo(before, &told));
+        abort.clear();
         reply = Reply::Check(Sense::new(SenseKey::HARDWARE_ERROR, Asc::INTERNAL_FAILURE));
     }
     home.publish(&reactor, key);
-    if !reaction.abort.is_empty() {
-        let whose = reaction.abort.iter().map(|nexus| nexus.0 as u16).collect();
+    if !abort.is_empty() {
+        let whose = abort.iter().map(|nexus| nexus.0 as u16).collect();
         home.abort(&reactor, key, whose, tsih).await;
     }
     if reserves {

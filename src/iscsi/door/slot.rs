@@ -12,7 +12,7 @@ use super::home::{self, HOME, UnitKey};
 use super::live::{Live, LunView};
 use super::manage;
 use crate::bdev::{Lent, Told};
-use crate::iscsi::{PREFIX_MAX, Ready, Residual, SUFFIX_MAX, ScsiCommand, TaskAttribute, TaskId, WriteProgress};
+use crate::iscsi::{Ahs, PREFIX_MAX, Ready, Residual, SUFFIX_MAX, ScsiCommand, TaskAttribute, TaskId, WriteProgress};
 use crate::net::LEND_MIN;
 use crate::reactor::io::{Io, Segment};
 use crate::reactor::{Reactor, TaskId as TaskHandle};
@@ -256,16 +256,19 @@ pub struct Work<'a> {
     pub command: ScsiCommand,
     /// How what moves differs from what was announced, as far as is known.
     residual: Cell<Residual>,
+    /// The same for what a command in both directions was to read.
+    unread: Residual,
     /// Bytes of memory for data that was asked for.
     reserved: Cell<usize>,
 }
 
 /// Carries out one command and answers it.
 async fn execute(live: &Rc<Live>, conn: &Rc<Conn>, slot: &Rc<Slot>, task: TaskId, spare: Option<Io>) -> Option<Io> {
-    let command = live.engine().command(task).map(|(command, _)| command)?;
+    let (command, both_ways) = live.engine().command(task).map(|(command, ahs)| (command, both_ways(&command, ahs)))?;
     let expected = if command.reads() { command.expected_len.get() } else { 0 };
     let residual = Cell::new(Residual::of(command.expected_len.get(), 0));
-    let work = Work { live, conn, slot, task, command, residual, reserved: Cell::new(0) };
+    let unread = Residual::of(both_ways.unwrap_or_default(), 0);
+    let work = Work { live, conn, slot, task, command, residual, unread, reserved: Cell::new(0) };
     let Some(io) = spare.or_else(|| live.reactor().create_io()) else {
         // All I/Os of the reactor are taken: the initiator is told to try again.
         work.answer(Answer::Status(Status::BUSY), false).await;
@@ -273,6 +276,8 @@ async fn execute(live: &Rc<Live>, conn: &Rc<Conn>, slot: &Rc<Slot>, task: TaskId
     };
     let lun = lun_decode(command.lun).and_then(|number| live.lun(number));
     let (mut io, answer) = match &lun {
+        // No command of a disk moves data both ways.
+        _ if both_ways.is_some() => (io, Sense::illegal(Asc::INVALID_INFORMATION_UNIT).into()),
         Some(lun) => work.of_unit(lun, io).await,
         None => (io, absent(&Cdb::new(&command.cdb), &live.lun_numbers()).into()),
     };
@@ -303,6 +308,16 @@ async fn execute(live: &Rc<Live>, conn: &Rc<Conn>, slot: &Rc<Slot>, task: TaskId
     };
     work.answer(answer, mode.is_some_and(|mode| mode.descriptor_sense)).await;
     Some(io)
+}
+
+/// The bytes that a command in both directions is to read, beside those that it sends; `None` for one that moves data in one direction at most.
+#[inline]
+fn both_ways(command: &ScsiCommand, ahs: &[u8]) -> Option<u32> {
+    if !(command.reads() && command.writes()) {
+        return None;
+    }
+    let len = Ahs::read(ahs).ok().and_then(|ahs| ahs.bidi_read_len).unwrap_or(0);
+    (command.expected_len.get() > 0 || len > 0).then_some(len)
 }
 
 impl Work<'_> {
@@ -671,7 +686,7 @@ impl Work<'_> {
     async fn respond(&self, status: Status, data: ShortData, sense_len: u16) {
         let respond = || {
             let header =
-                self.live.engine().respond(self.task, status.0, sense_len, self.residual.get(), Residual::None)?;
+                self.live.engine().respond(self.task, status.0, sense_len, self.residual.get(), self.unread)?;
             Some((header, data))
         };
         // Without a connection there is nobody to answer.

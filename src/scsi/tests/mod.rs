@@ -129,7 +129,7 @@ impl Rig {
                 assert_eq!(len as usize, list.len());
                 self.lu.finish(id, command, list)
             }
-            Action::Reply(reply) => Reaction { reply, store: None, abort: Vec::new() },
+            Action::Reply(reply) => Reaction { reply, store: None, abort: Vec::new(), told: Vec::new() },
             other => panic!("{cdb:x?} takes no list: {other:?}"),
         }
     }

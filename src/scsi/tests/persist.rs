@@ -311,7 +311,16 @@ fn random_lists_change_all_or_nothing() {
         let before = rig.lu.clone();
         let reaction = rig.lu.finish(id, UnitCommand::PersistOut { action, kind }, &list);
         match reaction.reply {
-            Reply::Good(_) => done += 1,
+            Reply::Good(_) => {
+                done += 1;
+                // As if it could not be stored.
+                let mut undone = rig.lu.clone();
+                undone.undo(before.reservations().clone(), &reaction.told);
+                assert_eq!(undone.reservations(), before.reservations());
+                for id in [A, B] {
+                    assert_eq!((undone.gate(id), undone.awaiting(id)), (before.gate(id), before.awaiting(id)));
+                }
+            }
             _ => assert_eq!((&rig.lu, reaction.store, reaction.abort.len()), (&before, None, 0)),
         }
     }

@@ -7,10 +7,13 @@ mod discover;
 mod hostile;
 mod initiator;
 mod life;
+mod lost;
 mod manage;
 mod mangled;
 mod negotiate;
+mod requests;
 mod reserve;
+mod silent;
 mod verify;
 
 use std::net::SocketAddr;

@@ -452,3 +452,60 @@ fn digests_are_what_the_target_is_told() {
         server.stop();
     }
 }
+
+#[test]
+fn a_logout_tells_the_times_that_were_agreed() {
+    let server = Place::new().serve(&config());
+    // The larger time to wait and the smaller one to retain (RFC 7143 §13.15, §13.16): ours are 2 and 0. Without a word the defaults hold.
+    let rows = [
+        (Some((0, 0)), (2, 0)),
+        (Some((2, 20)), (2, 0)),
+        (Some((5, 3600)), (5, 0)),
+        (Some((3600, 1)), (3600, 0)),
+        (None, (2, 20)),
+    ];
+    for (said, (wait, retain)) in rows {
+        let options = Options::new(IQN, 1).with(Offer { max_connections: Some(2), ..Offer::PLAIN });
+        let mut pairs = [options.names(), options.offer.pairs()].concat();
+        if let Some((wait, retain)) = said {
+            pairs.push(pair("DefaultTime2Wait", &format!("{wait}")));
+            pairs.push(pair("DefaultTime2Retain", &format!("{retain}")));
+        }
+        let mut login = Login::new(portal(&server), &options);
+        let (mut answer, mut found) = login.ask((OPERATIONAL, FULL, true), &pairs).unwrap();
+        while !answer.transit {
+            let more;
+            (answer, more) = login.ask((OPERATIONAL, FULL, true), &[]).unwrap();
+            found.extend(more);
+        }
+        let told = |key: &str| found.get(key).map(|value| value.parse::<u16>().unwrap());
+        let answered = said.map(|_| (wait, retain)).unzip();
+        assert_eq!((told("DefaultTime2Wait"), told("DefaultTime2Retain")), answered, "{said:?}");
+        let params = login.begin(&options, &found);
+        let mut session = Session::begin(login, params, &options);
+        session.settle(0);
+        session.join(portal(&server), 7).unwrap();
+        // Response, Time2Wait, Time2Retain (RFC 7143 §11.15): of a connection that has joined, and of the session.
+        let times = |pdu: &Pdu| (pdu.bhs[2], pdu.get16(40), pdu.get16(42));
+        let of_one = session.logout_response(0, 1, 7);
+        assert_eq!(times(&of_one), (0, wait, retain), "{said:?}: the second connection");
+        while session.turn(1, PATIENCE) {}
+        assert!(session.conns[1].over.is_some());
+        let of_all = session.logout_response(0, 0, 0);
+        assert_eq!(times(&of_all), (0, wait, retain), "{said:?}: the session");
+        while session.turn(0, PATIENCE) {}
+        assert!(session.conns[0].over.is_some());
+    }
+    // Out of the range nothing is agreed, and the defaults hold.
+    let options = Options::new(IQN, 1);
+    let beyond = [pair("DefaultTime2Wait", "3601"), pair("DefaultTime2Retain", "70000")];
+    let pairs = [options.names(), beyond.to_vec()].concat();
+    let mut login = Login::new(portal(&server), &options);
+    let (_, found) = login.ask((OPERATIONAL, FULL, true), &pairs).unwrap();
+    assert_eq!((&found["DefaultTime2Wait"][..], &found["DefaultTime2Retain"][..]), ("Reject", "Reject"));
+    let params = login.begin(&options, &found);
+    let mut session = Session::begin(login, params, &options);
+    let response = session.logout_response(0, 0, 0);
+    assert_eq!((response.bhs[2], response.get16(40), response.get16(42)), (0, 2, 20));
+    server.stop();
+}

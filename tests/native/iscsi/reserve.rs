@@ -1,16 +1,21 @@
 //! Persistent reservations: who is fenced, and what outlives the program.
 
+use std::time::Duration;
+
 use super::super::host::pattern;
 use super::super::server::{PATIENCE, Place};
-use super::initiator::Session;
 use super::initiator::cdb::{self, status};
+use super::initiator::{Offer, Options, Session};
 use super::{BLOCK, IQN, config, portal, session};
 
 /// Actions of PERSISTENT RESERVE OUT (SPC-4 §6.16.2) and IN (SPC-4 §6.15.1).
 const REGISTER: u8 = 0;
 const RESERVE: u8 = 1;
 const RELEASE: u8 = 2;
+const CLEAR: u8 = 3;
 const PREEMPT: u8 = 4;
+const PREEMPT_AND_ABORT: u8 = 5;
+const REGISTER_AND_IGNORE: u8 = 6;
 const READ_KEYS: u8 = 0;
 const READ_RESERVATION: u8 = 1;
 /// Types (SPC-4 §6.15.3.4).
@@ -96,7 +101,7 @@ fn durable() -> String {
 }
 
 fn alone(address: std::net::SocketAddr, number: u8) -> Session {
-    let mut session = Session::open(address, &super::initiator::Options::new(IQN, number));
+    let mut session = Session::open(address, &Options::new(IQN, number));
     session.settle(0);
     session
 }
@@ -137,6 +142,79 @@ fn registrations_that_are_to_last_outlive_a_kill() {
     let mut other = alone(portal(&server), 2);
     assert_eq!(keys(&mut other), [0_u64; 0]);
     assert_eq!(write(&mut other, 3), status::GOOD);
+    other.end();
+    server.stop();
+}
+
+/// The generation and the keys; the reservation.
+fn state(session: &mut Session) -> (Vec<u8>, Vec<u8>) {
+    let mut told =
+        [READ_KEYS, READ_RESERVATION].map(|action| session.command(0, &cdb::reserve_in(action), &[], 256).data);
+    (std::mem::take(&mut told[0]), std::mem::take(&mut told[1]))
+}
+
+/// What is to outlive a loss of power and cannot be written is refused, and leaves everything as it was, for everybody.
+#[test]
+fn what_cannot_be_kept_is_refused_and_changes_nothing() {
+    /// HARDWARE ERROR, INTERNAL TARGET FAILURE.
+    const FAILED: (u8, u16) = (4, 0x4400);
+    let place = Place::new();
+    let mut server = place.serve(&durable());
+    let mut one = alone(portal(&server), 1);
+    let by_r2t = Offer { immediate_data: Some(false), initial_r2t: Some(true), ..Offer::PLAIN };
+    let mut other = Session::open(portal(&server), &Options::new(IQN, 2).with(by_r2t));
+    other.settle(0);
+    for (session, key) in [(&mut one, 0xa1), (&mut other, 0xb2)] {
+        let list = cdb::reserve_parameters(0, key, true);
+        session.command(0, &cdb::reserve_out(REGISTER, 0), &list, 0).good();
+    }
+    assert_eq!(out(&mut one, (RESERVE, WRITE_EXCLUSIVE_REGISTRANTS), 0xa1, 0), status::GOOD);
+    let before = state(&mut one);
+    // There is no directory where it has to be, and none can be made.
+    std::fs::rename(place.path("kept"), place.path("away")).unwrap();
+    std::fs::write(place.path("kept"), b"in the way").unwrap();
+    let kind = WRITE_EXCLUSIVE_REGISTRANTS;
+    let asked = [
+        ("another key", (REGISTER, 0), 0xa1, 0xa2),
+        ("another key, whatever it was", (REGISTER_AND_IGNORE, 0), 0, 0xa2),
+        ("no key", (REGISTER, 0), 0xa1, 0),
+        ("a release", (RELEASE, kind), 0xa1, 0),
+        ("the end of all", (CLEAR, 0), 0xa1, 0),
+        ("the end of the other", (PREEMPT, kind), 0xa1, 0xb2),
+        ("the end of the other and its commands", (PREEMPT_AND_ABORT, kind), 0xa1, 0xb2),
+    ];
+    for (seed, (name, (action, kind), key, about)) in (10..).zip(asked) {
+        // In flight: its data is held back.
+        other.hold = Some(PATIENCE);
+        let tag = other.start(0, 0, &cdb::write16(0, 4, 0), &pattern(4 * BLOCK, seed), 0);
+        assert!(other.is_waiting(tag, Duration::from_millis(100)));
+        let list = cdb::reserve_parameters(key, about, true);
+        let answer = one.command(0, &cdb::reserve_out(action, kind), &list, 0);
+        assert_eq!((answer.status, answer.sense()), (status::CHECK_CONDITION, FAILED), "{name}");
+        assert_eq!(state(&mut one), before, "{name}");
+        other.hold = Some(Duration::from_millis(1));
+        let done = other.wait(tag);
+        assert_eq!(done.status, status::GOOD, "{name}: the command of the other");
+        assert_eq!((one.settle(0), other.settle(0)), (vec![], vec![]), "{name}: nobody is told of what did not happen");
+        assert_eq!(read(&mut one), (status::GOOD, pattern(4 * BLOCK, seed)), "{name}");
+        assert_eq!((write(&mut one, 1), write(&mut other, 2)), (status::GOOD, status::GOOD), "{name}");
+        let mut third = alone(portal(&server), 3);
+        assert_eq!(write(&mut third, 3), status::RESERVATION_CONFLICT, "{name}");
+        third.end();
+    }
+    // With the directory everything is as it was, for those who come after a kill too; then it can be done.
+    std::fs::remove_file(place.path("kept")).unwrap();
+    std::fs::rename(place.path("away"), place.path("kept")).unwrap();
+    server.program.signal("KILL");
+    server.program.end(PATIENCE);
+    server = place.serve(&durable());
+    (one, other) = (alone(portal(&server), 1), alone(portal(&server), 2));
+    assert_eq!(keys(&mut one), [0xa1, 0xb2]);
+    assert_eq!(out(&mut one, (PREEMPT_AND_ABORT, kind), 0xa1, 0xb2), status::GOOD);
+    assert_eq!(keys(&mut one), [0xa1]);
+    assert_eq!(other.settle(0), [0x2a05], "REGISTRATIONS PREEMPTED");
+    assert_eq!(write(&mut other, 4), status::RESERVATION_CONFLICT);
+    one.end();
     other.end();
     server.stop();
 }

@@ -36,6 +36,11 @@ pub fn inquiry(page: Option<u8>, allocation: u16) -> Cdb {
     short(&[0x12, u8::from(page.is_some()), page.unwrap_or(0), high, low])
 }
 
+/// RESERVE(6): the unit for the nexus alone, until RELEASE(6) or the loss of the nexus (SPC-2, RESERVE(6)).
+pub fn reserve6() -> Cdb {
+    short(&[0x16])
+}
+
 pub fn read6(lba: u32, blocks: u8) -> Cdb {
     let [_, high, middle, low] = lba.to_be_bytes();
     short(&[0x08, high, middle, low, blocks])

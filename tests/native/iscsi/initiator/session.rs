@@ -114,6 +114,8 @@ pub struct Session {
     pub most_r2ts: usize,
     /// How much of the data goes in the command, at most.
     pub immediate_most: usize,
+    /// Pings of the target that were answered.
+    pub pings: usize,
     options: Options,
 }
 
@@ -150,6 +152,7 @@ impl Session {
             hold: None,
             most_r2ts: 0,
             immediate_most: usize::MAX,
+            pings: 0,
             options: options.clone(),
         }
     }
@@ -200,6 +203,23 @@ impl Session {
 
     /// As [`Session::start`], with a task attribute (RFC 7143 §11.3.1): 1 simple, 2 ordered, 3 head of queue.
     pub fn start_with(&mut self, conn: usize, lun: u16, cdb: &Cdb, out: &[u8], expected: usize, attribute: u8) -> u32 {
+        self.launch((conn, op::COMMAND), lun, cdb, out, expected, attribute)
+    }
+
+    /// As [`Session::start`], for immediate delivery: it has no number of its own and does not wait for the window.
+    pub fn start_immediate(&mut self, conn: usize, lun: u16, cdb: &Cdb, out: &[u8], expected: usize) -> u32 {
+        self.launch((conn, op::COMMAND | op::IMMEDIATE), lun, cdb, out, expected, 1)
+    }
+
+    fn launch(
+        &mut self,
+        (conn, opcode): (usize, u8),
+        lun: u16,
+        cdb: &Cdb,
+        out: &[u8],
+        expected: usize,
+        attribute: u8,
+    ) -> u32 {
         let params = self.conns[conn].params.clone();
         let tag = self.next_tag();
         let len = out.len().max(expected);
@@ -210,7 +230,7 @@ impl Session {
         flags |= if expected > 0 { flag::READ } else { 0 };
         flags |= if out.is_empty() { 0 } else { flag::WRITE };
         flags |= if unasked == immediate { flag::FINAL } else { 0 };
-        let mut pdu = Pdu::new(op::COMMAND, flags).with_lun(lun).with(16, tag).with(20, len as u32);
+        let mut pdu = Pdu::new(opcode, flags).with_lun(lun).with(16, tag).with(20, len as u32);
         pdu.bhs[32..].copy_from_slice(cdb);
         pdu.data = out[..immediate].to_vec();
         let task = Task { conn, lun, out: out.to_vec(), expected, asked: unasked, ..Task::default() };
@@ -363,6 +383,7 @@ impl Session {
             op::RESPONSE => self.answered(conn, &pdu),
             op::NOP_IN if is_ping => {
                 if pdu.get(20) != NO_TAG {
+                    self.pings += 1;
                     let mut echo = Pdu::new(op::NOP_OUT | op::IMMEDIATE, flag::FINAL).with(16, NO_TAG);
                     echo.bhs[8..16].copy_from_slice(&pdu.bhs[8..16]);
                     self.send(conn, echo.with(20, pdu.get(20)));
@@ -507,9 +528,14 @@ impl Session {
 
     /// Logs out: reason 0 the session, 1 the connection `cid`. The response; the target closes after it.
     pub fn logout(&mut self, conn: usize, reason: u8, cid: u16) -> u8 {
+        self.logout_response(conn, reason, cid).bhs[2]
+    }
+
+    /// As [`Session::logout`], the whole response.
+    pub fn logout_response(&mut self, conn: usize, reason: u8, cid: u16) -> Pdu {
         let tag = self.next_tag();
         let pdu = Pdu::new(op::LOGOUT | op::IMMEDIATE, flag::FINAL | reason).with(16, tag).with16(20, cid);
-        self.request(conn, pdu).expect("a Logout Response").bhs[2]
+        self.request(conn, pdu).expect("a Logout Response")
     }
 
     /// Ends the session in order.

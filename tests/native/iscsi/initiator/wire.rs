@@ -88,6 +88,11 @@ impl Wire {
         let _ = self.socket().shutdown(Shutdown::Write);
     }
 
+    /// Tears the connection down: the peer gets a RST, as from a host that has lost its memory.
+    pub fn reset(&self) {
+        rustix::net::connect_unspec(self.socket()).unwrap();
+    }
+
     /// Whether [`Wire::next`] finds something at once.
     pub fn is_ready(&mut self) -> bool {
         self.socket().set_nonblocking(true).unwrap();
