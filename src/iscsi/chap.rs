@@ -191,6 +191,11 @@ impl Chap {
         self.expect == Expect::Nothing
     }
 
+    /// Whether the challenge is out and not answered.
+    pub(super) fn awaits_response(&self) -> bool {
+        matches!(self.expect, Expect::Response(_))
+    }
+
     /// Takes the CHAP keys of one request and writes the answer to `out`. No key: nothing happens.
     ///
     /// # Errors

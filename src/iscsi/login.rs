@@ -127,6 +127,11 @@ impl From<BadNegotiation> for LoginStatus {
 }
 
 impl Login {
+    /// Whether the next request may prove who the initiator is: a challenge is out.
+    pub fn awaits_proof(&self) -> bool {
+        self.chap.awaits_response()
+    }
+
     /// The login of a connection that came by `listener`. `entropy` must never have been used before.
     pub fn new(listener: u16, entropy: &[u8; CHAP_ENTROPY]) -> Login {
         Login {

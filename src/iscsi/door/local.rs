@@ -9,6 +9,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use super::conn::Conn;
+use super::guesses::Guesses;
 use super::home::{UnitKey, UnitSpec};
 use super::live::Live;
 use crate::bdev::DeviceError;
@@ -40,6 +41,8 @@ pub struct Local {
     draining: Cell<bool>,
     /// Connections that cannot be read because there is no memory for what they bring.
     without_memory: Cell<i32>,
+    /// Who has tried wrong secrets.
+    pub guesses: Guesses,
 }
 
 impl Local {
@@ -57,6 +60,7 @@ impl Local {
             next_id: Cell::new(u64::from(reactor.id()) << 48 | 1),
             draining: Cell::new(false),
             without_memory: Cell::new(0),
+            guesses: Guesses::default(),
         });
         reactor.set_service(local);
         let here = reactor.clone();

@@ -8,6 +8,7 @@
 
 mod conn;
 mod copy;
+mod guesses;
 mod home;
 mod live;
 mod local;

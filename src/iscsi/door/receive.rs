@@ -244,6 +244,14 @@ impl Receiver {
                 return Err(End::Stream);
             }
         }
+        let guesses = self.login.awaits_proof();
+        if guesses {
+            let (from, now) = (conn.peer().ip(), conn.reactor().clock().now());
+            let turn = conn.local.guesses.turn(from, now);
+            if turn > now {
+                conn.reactor().sleep(turn - now).await;
+            }
+        }
         let step = match conn.local.is_draining() {
             true => self.login.turn_away(request, LoginStatus::SERVICE_UNAVAILABLE),
             false => self.login.request(&conn.local.book(), request, &self.text),
@@ -251,7 +259,12 @@ impl Receiver {
         match step {
             Step::Reply(reply) => send_login(conn, &reply).await,
             Step::Admit(claim) => self.admit(conn, claim).await,
-            Step::Refuse { reply, delay_ns, status } => refuse(conn, &reply, delay_ns, status).await,
+            Step::Refuse { reply, delay_ns, status } => {
+                if guesses && status == LoginStatus::AUTHENTICATION_FAILURE {
+                    conn.local.guesses.wrong(conn.peer().ip(), conn.reactor().clock().now());
+                }
+                refuse(conn, &reply, delay_ns, status).await
+            }
         }
     }
 
