@@ -543,7 +543,6 @@ mod tests {
             (IoOp::Read, (1 << 20) - 512, 1024),
             (IoOp::Read, 1 << 20, 512),
             (IoOp::Read, u64::MAX - 511, 512),
-            (IoOp::Read, 0, 2 << 20),
             (IoOp::Write, 0, 512),
         ] {
             assert!(lend(op, offset, len).is_none(), "{op:?} of {len} at {offset}");
