@@ -16,7 +16,7 @@ use super::target::{NQN, Target};
 fn world(seed: u64) -> (Rc<RefCell<Simulation>>, Target, Machine) {
     let sim = Rc::new(RefCell::new(Simulation::new(seed)));
     sim.borrow().world().set_rates(Rates::default());
-    let volume = Volume { kind: Kind::Malloc, block: 512, size: 64 << 10, home: 0, rules: None };
+    let volume = Volume { kind: Kind::Malloc, block: 512, size: 64 << 10, home: 0, rules: None, stubborn: false };
     let plan = Plan { reactors: 1, volumes: vec![volume], hosts: Vec::new(), rounds: Vec::new(), ..Plan::of(seed) };
     let target = Target::start(&sim, &Rc::new(plan));
     let host = sim.borrow_mut().machine(1);

@@ -8,7 +8,7 @@ use reactor::reactor::sim::Rates;
 
 use super::drive::DrivePlan;
 use super::iscsi::ScsiPlan;
-use super::iscsi::login::Ask;
+use super::iscsi::login::{Ask, PATIENCE_NS};
 use super::model::Crash;
 
 /// One millisecond of simulated time.
@@ -52,6 +52,8 @@ pub struct Volume {
     pub home: u16,
     /// An inject layer on top, with these rules.
     pub rules: Option<Vec<Rule>>,
+    /// What is submitted to it cannot be taken back, whatever a layer below would do.
+    pub stubborn: bool,
 }
 
 impl Volume {
@@ -233,6 +235,7 @@ impl Plan {
                 connections: host.queues,
                 security: chance.below(3) == 0,
                 offer,
+                patience_ns: PATIENCE_NS,
             }
         });
         self.scsi = Some(ScsiPlan { offer, asks: asks.collect() });
@@ -336,6 +339,7 @@ fn volume(chance: &Entropy, reactors: u16) -> Volume {
         size: [128 << 10, 512 << 10, 2 << 20][chance.below(3) as usize],
         home: chance.below(u64::from(reactors)) as u16,
         rules: (chance.below(2) == 0).then(|| (0..chance.below(5)).map(|_| rule(chance)).collect()),
+        stubborn: false,
     }
 }
 

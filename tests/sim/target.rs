@@ -5,14 +5,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use reactor::bdev::BlockDevice;
 use reactor::bdev::device::{file, malloc};
 use reactor::bdev::layer::inject::{self, Control};
+use reactor::bdev::{BlockDevice, Channel, Common, DeviceError};
 use reactor::iscsi::door as iscsi;
 use reactor::nvme::target::tcp::{self as nvme, Export, HOME};
 use reactor::reactor::Reactor;
+use reactor::reactor::io::Io;
 use reactor::reactor::mailbox::{Reach, Remote};
 use reactor::reactor::sim::{DiskId, DiskOptions, Machine, Simulation};
 
@@ -55,6 +57,27 @@ impl Reach for Inside {
         f: impl FnOnce(&Rc<Reactor>) -> R + Send + 'static,
     ) -> Option<R> {
         self.ask(remote, f)
+    }
+}
+
+/// A device as it is, but for aborts: as most devices, it takes nothing back.
+struct Stubborn(Arc<dyn BlockDevice>);
+
+struct StubbornChannel(Box<dyn Channel>);
+
+impl BlockDevice for Stubborn {
+    fn common(&self) -> &Common {
+        self.0.common()
+    }
+
+    fn open(&self, reactor: &Rc<Reactor>) -> Result<Box<dyn Channel>, DeviceError> {
+        Ok(Box::new(StubbornChannel(self.0.open(reactor)?)))
+    }
+}
+
+impl Channel for StubbornChannel {
+    fn submit(&self, io: Io) -> Poll<Io> {
+        self.0.submit(io)
     }
 }
 
@@ -252,7 +275,7 @@ impl Target {
         let name = format!("inject{index}");
         let layer = inject::Inject::new(inject::Options { name, uuid, base, rules }).unwrap();
         self.controls.push(layer.control());
-        Arc::new(layer)
+        if volume.stubborn { Arc::new(Stubborn(Arc::new(layer))) } else { Arc::new(layer) }
     }
 
     fn holdings(&self) -> Vec<Holdings> {
@@ -311,6 +334,13 @@ impl Target {
         let (Some(door), Some((export, there))) = (&mut self.door, &mut self.last) else { return };
         *there = !*there;
         door.change(export, *there);
+    }
+
+    /// Lets only these initiators in from now on: the sessions of others end.
+    pub fn allow(&mut self, initiators: &[&str]) {
+        let Some(Door::Iscsi(door, target)) = &mut self.door else { panic!("it is for hosts that come by iSCSI") };
+        target.initiators = Some(initiators.iter().map(|name| (*name).to_owned()).collect());
+        door.set_target((**target).clone()).unwrap();
     }
 
     /// Shuts down as the server does: answers what it has, then ends connections.

@@ -4,41 +4,14 @@ use std::time::Duration;
 
 use super::super::host::pattern;
 use super::super::server::{Place, Server, until};
+use super::held::{ASKED, SHORT, control, holding, pending, zeros};
 use super::initiator::cdb::{self, status};
 use super::initiator::session::{function, managed};
 use super::initiator::{Offer, Options, PATIENCE, Session};
 use super::{BLOCK, IQN, config, portal, session, session_with};
 
-/// Long enough for an answer that must not come.
-const SHORT: Duration = Duration::from_millis(300);
-/// Bytes of a write that has to be asked for.
-const ASKED: usize = 8 * BLOCK;
-
-/// All data by R2T.
-const BY_R2T: Offer = Offer { immediate_data: Some(false), initial_r2t: Some(true), ..Offer::PLAIN };
-
 fn serve() -> Server {
     Place::new().serve(&config())
-}
-
-/// A session that lets R2Ts wait: its writes stay in flight.
-fn holding(server: &Server, number: u8) -> Session {
-    let mut session = session_with(portal(server), number, BY_R2T);
-    session.hold = Some(PATIENCE);
-    session
-}
-
-/// A write in flight whose R2T has come. Its tag and its CmdSN.
-fn pending(session: &mut Session, lun: u16, lba: u64) -> (u32, u32) {
-    let cmd_sn = session.cmd_sn;
-    let tag = session.start(0, lun, &cdb::write16(lba, 8, 0), &pattern(ASKED, 1), 0);
-    assert!(session.is_waiting(tag, SHORT));
-    (tag, cmd_sn)
-}
-
-fn zeros(session: &mut Session, lun: u16, lba: u64) {
-    let found = session.command(lun, &cdb::read16(lba, 8), &[], ASKED).good();
-    assert!(found.iter().all(|byte| *byte == 0), "an aborted write has been carried out");
 }
 
 #[test]
@@ -126,17 +99,7 @@ fn a_task_set_is_aborted_for_its_session_alone() {
 
 /// Sets TAS in the control mode page (SPC-4 §7.5.8).
 fn set_tas(session: &mut Session, on: bool) {
-    let hold = session.hold.take();
-    let mut list = session.command(0, &cdb::mode_sense10(0x0a, 20), &[], 20).good();
-    // The mode data length is reserved in MODE SELECT.
-    list[..2].fill(0);
-    let page = &mut list[8..];
-    page[0] &= 0x3f;
-    page[5] = page[5] & !0x40 | if on { 0x40 } else { 0 };
-    session.command(0, &cdb::mode_select10(20), &list, 0).good();
-    let now = session.command(0, &cdb::mode_sense10(0x0a, 20), &[], 20).good();
-    assert_eq!(now[13] & 0x40 != 0, on, "TAS is {on}");
-    session.hold = hold;
+    control(session, 0, |page| page[5] = page[5] & !0x40 | if on { 0x40 } else { 0 });
 }
 
 #[test]

@@ -29,6 +29,7 @@ const OFFER: Offer = Offer {
     first_burst: Some(8192),
     max_r2t: Some(2),
     max_connections: Some(2),
+    protocol_level: Some(2),
 };
 
 /// Data there and back, a ping and the end: the session is one.

@@ -225,6 +225,7 @@ fn offer(number: usize) -> Offer {
         max_recv: Some(random.one_of(&[512, 1001, 4096, 65_535, 262_144, 1 << 20])),
         max_r2t: Some(random.one_of(&[1, 1, 2, 5, 64])),
         max_connections: Some(4),
+        protocol_level: None,
     }
 }
 

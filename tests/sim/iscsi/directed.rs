@@ -17,17 +17,17 @@ use super::initiator::{Answer, End, Ended, Session, function, outcome};
 use super::login::Ask;
 use super::sense::{Meaning, meaning};
 
-const BLOCK: usize = 512;
+pub const BLOCK: usize = 512;
 
 /// A target with a volume, and machines for two hosts.
-struct Scene {
-    sim: Rc<RefCell<Simulation>>,
-    target: Target,
+pub struct Scene {
+    pub sim: Rc<RefCell<Simulation>>,
+    pub target: Target,
     hosts: [Machine; 2],
 }
 
 impl Scene {
-    fn new(seed: u64, reactors: u16, volume: Volume) -> Scene {
+    pub fn new(seed: u64, reactors: u16, volume: Volume) -> Scene {
         let sim = Rc::new(RefCell::new(Simulation::new(seed)));
         sim.borrow().world().set_rates(Rates::default());
         let scsi = Some(ScsiPlan { offer: Offer::default(), asks: Vec::new() });
@@ -38,29 +38,29 @@ impl Scene {
         Scene { sim, target, hosts }
     }
 
-    fn reactor(&self, host: usize) -> Rc<Reactor> {
+    pub fn reactor(&self, host: usize) -> Rc<Reactor> {
         self.sim.borrow().reactor(self.hosts[host], 0)
     }
 
-    fn run<R: 'static>(&self, host: usize, body: impl Future<Output = R> + 'static) -> R {
+    pub fn run<R: 'static>(&self, host: usize, body: impl Future<Output = R> + 'static) -> R {
         let reactor = self.reactor(host);
         self.sim.borrow_mut().run_until(&reactor, body).unwrap()
     }
 
     /// Everything has come home.
-    fn end(self) {
+    pub fn end(self) {
         self.target.quiet();
         drop(self.target);
         assert_eq!(Rc::into_inner(self.sim).unwrap().into_inner().finish(), 0, "buffers leaked");
     }
 }
 
-fn volume(kind: Kind, rules: Option<Vec<Rule>>) -> Volume {
-    Volume { kind, block: BLOCK as u32, size: 64 << 10, home: 0, rules }
+pub fn volume(kind: Kind, rules: Option<Vec<Rule>>) -> Volume {
+    Volume { kind, block: BLOCK as u32, size: 64 << 10, home: 0, rules, stubborn: false }
 }
 
 /// Carries out a command, again after unit attention conditions.
-async fn ask(session: &Rc<Session>, reactor: &Reactor, cdb: Cdb, out: &[u8], in_len: usize) -> Answer {
+pub async fn ask(session: &Rc<Session>, reactor: &Reactor, cdb: Cdb, out: &[u8], in_len: usize) -> Answer {
     loop {
         let answer = execute(session, reactor, 0, cdb, out.to_vec(), in_len).await.unwrap();
         if meaning(&answer) != Meaning::Attention {
@@ -69,7 +69,7 @@ async fn ask(session: &Rc<Session>, reactor: &Reactor, cdb: Cdb, out: &[u8], in_
     }
 }
 
-async fn good(session: &Rc<Session>, reactor: &Reactor, cdb: Cdb, out: &[u8], in_len: usize) -> Vec<u8> {
+pub async fn good(session: &Rc<Session>, reactor: &Reactor, cdb: Cdb, out: &[u8], in_len: usize) -> Vec<u8> {
     let answer = ask(session, reactor, cdb, out, in_len).await;
     assert_eq!(answer.status, status::GOOD, "{cdb:x?}: {answer:x?}");
     answer.data

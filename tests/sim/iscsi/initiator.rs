@@ -600,6 +600,14 @@ impl Session {
         self.wait(itt, u64::MAX).await.map(drop)
     }
 
+    /// Another connection is to take the place of this one: its end is none of the session's, and its tasks are not answered.
+    pub fn give_up(&self, index: usize) {
+        let conn = self.conns.borrow()[index].clone();
+        conn.retired.set(true);
+        conn.logged_out.set(true);
+        self.tasks.borrow_mut().retain(|_, task| task.conn != index);
+    }
+
     /// No more requests by a connection. Whether nothing of it is under way.
     pub fn retire(&self, index: usize) -> bool {
         let conn = self.conns.borrow()[index].clone();

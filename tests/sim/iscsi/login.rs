@@ -21,8 +21,8 @@ const DEFAULT_SEGMENT: u32 = 8192;
 const SECURITY: u8 = 0;
 const OPERATIONAL: u8 = 1;
 const FULL_FEATURE: u8 = 3;
-/// How long an answer may take, in nanoseconds.
-const PATIENCE_NS: u64 = 20_000_000_000;
+/// How long a login may take, in nanoseconds.
+pub const PATIENCE_NS: u64 = 20_000_000_000;
 
 /// What an initiator asks for.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,8 @@ pub struct Ask {
     pub security: bool,
     /// What the target brings.
     pub offer: Offer,
+    /// How long the login may take, in nanoseconds: it is given up then.
+    pub patience_ns: u64,
 }
 
 /// What holds between the two.
@@ -92,6 +94,7 @@ impl Ask {
             connections: 1,
             security: false,
             offer,
+            patience_ns: PATIENCE_NS,
         }
     }
 
@@ -196,7 +199,7 @@ pub async fn log_in(
         here.wake(waiter);
     });
     let talked = {
-        let mut time_up = pin!(reactor.sleep(PATIENCE_NS));
+        let mut time_up = pin!(reactor.sleep(ask.patience_ns));
         let mut talk = pin!(talk(reactor, &stream, &tx, place, ask, which, cmd_sn));
         poll_fn(|cx| match talk.as_mut().poll(cx) {
             Poll::Pending => time_up.as_mut().poll(cx).map(|()| Err(End::Timeout("login"))),

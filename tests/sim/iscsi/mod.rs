@@ -7,6 +7,7 @@ mod directed;
 pub mod host;
 pub mod initiator;
 pub mod login;
+mod overlap;
 #[expect(dead_code, reason = "other tests use all of it")]
 #[path = "../../native/iscsi/initiator/pdu.rs"]
 pub mod pdu;

@@ -152,3 +152,45 @@ pub fn reserve_parameters(key: u64, about: u64, aptpl: bool) -> Vec<u8> {
     list.extend_from_slice(&[0, 0, 0, 0, u8::from(aptpl), 0, 0, 0]);
     list
 }
+
+pub fn reserve6() -> Cdb {
+    short(&[0x16])
+}
+
+pub fn release6() -> Cdb {
+    short(&[0x17])
+}
+
+/// START STOP UNIT.
+pub fn start_stop(start: bool) -> Cdb {
+    short(&[0x1b, 0, 0, 0, u8::from(start)])
+}
+
+/// EXTENDED COPY(LID1).
+pub fn extended_copy(parameters: u32) -> Cdb {
+    let mut cdb = short(&[0x83]);
+    cdb[10..14].copy_from_slice(&parameters.to_be_bytes());
+    cdb
+}
+
+/// Its parameters (SPC-4 §6.4): so many blocks of 512 bytes from the start of one logical unit to the start of another, told by their NAA
+/// designators. Nobody can ask for its status.
+pub fn copy_parameters(source: &[u8], destination: &[u8], blocks: u16) -> Vec<u8> {
+    const WITHOUT_LIST_ID: u8 = 0x18;
+    const BLOCK_TO_BLOCK: u8 = 0x02;
+    let mut list = vec![0, WITHOUT_LIST_ID, 0, 64, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0];
+    for designator in [source, destination] {
+        let mut descriptor = [0; 32];
+        // An identification descriptor: binary, of the logical unit, NAA.
+        (descriptor[0], descriptor[4], descriptor[5]) = (0xe4, 1, 3);
+        descriptor[7] = designator.len() as u8;
+        descriptor[8..8 + designator.len()].copy_from_slice(designator);
+        descriptor[29..].copy_from_slice(&[0, 2, 0]);
+        list.extend_from_slice(&descriptor);
+    }
+    let mut segment = [0; 28];
+    (segment[0], segment[3], segment[7]) = (BLOCK_TO_BLOCK, 24, 1);
+    segment[10..12].copy_from_slice(&blocks.to_be_bytes());
+    list.extend_from_slice(&segment);
+    list
+}

@@ -42,6 +42,8 @@ pub struct Offer {
     pub first_burst: Option<u32>,
     pub max_r2t: Option<u32>,
     pub max_connections: Option<u32>,
+    /// 2: the functions of RFC 7144.
+    pub protocol_level: Option<u32>,
 }
 
 impl Offer {
@@ -56,6 +58,7 @@ impl Offer {
         first_burst: None,
         max_r2t: None,
         max_connections: None,
+        protocol_level: None,
     };
 
     /// As key and value.
@@ -72,6 +75,7 @@ impl Offer {
             ("FirstBurstLength", self.first_burst.map(number)),
             ("MaxOutstandingR2T", self.max_r2t.map(number)),
             ("MaxConnections", self.max_connections.map(number)),
+            ("iSCSIProtocolLevel", self.protocol_level.map(number)),
         ];
         pairs.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
     }
@@ -91,6 +95,7 @@ pub struct Params {
     pub first_burst: usize,
     pub max_r2t: usize,
     pub max_connections: u32,
+    pub protocol_level: u32,
 }
 
 impl Params {
@@ -140,6 +145,7 @@ impl Params {
             first_burst: least(offer.first_burst, "FirstBurstLength", 65_536) as usize,
             max_r2t: least(offer.max_r2t, "MaxOutstandingR2T", 1) as usize,
             max_connections: least(offer.max_connections, "MaxConnections", 1),
+            protocol_level: least(offer.protocol_level, "iSCSIProtocolLevel", 1),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::login::{Login, Offer, Options, Params, Refusal, all_pairs, text};
 use super::pdu::{NO_TAG, Pdu, flag, op};
 use super::wire::{Got, PATIENCE, Wire};
 
-/// Functions of task management (RFC 7143 §11.5.1).
+/// Functions of task management (RFC 7143 §11.5.1, RFC 7144 §6.3).
 pub mod function {
     pub const ABORT_TASK: u8 = 1;
     pub const ABORT_TASK_SET: u8 = 2;
@@ -19,18 +19,27 @@ pub mod function {
     pub const LUN_RESET: u8 = 5;
     pub const WARM_RESET: u8 = 6;
     pub const COLD_RESET: u8 = 7;
+    pub const QUERY_TASK: u8 = 9;
+    pub const QUERY_TASK_SET: u8 = 10;
+    pub const NEXUS_RESET: u8 = 11;
+    pub const QUERY_EVENT: u8 = 12;
 }
 
-/// Their answers (RFC 7143 §11.6.1).
+/// Their answers (RFC 7143 §11.6.1, RFC 7144 §6.4).
 pub mod managed {
     pub const COMPLETE: u8 = 0;
     pub const NO_TASK: u8 = 1;
     pub const NO_LUN: u8 = 2;
+    pub const NOT_SUPPORTED: u8 = 5;
+    pub const SUCCEEDED: u8 = 7;
+    pub const REJECTED: u8 = 255;
 }
 
 /// Events of an Asynchronous Message (RFC 7143 §11.9.1).
 pub mod event {
     pub const LOGOUT_REQUEST: u8 = 1;
+    /// All connections of the session are about to be closed.
+    pub const DROP_SESSION: u8 = 3;
 }
 
 /// How a command ended.
@@ -256,7 +265,8 @@ impl Session {
         }
     }
 
-    fn answer_r2ts(&mut self, tag: u32) {
+    /// Sends the data that R2Ts have asked for and that was held back ([`Session::hold`]).
+    pub fn answer_r2ts(&mut self, tag: u32) {
         let held = std::mem::take(&mut self.tasks.get_mut(&tag).unwrap().held);
         self.most_r2ts = self.most_r2ts.max(held.len());
         for (target_tag, offset, len) in held {
@@ -482,13 +492,38 @@ impl Session {
         }
     }
 
-    /// Task management; its response. A task is told by its tag and its CmdSN.
-    pub fn manage(&mut self, conn: usize, function: u8, lun: u16, task: Option<(u32, u32)>) -> u8 {
+    fn management(&mut self, function: u8, lun: u16, task: Option<(u32, u32)>) -> Pdu {
         let (tag, cmd_sn) = task.unwrap_or((NO_TAG, 0));
         let pdu = Pdu::new(op::TASK_MANAGEMENT | op::IMMEDIATE, flag::FINAL | function).with_lun(lun);
-        let own = self.next_tag();
-        let pdu = pdu.with(16, own).with(20, tag).with(32, cmd_sn);
+        pdu.with(16, self.next_tag()).with(20, tag).with(32, cmd_sn)
+    }
+
+    /// Task management; its response. A task is told by its tag and its CmdSN.
+    pub fn manage(&mut self, conn: usize, function: u8, lun: u16, task: Option<(u32, u32)>) -> u8 {
+        let pdu = self.management(function, lun, task);
         self.request(conn, pdu).expect("a Task Management Function Response").bhs[2]
+    }
+
+    /// QUERY ASYNCHRONOUS EVENT of a logical unit: its response, and the additional response information.
+    pub fn query_event(&mut self, lun: u16) -> (u8, [u8; 3]) {
+        let pdu = self.management(function::QUERY_EVENT, lun, None);
+        let answer = self.request(0, pdu).expect("a Task Management Function Response");
+        (answer.bhs[2], answer.bhs[8..11].try_into().unwrap())
+    }
+
+    /// Asks for task management and does not wait; the tag of the request.
+    pub fn begin_managing(&mut self, conn: usize, function: u8, lun: u16, task: Option<(u32, u32)>) -> u32 {
+        let pdu = self.management(function, lun, task);
+        let tag = pdu.itt();
+        self.send(conn, pdu);
+        tag
+    }
+
+    /// The response to a request by way of connection `conn`, if it comes while that is not silent for `limit` and nothing of the other
+    /// connections is read.
+    pub fn response_by(&mut self, conn: usize, tag: u32, limit: Duration) -> Option<u8> {
+        while !self.replies.contains_key(&tag) && self.turn(conn, limit) {}
+        self.replies.remove(&tag).map(|reply| reply.bhs[2])
     }
 
     /// What was in flight and will not be answered.
