@@ -177,7 +177,7 @@ impl Tx {
         Ok(self.handed.get() + 1)
     }
 
-    /// Whether memory can be lent now ([`Tx::send_lent`]): nothing is with the kernel, and what gathers has room for `parts` entries and `heads`
+    /// Whether memory can be lent now ([`Tx::lend`]): nothing is with the kernel, and what gathers has room for `parts` entries and `heads`
     /// header bytes.
     #[inline]
     pub fn can_lend(&self, parts: usize, heads: usize) -> bool {

@@ -153,10 +153,6 @@ pub fn reserve_parameters(key: u64, about: u64, aptpl: bool) -> Vec<u8> {
     list
 }
 
-pub fn reserve6() -> Cdb {
-    short(&[0x16])
-}
-
 pub fn release6() -> Cdb {
     short(&[0x17])
 }
