@@ -3,27 +3,20 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use reactor::sys::affinity::allowed_cores;
-
 use super::super::host::pattern;
 use super::super::server::{PATIENCE, Place, Server, until};
+use super::busy::Busy;
+use super::held::{BESIDE, two_cores, with_beside};
 use super::initiator::cdb;
 use super::initiator::pdu::{Pdu, flag, op};
 use super::initiator::session::{event, function, managed};
 use super::initiator::{Got, Offer, Options, Session, Wire};
 use super::{BLOCK, IQN, MIB, SIZE, config, portal, session};
 
-/// A target that stays as it is, with the same volume.
-const BESIDE: &str = "iqn.2026-11.io.reactor:beside";
 /// Bytes of a write that comes whole with its command.
 const LEN: usize = 16 * BLOCK;
 /// Long enough for what must not happen.
 const QUIET: Duration = Duration::from_millis(400);
-
-fn cores() -> String {
-    let cores = allowed_cores().unwrap();
-    format!("[reactor]\ncores = {:?}\n", &cores[..cores.len().min(2)])
-}
 
 /// A volume behind a target with these keys, if it is there, and behind another one.
 fn two_targets(keys: Option<&str>) -> String {
@@ -46,7 +39,7 @@ fn two_targets(keys: Option<&str>) -> String {
         iqn = "{BESIDE}"
         luns = [{{ bdev = "ram0" }}]
         "#,
-        cores()
+        two_cores()
     )
 }
 
@@ -185,8 +178,10 @@ fn commands_behind_a_cold_reset_write_what_they_bring_or_nothing() {
     /// Tag of the reset.
     const RESET: u32 = 0x5000_0000;
     let place = Place::new();
-    let server = place.serve(&(cores() + &config()));
+    let server = place.serve(&with_beside(&config()));
     let address = portal(&server);
+    // What the reactors have to tell each other about the reset takes longer than what comes behind it.
+    let busy = Busy::start(address, BESIDE, 1);
     let per_write = (LEN / BLOCK) as u64;
     let mut blocks: Vec<u8> = vec![0; WRITES * LEN];
     let read_all = |session: &mut Session| -> Vec<u8> {
@@ -249,5 +244,6 @@ fn commands_behind_a_cold_reset_write_what_they_bring_or_nothing() {
         blocks = found;
     }
     println!("{done} writes of {} were answered", ROUNDS * WRITES as u64);
+    busy.end();
     server.stop();
 }

@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use reactor::sys::affinity::allowed_cores;
-
 use super::super::host::pattern;
-use super::super::server::{PATIENCE, Place, Server, until};
-use super::held::{SHORT, changed_control, control, control_page, holding};
+use super::super::server::{PATIENCE, Place, until};
+use super::busy::Busy;
+use super::held::{BESIDE, SHORT, changed_control, control, control_page, holding, with_beside};
 use super::initiator::cdb::{self, status};
 use super::initiator::session::{function, managed};
 use super::initiator::{Offer, Session};
@@ -297,14 +296,14 @@ fn a_reservation_whose_list_comes_after_an_abort_is_not_made() {
 #[test]
 fn a_reservation_holds_everywhere_once_it_is_answered() {
     const ROUNDS: u64 = 400;
-    let cores = allowed_cores().unwrap();
-    let text = format!("[reactor]\ncores = {:?}\n{}", &cores[..cores.len().min(2)], config());
-    let server: Server = Place::new().serve(&text);
+    let server = Place::new().serve(&with_beside(&config()));
     let mut sessions: Vec<Session> = (1..=4).map(|number| session(portal(&server), number)).collect();
     let write = |session: &mut Session, number: u64| {
         let lba = number % 64 * 8;
         session.command(0, &cdb::write16(lba, 8, 0), &pattern(8 * BLOCK, number), 0).status
     };
+    // The news of a reservation meets reactors that are at work.
+    let busy = Busy::start(portal(&server), BESIDE, 2);
     for round in 0..ROUNDS {
         let holder = round as usize % sessions.len();
         sessions[holder].command(0, &cdb::reserve6(), &[], 0).good();
@@ -316,6 +315,7 @@ fn a_reservation_holds_everywhere_once_it_is_answered() {
         let next = (holder + 1) % sessions.len();
         assert_eq!(write(&mut sessions[next], round), status::GOOD, "round {round}: it was given back");
     }
+    busy.end();
     // The end of its session gives it back too.
     sessions[0].command(0, &cdb::reserve6(), &[], 0).good();
     sessions.remove(0).end();

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use reactor::sys::affinity::allowed_cores;
+
 use super::super::host::pattern;
 use super::super::server::Server;
 use super::initiator::cdb;
 use super::initiator::{Offer, PATIENCE, Session};
-use super::{BLOCK, portal, session_with};
+use super::{BLOCK, SIZE, portal, session_with};
 
 /// Long enough for an answer that must not come.
 pub const SHORT: Duration = Duration::from_millis(300);
@@ -76,4 +78,20 @@ pub fn control(session: &mut Session, lun: u16, change: impl FnOnce(&mut [u8])) 
     session.command(lun, &cdb::mode_select10(list.len() as u16), &list, 0).good();
     assert_eq!(control_page(session, lun), list[HEADER..], "what was set is there");
     session.hold = hold;
+}
+
+/// A target beside that of most tests, whose volume is of nobody else.
+pub const BESIDE: &str = "iqn.2026-11.io.reactor:beside";
+
+/// Two reactors, where the machine has two cores.
+pub fn two_cores() -> String {
+    let cores = allowed_cores().unwrap();
+    format!("[reactor]\ncores = {:?}\n", &cores[..cores.len().min(2)])
+}
+
+/// A configuration on two reactors with [`BESIDE`] as well.
+pub fn with_beside(config: &str) -> String {
+    let beside = format!("[[iscsi.target]]\niqn = \"{BESIDE}\"\nluns = [{{ bdev = \"ram9\" }}]\n");
+    let volume = format!("[[bdev]]\nname = \"ram9\"\ndriver = \"malloc\"\nsize = {SIZE}\n[iscsi]");
+    two_cores() + &config.replace("[iscsi]", &volume) + &beside
 }

@@ -1,5 +1,6 @@
 //! The iSCSI door, driven by an initiator of our own.
 
+mod busy;
 mod bystander;
 mod chap;
 mod crowds;
