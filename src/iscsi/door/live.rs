@@ -188,9 +188,10 @@ impl Live {
         (live, number)
     }
 
-    /// A further connection; `None` if there are too many, or the session ends.
+    /// A further connection; `None` if there are too many, if one of its identifier is there, or if the session ends.
     pub fn join(&self, login: &Established, conn: &Rc<Conn>) -> Option<ConnId> {
-        if self.closing.get() {
+        // One of its identifier may have come in while the home was answering: that is there first.
+        if self.closing.get() || self.engine().connection(login.cid).is_some() {
             return None;
         }
         self.held.set(false);

@@ -217,7 +217,9 @@ impl Receiver {
                 conn.send_short(reject).await?;
                 live.pump();
                 if close {
-                    // Without error recovery its number would be missing for good.
+                    // Without error recovery its number is missing for good, and the session ends.
+                    let others = live.conns().into_iter().filter(|(_, other)| other.id != conn.id);
+                    others.for_each(|(_, other)| other.close());
                     conn.close_after_answers();
                     while conn.stream().recv().await.is_ok() {}
                     return Err(End::Stream);
