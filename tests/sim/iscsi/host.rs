@@ -289,7 +289,8 @@ impl Work {
                 self.session.close(end.clone());
                 return Err(end);
             }
-            until = now + LOOK_NS;
+            // A reset may have ended many at once, which are asked about one after the other.
+            until = now + if cleared { LOOK_NS / 50 } else { LOOK_NS };
         }
     }
 
