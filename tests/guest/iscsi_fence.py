@@ -5,7 +5,7 @@ import re
 import threading
 
 from disk import MIB, pattern
-from harness import check, wait_until
+from harness import Failure, check, wait_until
 from iscsi_host import ALICE_FACE, V4, login, sg
 from iscsi_world import SHARED, WORLD, suite
 from records import RECORD, REGION, Writer, record
@@ -40,6 +40,14 @@ def reservation(block):
     text = sg("persist", "--in", "--read-reservation", block.path).output
     found = re.search(r"Key=(0x[0-9a-f]+)\s+.*type: (.+)", text, re.DOTALL)
     return (found[1], found[2].strip()) if found else None
+
+
+def hear(block):
+    """Takes the unit attention conditions that wait for an initiator: of a release, and of what the kernel has not seen before."""
+    for _ in range(8):
+        if sg("turs", block.path, succeed=False).code == 0:
+            return
+    raise Failure(f"{block.path} is not ready")
 
 
 def check_access(block, reads, writes, who):
@@ -84,8 +92,7 @@ def reservation_of_type(kind, others_read, others_write, registrants_write):
     out(second, "--register", f"--param-sark={HERS}")
     check_access(second, others_read or registrants_write, registrants_write, "a registered initiator")
     out(first, "--release", f"--param-rk={MINE}", f"--prout-type={kind}")
-    # A registrant is told of it by a unit attention condition, unless the kernel has seen that already.
-    sg("turs", second.path, succeed=False)
+    hear(second)
     check(reservation(second) is None, f"released, but there is {reservation(second)}")
     check_access(second, True, True, "after the release")
 

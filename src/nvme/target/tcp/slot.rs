@@ -114,8 +114,9 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
         }
     }
 
-    if prepared.is_ok()
-        && op == IoOp::Read
+    if op == IoOp::Read
+        && len >= LEND_MIN as u64
+        && prepared.is_ok()
         && let Some(number) = send_lent(conn, &ns, cid, &mut io)
     {
         conn.local.count(&conn.queue().expect("slots run after Connect").subsystem, request.op, len);
@@ -303,8 +304,9 @@ pub async fn send_data(conn: &Conn, cid: u16, buf: Buf) -> u64 {
 }
 
 /// Sends the data of a long read of a device that lends it from where it is, with its response. `None`: it is to be read.
+#[inline(never)]
 fn send_lent(conn: &Rc<Conn>, ns: &Namespace, cid: u16, io: &mut Io) -> Option<u64> {
-    let lends = io.data.single_buf().is_some_and(|spare| spare.len() >= LEND_MIN)
+    let lends = io.data.single_buf().is_some()
         // Of a digest it would be read twice, and may differ.
         && !conn.framing().data_digest()
         && conn.tx.can_lend(3, 2 * MAX_PREFIX_LEN);
@@ -341,7 +343,7 @@ async fn push_data(
 }
 
 /// Appends data by `push`, and its response.
-#[inline]
+#[inline(always)]
 fn append_data(
     conn: &Conn,
     cid: u16,
