@@ -184,7 +184,7 @@ impl Tx {
         !self.sending.get()
             && self.ended.get().is_none()
             && !self.finishing.get()
-            && self.open.borrow().as_ref().is_none_or(|batch| batch.has_room(parts, heads))
+            && self.open.borrow().as_ref().is_none_or(|batch| batch.has_room(parts, heads) && batch.has_room_to_lend())
     }
 
     /// Appends by `fill`, with memory that is lent ([`TxBatch::push_lent`]) and buffers for it that were reserved. Only where [`Tx::can_lend`].

@@ -23,15 +23,26 @@ enum Part {
     Buf(Buf),
     /// That many bytes of `ZEROES`.
     Zeroes { len: usize },
-    /// Memory that others may change, and a buffer for a copy of it: see [`TxBatch::push_lent`].
-    Lent { region: Region, at: usize, spare: Buf },
+    /// Memory that others may change, by its number in the batch: a part is as small as those that nearly all are.
+    Lent { number: u32, len: u32 },
 }
+
+/// Memory that others may change, and a buffer for a copy of it: see [`TxBatch::push_lent`].
+struct Lent {
+    region: Region,
+    at: usize,
+    spare: Buf,
+}
+
+/// Pieces of memory that a batch has at most.
+const LENT_MAX: usize = 32;
 
 impl Part {
     fn len(&self) -> usize {
         match self {
             Part::Head { len, .. } | Part::Zeroes { len } => *len,
-            Part::Buf(buf) | Part::Lent { spare: buf, .. } => buf.len(),
+            Part::Buf(buf) => buf.len(),
+            Part::Lent { len, .. } => *len as usize,
         }
     }
 }
@@ -44,6 +55,7 @@ pub struct TxBatch {
     heads: Box<[u8]>,
     heads_used: usize,
     parts: Vec<Part>,
+    lent: Vec<Lent>,
     total: usize,
     sent: usize,
     payload: usize,
@@ -64,6 +76,7 @@ impl TxBatch {
             heads: vec![0; heads].into_boxed_slice(),
             heads_used: 0,
             parts: Vec::with_capacity(parts),
+            lent: Vec::with_capacity(LENT_MAX),
             total: 0,
             sent: 0,
             payload: 0,
@@ -121,18 +134,27 @@ impl TxBatch {
     /// Appends memory that others may change, as much as fits in `spare`. It is sent once, before it changes; then [`TxBatch::keep_lent`]
     /// takes a copy of what was not.
     pub fn push_lent(&mut self, region: Region, at: usize, spare: Buf) {
+        assert!(self.has_room_to_lend(), "it was not asked");
+        let (number, len) = (self.lent.len() as u32, spare.len() as u32);
         self.total += spare.len();
         self.payload += spare.capacity();
-        self.push(Part::Lent { region, at, spare });
+        self.lent.push(Lent { region, at, spare });
+        self.push(Part::Lent { number, len });
+    }
+
+    /// Whether one more piece of memory fits, beside what [`TxBatch::has_room`] says.
+    pub fn has_room_to_lend(&self) -> bool {
+        self.lent.len() < LENT_MAX
     }
 
     /// Copies what was lent and is not sent: nothing is lent any more.
     pub fn keep_lent(&mut self) {
+        let mut lent = self.lent.drain(..);
         let mut begin = 0;
         for part in &mut self.parts {
             let len = part.len();
             if matches!(part, Part::Lent { .. })
-                && let Part::Lent { region, at, mut spare } = std::mem::replace(part, Part::Zeroes { len: 0 })
+                && let Some(Lent { region, at, mut spare }) = lent.next()
             {
                 let sent = self.sent.saturating_sub(begin).min(len);
                 region.read(at + sent, &mut spare[sent..]);
@@ -186,6 +208,7 @@ impl TxBatch {
     /// Drops all payloads and starts over.
     pub fn clear(&mut self) {
         self.parts.clear();
+        self.lent.clear();
         self.heads_used = 0;
         self.total = 0;
         self.sent = 0;
@@ -229,10 +252,13 @@ impl TxBatch {
             // The usual case, without a look at what may be skipped.
             for part in &self.parts {
                 iov.push(match part {
-                    Part::Lent { region, at, spare } => libc::iovec {
-                        iov_base: std::ptr::with_exposed_provenance_mut(region.address_of(*at)),
-                        iov_len: spare.len(),
-                    },
+                    Part::Lent { number, len } => {
+                        let Lent { region, at, .. } = &self.lent[*number as usize];
+                        libc::iovec {
+                            iov_base: std::ptr::with_exposed_provenance_mut(region.address_of(*at)),
+                            iov_len: *len as usize,
+                        }
+                    }
                     part => entry(self.slice(part, 0)),
                 });
             }
