@@ -213,3 +213,41 @@ fn memory_is_lent_for_one_call_only() {
         assert!(at_once > 0 && at_once < PIECES, "{at_once} of {PIECES} were taken at once: both ways are to be seen");
     });
 }
+
+/// What is lent behind a batch that the socket has taken in part, before the sender has gone on with it.
+#[test]
+fn memory_is_lent_behind_what_was_sent_in_part() {
+    const PIECE: usize = 512 << 10;
+    const PIECES: usize = 14;
+    on_reactor(|reactor| async move {
+        let (stream, mut peer) = pair(&reactor).await;
+        let (stream, tx) = (Rc::new(stream), Rc::new(Tx::new(&reactor)));
+        let (sender, sending) = (tx.clone(), stream.clone());
+        reactor.spawn("sender", async move { sender.run(&sending).await });
+        reactor.yield_now().await;
+        let region = Region::new(PIECE, RegionOptions::default()).unwrap();
+        for piece in 0..PIECES {
+            // Nothing here waits: the sender does not run in between.
+            tx.reserve(&reactor, PIECE).await;
+            let spare = reactor.buffer(PIECE).await;
+            assert!(tx.can_lend(1, 0));
+            let data: Vec<u8> = (0..PIECE).map(|i| byte(3, piece * PIECE + i)).collect();
+            region.write(0, &data);
+            assert!(tx.lend(|batch| batch.push_lent(region.clone(), 0, spare)));
+            tx.flush_lent(&stream);
+            region.write(0, &[0xee; PIECE]);
+        }
+        let reader = thread::spawn(move || {
+            let mut all = vec![0; PIECES * PIECE];
+            peer.read_exact(&mut all).unwrap();
+            all
+        });
+        while !reader.is_finished() {
+            reactor.sleep(1_000_000).await;
+        }
+        let all = reader.join().unwrap();
+        assert!(all.iter().enumerate().all(|(at, found)| *found == byte(3, at)), "other bytes");
+        tx.finish(&reactor);
+        reactor.sleep(10_000_000).await;
+    });
+}

@@ -247,23 +247,25 @@ impl TxBatch {
     pub(super) fn describe(&mut self) {
         let mut iov = std::mem::take(&mut self.iov);
         iov.clear();
-        let entry = |s: &[u8]| libc::iovec { iov_base: s.as_ptr().cast_mut().cast(), iov_len: s.len() };
-        if self.sent == 0 && self.parts.len() <= iov.capacity() {
-            // The usual case, without a look at what may be skipped.
-            for part in &self.parts {
-                iov.push(match part {
-                    Part::Lent { number, len } => {
-                        let Lent { region, at, .. } = &self.lent[*number as usize];
-                        libc::iovec {
-                            iov_base: std::ptr::with_exposed_provenance_mut(region.address_of(*at)),
-                            iov_len: *len as usize,
-                        }
-                    }
-                    part => entry(self.slice(part, 0)),
-                });
+        let mut skip = self.sent;
+        for part in &self.parts {
+            let len = part.len();
+            if skip >= len {
+                skip -= len;
+                continue;
             }
-        } else {
-            iov.extend(self.unsent().map(entry));
+            if iov.len() == iov.capacity() {
+                break;
+            }
+            let from = std::mem::take(&mut skip);
+            let base = match part {
+                Part::Lent { number, .. } => {
+                    let Lent { region, at, .. } = &self.lent[*number as usize];
+                    std::ptr::with_exposed_provenance_mut(region.address_of(*at + from))
+                }
+                part => self.slice(part, from).as_ptr().cast_mut().cast(),
+            };
+            iov.push(libc::iovec { iov_base: base, iov_len: len - from });
         }
         self.iov = iov;
         self.message.msg_iov = self.iov.as_mut_ptr();
@@ -330,6 +332,35 @@ mod tests {
             region.write(0, &[0xff; 1 << 16]);
             let rest: Vec<u8> = batch.unsent().flatten().copied().collect();
             assert!(rest == all[sent..], "after {sent} bytes");
+        }
+    }
+
+    #[test]
+    fn a_batch_is_described_from_wherever_it_was_sent_to() {
+        const LEN: usize = 5000;
+        let region = Region::new(1 << 16, hugepages::RegionOptions::default()).unwrap();
+        let pool = Pool::new(0);
+        for chunk in Arena::heap(4 << 20).grow(4 << 20).unwrap() {
+            pool.add(chunk);
+        }
+        for sent in [0, 2, 3, 4, 4000, 5002, 5003, 5004, 5009, 5010] {
+            let mut batch = TxBatch::new(4, 64);
+            for (head, lends) in [(&b"one"[..], true), (b"another", false)] {
+                batch.push_head(|out| {
+                    out[..head.len()].copy_from_slice(head);
+                    head.len()
+                });
+                if lends {
+                    batch.push_lent(region.clone(), 100, pool.alloc(LEN).unwrap());
+                }
+            }
+            batch.advance(sent);
+            batch.describe();
+            let described: usize = batch.iov.iter().map(|entry| entry.iov_len).sum();
+            assert_eq!(described, batch.remaining(), "after {sent} bytes");
+            if (3..3 + LEN).contains(&sent) {
+                assert_eq!(batch.iov[0].iov_base.addr(), region.address_of(100 + sent - 3), "after {sent} bytes");
+            }
         }
     }
 }
