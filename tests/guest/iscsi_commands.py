@@ -5,7 +5,7 @@ import re
 
 from disk import MIB, pattern
 from harness import check
-from iscsi_host import SECOND, field, login, logout_all, sg
+from iscsi_host import SECOND, field, login, logout_all, sg, test_unit_ready
 from iscsi_world import FOURK, MAIN, WORLD, suite
 
 # Exit code of sg3-utils for MISCOMPARE
@@ -65,7 +65,7 @@ def modes_and_logs():
     for page in ("Caching", "Control", "Informational exceptions"):
         check(page.lower() in text.lower(), f"no mode page {page}: {text}")
     check("upported log pages" in sg("logs", block.path).output, "no list of log pages")
-    sg("turs", block.path)
+    test_unit_ready(block)
     sg("requests", block.path)
     sg("senddiag", "--test", block.path)
 

@@ -6,7 +6,7 @@ import threading
 
 from disk import MIB, pattern
 from harness import Failure, check, wait_until
-from iscsi_host import ALICE_FACE, V4, login, sg
+from iscsi_host import ALICE_FACE, V4, login, sg, test_unit_ready
 from iscsi_world import SHARED, WORLD, suite
 from records import RECORD, REGION, Writer, record
 
@@ -45,7 +45,7 @@ def reservation(block):
 def hear(block):
     """Takes the unit attention conditions that wait for an initiator: of a release, and of what the kernel has not seen before."""
     for _ in range(8):
-        if sg("turs", block.path, succeed=False).code == 0:
+        if test_unit_ready(block, succeed=False).code == 0:
             return
     raise Failure(f"{block.path} is not ready")
 

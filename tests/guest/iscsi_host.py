@@ -227,6 +227,11 @@ def sg(program, *arguments, succeed=True):
     return run(f"sg_{program}", *arguments, succeed=succeed)
 
 
+def test_unit_ready(block, succeed=True):
+    """Sends TEST UNIT READY: sg_turs of Debian 12 says that the unit is ready, and sends nothing."""
+    return sg("raw", block.path, *["00"] * 6, succeed=succeed)
+
+
 def field(text, pattern):
     """The number in `text` that the group of `pattern` matches."""
     found = re.search(pattern, text)
