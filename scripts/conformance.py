@@ -131,7 +131,10 @@ def judge(name, said):
     expected = TESTS if only is None else WRITE_PROTECTED
     if (total, ran) != (expected, expected):
         wrong.append(f"{ran} of {total} tests ran: {expected} are known")
-    others = [one for one in failed_tests(said) if not any(f"{known}:" in one for known in contrary)]
+    found = failed_tests(said)
+    if len(found) != failed:
+        wrong.append(f"{failed} tests failed, and {len(found)} are named: {', '.join(found)}")
+    others = [one for one in found if not any(f"{known}:" in one for known in contrary)]
     if others or failed > FAMILIES * len(contrary):
         wrong += [f"{passed} of {total} passed, {failed} failed, {FAMILIES * len(contrary)} contradict the standard", *others]
     if skipped > most:

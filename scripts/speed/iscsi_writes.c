@@ -1,16 +1,23 @@
 /*
  * Writes over iSCSI by libiscsi, as many at a time as asked for: what iscsi-perf of that library is for reads.
  *
- *     iscsi_writes URL BYTES DEPTH SECONDS random|sequential
+ *     iscsi_writes URL BYTES DEPTH SECONDS random|sequential apart|together
  *
  * prints how many writes a second have ended. Any error ends it with a message and code 1.
+ *
+ * The library sends each header and each data by a call of its own. Apart, each such call is a segment, which is what its users get, and
+ * this program is at its end long before a target is. Together, all that one round of the library sends is held by the socket (TCP_CORK)
+ * until the round ends.
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #include <iscsi/iscsi.h>
@@ -21,7 +28,7 @@ static struct iscsi_url *url;
 static unsigned char *data;
 static uint32_t bytes, block, blocks;
 static uint64_t pieces, next_piece, ended, in_flight, state = 0x5eed2026;
-static int random_places, stopping;
+static int random_places, together, stopping;
 
 static void fail(const char *what)
 {
@@ -70,14 +77,22 @@ static void begin(void)
     in_flight++;
 }
 
+static void hold(int fd, int on)
+{
+    if (together && setsockopt(fd, IPPROTO_TCP, TCP_CORK, &on, sizeof on) != 0)
+        fail("TCP_CORK");
+}
+
 static void serve(int limit_ms)
 {
     struct pollfd fd = { .fd = iscsi_get_fd(session), .events = iscsi_which_events(session) };
 
     if (poll(&fd, 1, limit_ms) < 0)
         fail("poll");
+    hold(fd.fd, 1);
     if (iscsi_service(session, fd.revents) != 0)
         fail("the connection");
+    hold(fd.fd, 0);
 }
 
 int main(int argc, char **argv)
@@ -86,8 +101,8 @@ int main(int argc, char **argv)
     struct scsi_readcapacity16 *capacity;
     double start, limit;
 
-    if (argc != 6) {
-        fprintf(stderr, "usage: %s URL BYTES DEPTH SECONDS random|sequential\n", argv[0]);
+    if (argc != 7) {
+        fprintf(stderr, "usage: %s URL BYTES DEPTH SECONDS random|sequential apart|together\n", argv[0]);
         return 1;
     }
     session = iscsi_create_context("iqn.2026-11.io.reactor:bench-writes");
@@ -99,6 +114,7 @@ int main(int argc, char **argv)
     bytes = strtoul(argv[2], NULL, 10);
     limit = strtod(argv[4], NULL);
     random_places = strcmp(argv[5], "random") == 0;
+    together = strcmp(argv[6], "together") == 0;
     data = malloc(bytes);
     if (!data)
         fail("memory");

@@ -230,8 +230,9 @@ def nvme_driver():
 
 def copies_of(op, block, ram):
     """Of payload by the target: docs/architecture.md, Copies."""
-    into_slot = 1 if op == "write" and block <= 8 * KIB else 0
-    return into_slot + (1 if ram else 0)
+    if op == "read":
+        return 0
+    return (1 if block <= 8 * KIB else 0) + (1 if ram else 0)
 
 
 def door(sqflow, spdk):

@@ -168,12 +168,13 @@ fn memory_is_lent_for_one_call_only() {
     const PIECES: usize = 24;
     on_reactor(|reactor| async move {
         let (stream, mut peer) = pair(&reactor).await;
-        let (stream, tx) = (Rc::new(stream), Rc::new(Tx::new(&reactor)));
-        let (sender, sending) = (tx.clone(), stream.clone());
+        let stream = Rc::new(stream);
+        let tx = Tx::new(&stream);
+        let sender = tx.clone();
         let ended = Rc::new(Cell::new(false));
         let end = ended.clone();
         reactor.spawn("sender", async move {
-            sender.run(&sending).await;
+            sender.run().await;
             end.set(true);
         });
         reactor.yield_now().await;
@@ -186,19 +187,19 @@ fn memory_is_lent_for_one_call_only() {
         let region = Region::new(PIECE, RegionOptions::default()).unwrap();
         let mut at_once = 0;
         for piece in 0..PIECES {
-            tx.reserve(&reactor, PIECE).await;
+            tx.reserve(PIECE).await;
             let spare = reactor.buffer(PIECE).await;
             while !tx.can_lend(PARTS, HEADS) {
                 reactor.yield_now().await;
             }
             let data: Vec<u8> = (0..PIECE).map(|i| byte(2, piece * PIECE + i)).collect();
             region.write(0, &data);
-            assert!(tx.lend(|batch| batch.push_lent(region.clone(), 0, spare)), "the first of the turn");
-            tx.flush_lent(&stream);
+            tx.lend(|batch| batch.push_lent(region.clone(), 0, spare));
+            tx.flush_lent();
             region.write(0, &[0xee; PIECE]);
             at_once += usize::from(tx.can_lend(PARTS, HEADS));
         }
-        tx.finish(&reactor);
+        tx.finish();
         while !ended.get() {
             reactor.sleep(1_000_000).await;
         }
@@ -221,20 +222,21 @@ fn memory_is_lent_behind_what_was_sent_in_part() {
     const PIECES: usize = 14;
     on_reactor(|reactor| async move {
         let (stream, mut peer) = pair(&reactor).await;
-        let (stream, tx) = (Rc::new(stream), Rc::new(Tx::new(&reactor)));
-        let (sender, sending) = (tx.clone(), stream.clone());
-        reactor.spawn("sender", async move { sender.run(&sending).await });
+        let stream = Rc::new(stream);
+        let tx = Tx::new(&stream);
+        let sender = tx.clone();
+        reactor.spawn("sender", async move { sender.run().await });
         reactor.yield_now().await;
         let region = Region::new(PIECE, RegionOptions::default()).unwrap();
         for piece in 0..PIECES {
             // Nothing here waits: the sender does not run in between.
-            tx.reserve(&reactor, PIECE).await;
+            tx.reserve(PIECE).await;
             let spare = reactor.buffer(PIECE).await;
             assert!(tx.can_lend(1, 0));
             let data: Vec<u8> = (0..PIECE).map(|i| byte(3, piece * PIECE + i)).collect();
             region.write(0, &data);
-            assert!(tx.lend(|batch| batch.push_lent(region.clone(), 0, spare)));
-            tx.flush_lent(&stream);
+            tx.lend(|batch| batch.push_lent(region.clone(), 0, spare));
+            tx.flush_lent();
             region.write(0, &[0xee; PIECE]);
         }
         let reader = thread::spawn(move || {
@@ -247,7 +249,7 @@ fn memory_is_lent_behind_what_was_sent_in_part() {
         }
         let all = reader.join().unwrap();
         assert!(all.iter().enumerate().all(|(at, found)| *found == byte(3, at)), "other bytes");
-        tx.finish(&reactor);
+        tx.finish();
         reactor.sleep(10_000_000).await;
     });
 }

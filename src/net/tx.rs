@@ -8,7 +8,7 @@ use std::task::Poll;
 use hugepages::{Buf, footprint};
 
 use super::stream::{Stream, StreamError};
-use crate::reactor::{Reactor, TaskId};
+use crate::reactor::{Deferred, Reactor, TaskId};
 use crate::sys::tx::TxBatch;
 
 /// Gather entries of a batch: a header and a payload each for half as many answers.
@@ -16,8 +16,8 @@ pub(super) const PARTS: usize = 256;
 /// Header bytes of a batch.
 pub(super) const HEADS: usize = 16 * 1024;
 
-/// Bytes of data from which sending them from where they are ([`Tx::lend`]) beats a copy first.
-pub const LEND_MIN: usize = 32 << 10;
+/// Bytes of data from which sending them from where they are ([`Tx::lend`]) beats a copy first: of 4 KiB at depth 32 by a seventh.
+pub const LEND_MIN: usize = 4 << 10;
 
 /// Data buffers of one connection that may be in use at a time, in bytes: eight of the largest transfer.
 pub const RESERVE_MAX: usize = 8 << 20;
@@ -78,7 +78,7 @@ impl Budget {
 
 /// Whether a connection of this reactor waits for data buffers that all are with others.
 pub fn is_short(reactor: &Reactor) -> bool {
-    Budget::of(reactor).starving.get()
+    Budget::of(reactor).starving.get() || reactor.waits_for_buffers()
 }
 
 /// Spare batches of a reactor: a connection with nothing to send holds none.
@@ -96,6 +96,7 @@ fn spares(reactor: &Reactor) -> Rc<Spares> {
 
 /// See the module's head.
 pub struct Tx {
+    stream: Rc<Stream>,
     spares: Rc<Spares>,
     budget: Rc<Budget>,
     open: RefCell<Option<Box<TxBatch>>>,
@@ -109,19 +110,23 @@ pub struct Tx {
     /// Bytes of the pool in use by data buffers of this connection, unsent ones included.
     reserved: Cell<usize>,
     reserve_waiters: RefCell<VecDeque<TaskId>>,
-    /// Things that the peer has to do: take a batch, send data that it was asked for.
+    /// When the peer was given the batch that it has not taken.
+    sending_since_ns: Cell<u64>,
+    /// Commands whose data the peer has to send.
     owed: Cell<u32>,
-    /// When it did one last, or the first was asked of it.
-    progress_ns: Cell<u64>,
+    /// When all the data of one had come last, or the first was asked for.
+    owed_since_ns: Cell<u64>,
     ended: Cell<Option<StreamError>>,
     finishing: Cell<bool>,
     failed: Cell<bool>,
 }
 
 impl Tx {
-    /// A sending side on `reactor`.
-    pub fn new(reactor: &Reactor) -> Tx {
-        Tx {
+    /// The sending side of `stream`.
+    pub fn new(stream: &Rc<Stream>) -> Rc<Tx> {
+        let reactor = stream.reactor();
+        Rc::new(Tx {
+            stream: stream.clone(),
             spares: spares(reactor),
             budget: Budget::of(reactor),
             open: RefCell::new(None),
@@ -132,12 +137,18 @@ impl Tx {
             waiters: RefCell::new(VecDeque::new()),
             reserved: Cell::new(0),
             reserve_waiters: RefCell::new(VecDeque::new()),
+            sending_since_ns: Cell::new(0),
             owed: Cell::new(0),
-            progress_ns: Cell::new(0),
+            owed_since_ns: Cell::new(0),
             ended: Cell::new(None),
             finishing: Cell::new(false),
             failed: Cell::new(false),
-        }
+        })
+    }
+
+    #[inline]
+    fn reactor(&self) -> &Rc<Reactor> {
+        self.stream.reactor()
     }
 
     /// Waits until the open batch takes `parts` entries and `heads` header bytes, then appends by `fill`. Returns the number
@@ -145,13 +156,7 @@ impl Tx {
     ///
     /// # Errors
     /// If the stream has ended; nothing was appended.
-    pub async fn push(
-        &self,
-        reactor: &Reactor,
-        parts: usize,
-        heads: usize,
-        fill: impl FnOnce(&mut TxBatch),
-    ) -> Result<u64, StreamError> {
+    pub async fn push(&self, parts: usize, heads: usize, fill: impl FnOnce(&mut TxBatch)) -> Result<u64, StreamError> {
         debug_assert!(parts <= PARTS && heads <= HEADS, "one answer fits an empty batch");
         std::future::poll_fn(|_| {
             if let Some(error) = self.ended.get() {
@@ -163,18 +168,23 @@ impl Tx {
             if self.open.borrow().as_ref().is_none_or(|batch| batch.has_room(parts, heads)) {
                 return Poll::Ready(Ok(()));
             }
-            self.waiters.borrow_mut().push_back(reactor.current_task());
+            self.waiters.borrow_mut().push_back(self.reactor().current_task());
             Poll::Pending
         })
         .await?;
+        self.append(fill);
+        if !self.sending.get() {
+            self.reactor().wake(self.sender.get());
+        }
+        Ok(self.handed.get() + 1)
+    }
+
+    #[inline]
+    fn append(&self, fill: impl FnOnce(&mut TxBatch)) {
         let mut open = self.open.borrow_mut();
         let batch =
             open.get_or_insert_with(|| self.spares.0.borrow_mut().pop().unwrap_or_else(|| TxBatch::new(PARTS, HEADS)));
         fill(batch);
-        if !self.sending.get() {
-            reactor.wake(self.sender.get());
-        }
-        Ok(self.handed.get() + 1)
     }
 
     /// Whether memory can be lent now ([`Tx::lend`]): nothing is with the kernel, and what gathers has room for `parts` entries and `heads`
@@ -188,35 +198,31 @@ impl Tx {
     }
 
     /// Appends by `fill`, with memory that is lent ([`TxBatch::push_lent`]) and buffers for it that were reserved. Only where [`Tx::can_lend`].
-    /// Returns whether it is the first of this turn of the reactor: the caller then has [`Tx::flush_lent`] called at its end.
-    #[must_use = "the memory is another's in the next turn"]
-    pub fn lend(&self, fill: impl FnOnce(&mut TxBatch)) -> bool {
-        let mut open = self.open.borrow_mut();
-        let batch =
-            open.get_or_insert_with(|| self.spares.0.borrow_mut().pop().unwrap_or_else(|| TxBatch::new(PARTS, HEADS)));
-        fill(batch);
-        !self.lent.replace(true)
+    /// It is sent at the latest at the end of this turn of the reactor: in the next the memory is another's.
+    pub fn lend(self: &Rc<Self>, fill: impl FnOnce(&mut TxBatch)) {
+        self.append(fill);
+        if !self.lent.replace(true) {
+            self.reactor().at_end(self.clone());
+        }
     }
 
     /// Sends what was lent, as far as the socket takes it within this call, and copies the rest: nothing is lent any more then.
-    pub fn flush_lent(&self, stream: &Stream) {
+    pub fn flush_lent(&self) {
         if !self.lent.replace(false) {
             return;
         }
         let Some(mut batch) = self.open.take() else { return };
-        let reactor = stream.reactor();
-        stream.send_now(&mut batch);
+        self.stream.send_now(&mut batch);
         if batch.remaining() > 0 {
             batch.keep_lent();
             self.open.replace(Some(batch));
-            return reactor.wake(self.sender.get());
+            return self.reactor().wake(self.sender.get());
         }
         self.handed.set(self.handed.get() + 1);
-        self.progress_ns.set(reactor.clock().now());
-        self.give_back(reactor, batch.payload());
+        self.give_back(batch.payload());
         batch.clear();
         self.spares.0.borrow_mut().push(batch);
-        self.wake_waiters(reactor);
+        self.wake_waiters();
     }
 
     /// The number of the last batch given to the kernel: only what is in it or before can the peer have seen.
@@ -228,8 +234,8 @@ impl Tx {
     /// Waits until data buffers of `len` bytes may be in use for this connection beside those that are: a peer that does not
     /// read, or does not send what it was asked for, holds no more than [`RESERVE_MAX`] of the pool, and all together half.
     /// Payloads pushed with [`TxBatch::push_buf`] are given back when they were sent, all else by [`Tx::unreserve`].
-    pub async fn reserve(&self, reactor: &Reactor, len: usize) {
-        let len = footprint(len);
+    pub async fn reserve(&self, len: usize) {
+        let (reactor, len) = (self.reactor(), footprint(len));
         std::future::poll_fn(|_| {
             if self.ended.get().is_some() {
                 // Nobody to send to: whoever asks finds that out next, and must not wait for others until then.
@@ -250,59 +256,63 @@ impl Tx {
     }
 
     /// Gives back what [`Tx::reserve`] took for a buffer of `len` bytes that is not sent.
-    pub fn unreserve(&self, reactor: &Reactor, len: usize) {
-        self.give_back(reactor, footprint(len));
+    pub fn unreserve(&self, len: usize) {
+        self.give_back(footprint(len));
     }
 
     /// Gives back what [`Tx::reserve`] took for a buffer, or the rest of one whose beginning was sent.
-    pub fn drop_reserved(&self, reactor: &Reactor, buf: Buf) {
+    pub fn drop_reserved(&self, buf: Buf) {
         let capacity = buf.capacity();
         drop(buf);
-        self.give_back(reactor, capacity);
+        self.give_back(capacity);
     }
 
     /// Gives back all that is reserved: nothing more is sent, and the buffers are gone.
-    pub fn unreserve_all(&self, reactor: &Reactor) {
-        self.give_back(reactor, self.reserved.get());
+    pub fn unreserve_all(&self) {
+        self.give_back(self.reserved.get());
     }
 
-    fn give_back(&self, reactor: &Reactor, len: usize) {
+    fn give_back(&self, len: usize) {
         // A send that ends after `unreserve_all` has nothing left to give.
         let len = len.min(self.reserved.get());
         if len > 0 {
             self.reserved.set(self.reserved.get() - len);
-            self.budget.give_back(reactor, len);
+            self.budget.give_back(self.reactor(), len);
         }
         for task in self.reserve_waiters.borrow_mut().drain(..) {
-            reactor.wake(task);
+            self.reactor().wake(task);
         }
     }
 
-    /// The peer was asked for something that data buffers wait for; [`Tx::peer_acted`] when it has done it.
+    /// A command holds data buffers until the peer has sent all of its data; [`Tx::peer_acted`] when it has, or the command ends.
     #[inline]
-    pub fn expect_peer(&self, reactor: &Reactor) {
+    pub fn expect_peer(&self) {
         if self.owed.replace(self.owed.get() + 1) == 0 {
-            self.progress_ns.set(reactor.clock().now());
+            self.owed_since_ns.set(self.reactor().clock().now());
         }
     }
 
     /// See [`Tx::expect_peer`].
     #[inline]
-    pub fn peer_acted(&self, reactor: &Reactor) {
+    pub fn peer_acted(&self) {
         self.owed.set(self.owed.get() - 1);
-        self.progress_ns.set(reactor.clock().now());
+        self.owed_since_ns.set(self.reactor().clock().now());
     }
 
-    /// For how long the peer has neither taken nor sent what data buffers of this connection wait for, in nanoseconds.
-    pub fn stalled_ns(&self, reactor: &Reactor) -> u64 {
-        let waits = self.owed.get() > 0 && self.reserved.get() > 0;
-        if waits { reactor.clock().now().saturating_sub(self.progress_ns.get()) } else { 0 }
+    /// For how long the peer has not taken what it was sent, or not completed the data of any command, while that holds data buffers; in
+    /// nanoseconds. The two are apart: who takes answers to its pings has not sent data by that.
+    pub fn stalled_ns(&self) -> u64 {
+        let since = |since: u64, waits: bool| {
+            if waits { self.reactor().clock().now().saturating_sub(since) } else { 0 }
+        };
+        let takes = since(self.sending_since_ns.get(), self.sending.get() && self.reserved.get() > 0);
+        takes.max(since(self.owed_since_ns.get(), self.owed.get() > 0))
     }
 
     /// Lets [`Tx::run`] end once everything appended so far was sent; nothing more can be appended.
-    pub fn finish(&self, reactor: &Reactor) {
+    pub fn finish(&self) {
         self.finishing.set(true);
-        reactor.wake(self.sender.get());
+        self.reactor().wake(self.sender.get());
     }
 
     /// Whether [`Tx::run`] ended because the stream did, with something unsent.
@@ -311,11 +321,11 @@ impl Tx {
     }
 
     /// Sends until [`Tx::finish`] or the stream's end: the body of the connection's sending task.
-    pub async fn run(&self, stream: &Stream) {
-        let reactor = stream.reactor();
+    pub async fn run(&self) {
+        let reactor = self.reactor();
         self.sender.set(reactor.current_task());
         loop {
-            self.flush_lent(stream);
+            self.flush_lent();
             let batch = self.open.borrow_mut().take();
             let Some(batch) = batch else {
                 if self.finishing.get() {
@@ -329,13 +339,12 @@ impl Tx {
                 continue;
             };
             self.sending.set(true);
+            self.sending_since_ns.set(reactor.clock().now());
             self.handed.set(self.handed.get() + 1);
-            self.wake_waiters(reactor);
-            self.expect_peer(reactor);
-            let (mut batch, result) = stream.send(batch).await;
-            self.peer_acted(reactor);
+            self.wake_waiters();
+            let (mut batch, result) = self.stream.send(batch).await;
             self.sending.set(false);
-            self.give_back(reactor, batch.payload());
+            self.give_back(batch.payload());
             batch.clear();
             self.spares.0.borrow_mut().push(batch);
             if let Err(error) = result {
@@ -352,14 +361,24 @@ impl Tx {
             batch.clear();
             self.spares.0.borrow_mut().push(batch);
         }
-        self.wake_waiters(reactor);
-        self.give_back(reactor, 0);
+        self.wake_waiters();
+        self.give_back(0);
         self.budget.give_back(reactor, 0);
     }
 
-    fn wake_waiters(&self, reactor: &Reactor) {
+    fn wake_waiters(&self) {
         for task in self.waiters.borrow_mut().drain(..) {
-            reactor.wake(task);
+            self.reactor().wake(task);
         }
+    }
+}
+
+impl Deferred for Tx {
+    fn name(&self) -> &'static str {
+        "lent memory"
+    }
+
+    fn run(&self) {
+        self.flush_lent();
     }
 }

@@ -342,6 +342,11 @@ impl Reactor {
         Yield { reactor: self, yielded: false }
     }
 
+    /// Whether a task waits for a buffer.
+    pub fn waits_for_buffers(&self) -> bool {
+        !self.buffer_waiters.borrow().is_empty()
+    }
+
     /// A buffer of `len` bytes, at most [`hugepages::MAX_BUF`]; waits while the pool is exhausted.
     #[inline]
     pub fn buffer(&self, len: usize) -> BufferFuture<'_> {

@@ -201,8 +201,6 @@ pub enum Media {
         lba: u64,
         /// Blocks, not 0.
         blocks: u64,
-        /// The answer need not wait.
-        immediate: bool,
     },
     /// Read into the cache. The answer is GOOD, or CONDITION MET if the cache holds all of it.
     PreFetch {
@@ -210,8 +208,6 @@ pub enum Media {
         lba: u64,
         /// Blocks, not 0.
         blocks: u64,
-        /// The answer need not wait.
-        immediate: bool,
     },
     /// Tell the provisioning of the blocks from `lba` on: [`super::lba_status`].
     GetLbaStatus {
@@ -230,11 +226,16 @@ pub enum Media {
         start: bool,
         /// Flush before a stop.
         flush: bool,
-        /// The answer need not wait.
-        immediate: bool,
     },
     /// The default self-test: show that the medium can be read. A failure is LOGICAL UNIT FAILED SELF-TEST.
     SelfTest,
+}
+
+impl Media {
+    /// Whether its end tells of what a cache has lost: a nexus is told once.
+    pub const fn tells_of_losses(&self) -> bool {
+        matches!(self, Self::SynchronizeCache { .. } | Self::FormatUnit | Self::StartStop { start: false, flush: true })
+    }
 }
 
 /// What WRITE SAME writes.

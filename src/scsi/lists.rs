@@ -47,17 +47,17 @@ pub fn unmap_ranges<'a>(list: &'a [u8], unit: &Unit) -> Result<impl Iterator<Ite
     Ok(ranges.filter(|&(_, blocks)| blocks != 0))
 }
 
-/// The parameter list of FORMAT UNIT (SBC-3 §5.3): whether the answer need not wait (IMMED).
+/// Checks the parameter list of FORMAT UNIT (SBC-3 §5.3).
 ///
 /// # Errors
 /// INVALID FIELD IN PARAMETER LIST for whatever formats otherwise than to zeros: initialisation patterns, protection, defect lists.
-pub fn format_parameters(list: &[u8]) -> Result<bool, Sense> {
+pub fn format_parameters(list: &[u8]) -> Result<(), Sense> {
     let Some(&[protection, flags, ..]) = list.first_chunk::<4>() else { return Err(Sense::list_length()) };
     // PROTECTION FIELD USAGE.
     if protection & 0x07 != 0 {
         return Err(Sense::parameter(0));
     }
-    // FOV, DPRY, DCRT and STPF need FOV; IP is an initialisation pattern. Only IMMED is left.
+    // FOV, DPRY, DCRT and STPF need FOV; IP is an initialisation pattern. Only IMMED is left, which is not evaluated.
     if flags & 0xf8 != 0 {
         return Err(Sense::parameter(1));
     }
@@ -67,7 +67,7 @@ pub fn format_parameters(list: &[u8]) -> Result<bool, Sense> {
         _ if list[3] != 0 => return Err(Sense::parameter(3)),
         _ => (take_u32(list, 4) == Some(0), 4),
     };
-    if list_len_is_zero { Ok(flags & 0x02 != 0) } else { Err(Sense::parameter(at)) }
+    if list_len_is_zero { Ok(()) } else { Err(Sense::parameter(at)) }
 }
 
 /// Bytes of the header of GET LBA STATUS data, and of each descriptor (SBC-3 §5.4).

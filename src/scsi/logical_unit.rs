@@ -252,9 +252,13 @@ impl LogicalUnit {
         self.attached.get(&id)?.pending.first()
     }
 
-    /// It is seen at these target ports from now on.
+    /// It is seen at these target ports from now on: whoever sees another number of them, or others, is told, since INQUIRY answers with
+    /// MULTIP and REPORT TARGET PORT GROUPS names them.
     pub fn set_ports(&mut self, ports: Vec<TargetPort>) {
-        self.ports = ports;
+        if self.ports != ports {
+            self.ports = ports;
+            self.raise_all(UnitAttention::InquiryChanged, None);
+        }
     }
 
     /// Raises a unit attention condition for one nexus.

@@ -69,8 +69,8 @@ impl Reader {
     }
 }
 
-async fn push(tx: &Tx, reactor: &Reactor, number: u32, payload: Buf) -> Result<u64, StreamError> {
-    tx.push(reactor, 2, HEAD, |batch| {
+async fn push(tx: &Tx, number: u32, payload: Buf) -> Result<u64, StreamError> {
+    tx.push(2, HEAD, |batch| {
         batch.push_head(|head| {
             head[..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
             head[4..HEAD].copy_from_slice(&number.to_le_bytes());
@@ -90,18 +90,18 @@ fn serve(reactor: &Rc<Reactor>, fd: Descriptor) {
     served.0.set(served.0.get() + 1);
     reactor.set_service(served);
     let Ok(stream) = Stream::adopt(reactor, fd) else { return };
-    let (stream, tx) = (Rc::new(stream), Rc::new(Tx::new(reactor)));
-    let (sending, sender) = (stream.clone(), tx.clone());
-    reactor.spawn("echo sender", async move { sender.run(&sending).await });
-    let reactor = reactor.clone();
-    reactor.clone().spawn("echo", async move {
+    let stream = Rc::new(stream);
+    let tx = Tx::new(&stream);
+    let sender = tx.clone();
+    reactor.spawn("echo sender", async move { sender.run().await });
+    reactor.spawn("echo", async move {
         let mut reader = Reader { stream, left: None };
         while let Ok(Some((number, payload))) = reader.message().await {
-            if push(&tx, &reactor, number, payload).await.is_err() {
+            if push(&tx, number, payload).await.is_err() {
                 break;
             }
         }
-        tx.finish(&reactor);
+        tx.finish();
     });
 }
 
@@ -121,9 +121,9 @@ async fn converse(
 ) -> Result<(), String> {
     let stream = Rc::new(Stream::connect(&reactor, to).await.map_err(|e| format!("connect: {e}"))?);
     connected(&stream);
-    let tx = Rc::new(Tx::new(&reactor));
-    let (sending, sender) = (stream.clone(), tx.clone());
-    reactor.spawn("client sender", async move { sender.run(&sending).await });
+    let tx = Tx::new(&stream);
+    let sender = tx.clone();
+    reactor.spawn("client sender", async move { sender.run().await });
     let expected: Rc<RefCell<VecDeque<(u32, usize)>>> = Rc::default();
     let (asked, source, there) = (expected.clone(), tx.clone(), reactor.clone());
     reactor.spawn("client", async move {
@@ -142,7 +142,7 @@ async fn converse(
                 *byte = pattern(number, index);
             }
             asked.borrow_mut().push_back((number, len));
-            if push(&source, &there, number, payload).await.is_err() {
+            if push(&source, number, payload).await.is_err() {
                 return;
             }
             if pick(8) == 0 {
@@ -162,7 +162,7 @@ async fn converse(
             return Err(format!("message {number} differs at byte {index} of {}", payload.len()));
         }
     }
-    tx.finish(&reactor);
+    tx.finish();
     stream.shut_down();
     Ok(())
 }

@@ -24,7 +24,7 @@ use super::receive::Receiver;
 use crate::iscsi::{ConnId, Fatal, Framing, Header, PREFIX_MAX, SUFFIX_MAX, TextExchange};
 use crate::limits::{ISCSI_LOGIN_TIMEOUT_NS, ISCSI_NOP_TIMEOUT_NS};
 use crate::net::{Stream, StreamError, Tx};
-use crate::reactor::{Deferred, Reactor, TaskId};
+use crate::reactor::{Reactor, TaskId};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::tx::TxBatch;
 use crate::util::DataDigest;
@@ -43,11 +43,11 @@ pub struct Conn {
     /// The reactor's iSCSI state.
     pub local: Rc<Local>,
     reactor: Rc<Reactor>,
-    stream: Stream,
+    stream: Rc<Stream>,
     /// The address of the listener it came by.
     pub listener: SocketAddr,
     /// The sending side.
-    pub tx: Tx,
+    pub tx: Rc<Tx>,
     framing: Cell<Framing>,
     session: OnceCell<(Rc<Live>, ConnId)>,
     exchange: RefCell<TextExchange>,
@@ -63,6 +63,8 @@ pub struct Conn {
     ends_at: Cell<Option<u64>>,
     /// The task that watches over login and life.
     watcher: Cell<TaskId>,
+    /// The task that receives.
+    receiver: Cell<TaskId>,
     finished: Cell<bool>,
 }
 
@@ -99,13 +101,14 @@ pub fn take_over(reactor: &Rc<Reactor>, fd: Descriptor, listener: SocketAddr, re
     if !local.admits_connection() {
         return;
     }
+    let stream = Rc::new(stream);
     let conn = Rc::new(Conn {
         id: local.next_connection_id(),
         local: local.clone(),
         reactor: reactor.clone(),
+        tx: Tx::new(&stream),
         stream,
         listener,
-        tx: Tx::new(reactor),
         framing: Cell::new(Framing::default()),
         session: OnceCell::new(),
         exchange: RefCell::default(),
@@ -116,6 +119,7 @@ pub fn take_over(reactor: &Rc<Reactor>, fd: Descriptor, listener: SocketAddr, re
         logged_out: Cell::new(false),
         ends_at: Cell::new(None),
         watcher: Cell::new(TaskId::NONE),
+        receiver: Cell::new(TaskId::NONE),
         finished: Cell::new(false),
     });
     local.insert(&conn);
@@ -168,16 +172,6 @@ async fn watch(reactor: Rc<Reactor>, id: u64) {
                 }
             },
         };
-    }
-}
-
-impl Deferred for Conn {
-    fn name(&self) -> &'static str {
-        "iscsi data in place"
-    }
-
-    fn run(&self) {
-        self.tx.flush_lent(&self.stream);
     }
 }
 
@@ -249,13 +243,6 @@ impl Conn {
         self.long.get() > 0
     }
 
-    /// Sends data from where it is, which `fill` appends, at the latest at the end of this turn: [`Tx::lend`].
-    pub fn lend(self: &Rc<Self>, fill: impl FnOnce(&mut TxBatch)) {
-        if self.tx.lend(fill) {
-            self.reactor.at_end(self.clone());
-        }
-    }
-
     /// Ends the connection: commands in flight run to their end and answer nobody.
     pub fn close(&self) {
         if !self.closing.replace(true) {
@@ -264,15 +251,17 @@ impl Conn {
             } else {
                 self.stream.shut_down();
             }
-            self.tx.finish(&self.reactor);
+            self.tx.finish();
             self.reactor.wake(self.watcher.get());
+            // It may wait for memory that only its own end gives back.
+            self.reactor.wake(self.receiver.get());
         }
     }
 
     /// Ends it once everything that was answered is sent, or when the initiator has not taken that in time.
     pub fn close_after_answers(&self) {
         self.close_in_time();
-        self.tx.finish(&self.reactor);
+        self.tx.finish();
     }
 
     /// It ends within the time that an initiator has for an answer to a ping, whether it takes what it is sent or not.
@@ -315,7 +304,7 @@ impl Conn {
     /// The body of the sending task. At its end a FIN goes out, and what the initiator still sends is read and dropped for a while: closing
     /// with unread bytes would make the kernel reset the connection and lose what was sent.
     async fn send_all(self: Rc<Self>) {
-        self.tx.run(&self.stream).await;
+        self.tx.run().await;
         if !self.tx.failed() && !self.closing.get() {
             self.stream.shut_down_sending();
             self.reactor.sleep(LINGER_NS).await;
@@ -324,6 +313,7 @@ impl Conn {
     }
 
     async fn run(self: Rc<Self>, read: Vec<u8>) {
+        self.receiver.set(self.reactor.current_task());
         let mut receiver = Receiver::new(&self);
         let Err(end) = receiver.run(&self, &read).await;
         drop(receiver);
@@ -340,7 +330,7 @@ impl Conn {
             live.leave(&self, *number).await;
         }
         // What answers that could not be sent had reserved.
-        self.tx.unreserve_all(&self.reactor);
+        self.tx.unreserve_all();
         self.finished.set(true);
         self.reactor.wake(self.watcher.get());
         self.local.remove(self.id);
@@ -353,7 +343,7 @@ impl Conn {
     pub async fn send_short(&self, make: impl FnOnce() -> Option<(Header, ShortData)>) -> Result<(), StreamError> {
         let framing = self.framing();
         let room = PREFIX_MAX + SHORT_MAX + SUFFIX_MAX;
-        let pushed = self.tx.push(&self.reactor, 1, room, |batch| {
+        let pushed = self.tx.push(1, room, |batch| {
             if let Some((header, data)) = make() {
                 push_header(batch, &framing, &header);
                 push_short(batch, &framing, data.bytes());
@@ -373,7 +363,7 @@ impl Conn {
                 push_header(batch, &framing, &header);
             }
         };
-        self.tx.push(&self.reactor, 1, PREFIX_MAX, push).await.map(drop)
+        self.tx.push(1, PREFIX_MAX, push).await.map(drop)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::net::Listeners;
 use crate::reactor::Reactor;
 use crate::reactor::mailbox::Message;
 use crate::scsi::reservation::Reservations;
-use crate::scsi::spec::{Asc, Sense, SenseKey, TransportId};
+use crate::scsi::spec::{Asc, PersistOut, Sense, SenseKey, TransportId};
 use crate::scsi::{
     Action, Cdb, Context, CopyList, CopyProgress, Gate, LogicalUnit, NexusId, Reaction, Reply, Resources, Store,
     TargetPort, Unit, UnitAttention, UnitCommand,
@@ -68,6 +68,19 @@ pub struct Exports {
     pub ports: BTreeMap<(String, u16), u16>,
 }
 
+impl Exports {
+    /// Whether an initiator may be logged in to what it names, where it has come in.
+    fn allows(&self, nexus: &Nexus) -> bool {
+        match &nexus.target {
+            None => true,
+            Some(name) => self.book.target(name).is_some_and(|target| {
+                target.initiators.allows(&nexus.initiator)
+                    && target.portals.iter().any(|portal| portal.tpgt == nexus.tpgt)
+            }),
+        }
+    }
+}
+
 /// The logical units of a session.
 #[derive(Clone)]
 pub struct View {
@@ -95,6 +108,8 @@ struct Place {
     /// Its reactor knows it.
     open: bool,
     luns: BTreeMap<u16, UnitKey>,
+    /// Units that it has seen and does not see any more: commands on them may still be there.
+    lost: BTreeSet<UnitKey>,
 }
 
 struct UnitHome {
@@ -103,6 +118,17 @@ struct UnitHome {
     sent: BTreeMap<u16, Gate>,
     /// A PERSISTENT RESERVE OUT is being stored: the next one waits.
     storing: bool,
+}
+
+/// What who loses commands to another nexus is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aborted {
+    /// TASK ABORTED, of each.
+    Status,
+    /// COMMANDS CLEARED BY ANOTHER INITIATOR.
+    Attention,
+    /// The unit attention condition of a reset says it.
+    Nothing,
 }
 
 /// See the module's head.
@@ -156,8 +182,13 @@ pub async fn finish(reactor: Rc<Reactor>, tsih: u16, key: UnitKey, command: Unit
         reply = Reply::Check(Sense::new(SenseKey::HARDWARE_ERROR, Asc::INTERNAL_FAILURE));
     }
     home.publish(&reactor, key);
-    if !abort.is_empty() {
-        let whose = abort.iter().map(|nexus| nexus.0 as u16).collect();
+    let mut whose: Vec<u16> = abort.iter().map(|nexus| nexus.0 as u16).collect();
+    if let UnitCommand::PersistOut { action: PersistOut::PREEMPT_AND_ABORT, .. } = command
+        && matches!(reply, Reply::Good(_))
+    {
+        whose.extend(home.have_lost(key));
+    }
+    if !whose.is_empty() {
         home.abort(&reactor, key, whose, tsih).await;
     }
     if reserves {
@@ -185,12 +216,16 @@ pub async fn set_started(reactor: Rc<Reactor>, key: UnitKey, started: bool) {
 /// Aborts commands on a unit, or resets it; they have ended then.
 pub async fn abort_unit(reactor: Rc<Reactor>, key: UnitKey, aborts: Aborts) {
     let Some(home) = of(&reactor) else { return };
-    let whose = home.sessions_of(key).into_iter().map(|(tsih, _)| tsih).filter(|tsih| *tsih != aborts.by);
-    let tells = home.tells_aborted(key);
+    let seen = home.sessions_of(key).into_iter().map(|(tsih, _)| tsih);
+    let whose = seen.chain(home.have_lost(key)).filter(|tsih| *tsih != aborts.by);
+    let mut news = home.news_of_aborts(key);
     if let Some(attention) = aborts.reset {
         home.with(key, |unit| unit.engine.reset(attention));
+        if news == Aborted::Attention {
+            news = Aborted::Nothing;
+        }
     }
-    home.abort_telling(&reactor, key, whose.collect(), aborts.by, tells).await;
+    home.abort_telling(&reactor, key, whose.collect(), aborts.by, news).await;
     // A reset is news for the session that wants it too.
     home.publish(&reactor, key);
     home.fence(&reactor, key).await;
@@ -267,6 +302,13 @@ impl Home {
         sees.map(|(tsih, place)| (*tsih, place.reactor)).collect()
     }
 
+    /// The sessions that have lost a unit by a change of the configuration: nobody asks reservations for them, but what they had begun may
+    /// still be there.
+    fn have_lost(&self, key: UnitKey) -> Vec<u16> {
+        let sessions = self.sessions.borrow();
+        sessions.iter().filter(|(_, place)| place.open && place.lost.contains(&key)).map(|(tsih, _)| *tsih).collect()
+    }
+
     fn tell_session(&self, reactor: &Reactor, there: u16, tsih: u16, f: impl FnOnce(&Rc<Live>) + Send + 'static) {
         let tell = move |there: &Rc<Reactor>| {
             if let Some(live) = Local::of(there).and_then(|local| local.session(tsih)) {
@@ -289,9 +331,12 @@ impl Home {
         self.left(reactor, tsih);
     }
 
-    /// A session is known to its reactor: what it sees. `None`: another one has taken its place meanwhile.
+    /// A session is known to its reactor: what it sees. `None`: another one has taken its place meanwhile, or it may not be any more.
     pub fn open(&self, reactor: &Reactor, tsih: u16) -> Option<View> {
         let now = reactor.clock().now();
+        if !self.sessions.borrow().get(&tsih).is_some_and(|place| self.exports.borrow().allows(&place.nexus)) {
+            return None;
+        }
         let (nexus, luns) = {
             let mut sessions = self.sessions.borrow_mut();
             let place = sessions.get_mut(&tsih)?;
@@ -355,9 +400,12 @@ impl Home {
         Some((changed.flatten()?, self.next_stamp()))
     }
 
-    /// Whether who loses a command to another nexus is told with TASK ABORTED.
-    fn tells_aborted(&self, key: UnitKey) -> bool {
-        self.with(key, |unit| unit.engine.mode().task_aborted_status) == Some(true)
+    /// What who loses a command to another nexus is told (TAS).
+    fn news_of_aborts(&self, key: UnitKey) -> Aborted {
+        match self.with(key, |unit| unit.engine.mode().task_aborted_status) {
+            Some(true) => Aborted::Status,
+            _ => Aborted::Attention,
+        }
     }
 
     /// Waits until all reactors with sessions of a unit have heard what was published.
@@ -370,17 +418,17 @@ impl Home {
 
     /// Aborts the commands of sessions on a unit, and waits for their ends. Who lost some is told, but for the session that wants it.
     async fn abort(&self, reactor: &Rc<Reactor>, key: UnitKey, whose: Vec<u16>, by: u16) {
-        self.abort_telling(reactor, key, whose, by, self.tells_aborted(key)).await;
+        self.abort_telling(reactor, key, whose, by, self.news_of_aborts(key)).await;
     }
 
-    /// As [`Home::abort`]: with TASK ABORTED if `tells`, else with a unit attention condition. Each session has the news of the unit and
-    /// loses its commands in one step: none begins in between by what held before.
-    async fn abort_telling(&self, reactor: &Rc<Reactor>, key: UnitKey, whose: Vec<u16>, by: u16, tells: bool) {
+    /// As [`Home::abort`], by these news. Each session has what holds for the unit now and loses its commands in one step: none begins in
+    /// between by what held before.
+    async fn abort_telling(&self, reactor: &Rc<Reactor>, key: UnitKey, whose: Vec<u16>, by: u16, told: Aborted) {
         let mut calls = Vec::new();
         for tsih in whose {
             let Some(there) = self.place_of(tsih) else { continue };
             // Who loses own commands knows it (SAM-5, aborting commands).
-            let tell = tells && by != tsih;
+            let tell = told == Aborted::Status && by != tsih;
             let news = self.changed_gate(key, tsih);
             let abort = move |there: &Rc<Reactor>| {
                 let Some(live) = Local::of(there).and_then(|local| local.session(tsih)) else { return Vec::new() };
@@ -397,7 +445,7 @@ impl Home {
             if aborted.is_empty() {
                 continue;
             }
-            if !tells && by != tsih {
+            if told == Aborted::Attention && by != tsih {
                 self.with(key, |unit| unit.engine.raise(NexusId(tsih.into()), UnitAttention::CommandsCleared));
             }
             ends.push(reactor.call_task(there, move |there: Rc<Reactor>| async move {
@@ -541,13 +589,7 @@ impl Home {
                 let _ = unit.engine.update((*spec.unit).clone());
             });
         }
-        let stays = |place: &Place| match &place.nexus.target {
-            None => true,
-            Some(name) => exports.book.target(name).is_some_and(|target| {
-                target.initiators.allows(&place.nexus.initiator)
-                    && target.portals.iter().any(|portal| portal.tpgt == place.nexus.tpgt)
-            }),
-        };
+        let stays = |place: &Place| exports.allows(&place.nexus);
         let mut changed = Vec::new();
         let places: Vec<(u16, u16, bool, bool)> = {
             let sessions = self.sessions.borrow();
@@ -581,6 +623,8 @@ impl Home {
             let Some(place) = sessions.get_mut(&tsih) else { return false };
             let target = place.nexus.target.as_ref().and_then(|target| exports.luns.get(target));
             let after = target.cloned().unwrap_or_default();
+            place.lost.extend(place.luns.values().filter(|key| !after.values().any(|now| now == *key)));
+            place.lost.retain(|key| !after.values().any(|now| now == key));
             (place.nexus.clone(), std::mem::replace(&mut place.luns, after.clone()), after)
         };
         if before == after {

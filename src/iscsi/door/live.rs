@@ -144,6 +144,8 @@ pub struct Live {
     managers: RefCell<Vec<Rc<Slot>>>,
     /// A connection is about to take the place of the last one.
     held: Cell<bool>,
+    /// Its initiator was told to go: no connection takes the place of those that are there.
+    dismissed: Cell<bool>,
     closing: Cell<bool>,
     over: Cell<bool>,
     /// Since when numbers of the window have been missing, as the watch has seen it.
@@ -179,6 +181,7 @@ impl Live {
             stamp: Cell::new(0),
             managers: RefCell::default(),
             held: Cell::new(false),
+            dismissed: Cell::new(false),
             closing: Cell::new(false),
             over: Cell::new(false),
             stuck_since: Cell::new(None),
@@ -191,7 +194,7 @@ impl Live {
     /// A further connection; `None` if there are too many, if one of its identifier is there, or if the session ends.
     pub fn join(&self, login: &Established, conn: &Rc<Conn>) -> Option<ConnId> {
         // One of its identifier may have come in while the home was answering: that is there first.
-        if self.closing.get() || self.engine().connection(login.cid).is_some() {
+        if self.is_closing() || self.engine().connection(login.cid).is_some() {
             return None;
         }
         self.held.set(false);
@@ -362,6 +365,11 @@ impl Live {
         aborted
     }
 
+    /// Sends what reads of its connections have lent: [`crate::net::Tx::flush_lent`].
+    pub fn flush_lent(&self) {
+        self.conns.borrow().iter().flatten().filter_map(Weak::upgrade).for_each(|conn| conn.tx.flush_lent());
+    }
+
     /// Waits until none of the tasks is there any more.
     pub async fn until_ended(&self, tasks: &[TaskId]) {
         while tasks.iter().any(|task| self.engine().header(*task).is_some()) {
@@ -371,11 +379,11 @@ impl Live {
 
     /// The logical units, as the home has them now.
     pub fn show(&self, view: &View) {
-        if view.stamp < self.stamp.replace(view.stamp.max(self.stamp.get())) {
-            return;
-        }
         if let Some(told) = &view.told {
             self.told.replace(told.clone());
+        }
+        if view.stamp < self.stamp.replace(view.stamp.max(self.stamp.get())) {
+            return;
         }
         let mut luns: Vec<Option<Rc<LunView>>> = Vec::new();
         for (lun, key, gate) in &view.luns {
@@ -475,6 +483,7 @@ impl Live {
     /// Ends the session: from now on nothing that its initiator sends is carried out, and what runs answers nobody. It is told so on every
     /// connection.
     pub fn dismiss(self: &Rc<Self>, notice: Notice) {
+        self.dismissed.set(true);
         for (number, conn) in self.conns() {
             let (header, tasks) = {
                 let mut engine = self.engine();
@@ -511,7 +520,7 @@ impl Live {
 
     /// Whether it takes no more connections.
     pub fn is_closing(&self) -> bool {
-        self.closing.get()
+        self.closing.get() || self.dismissed.get()
     }
 
     /// Whether all of it has ended.

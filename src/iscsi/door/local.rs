@@ -40,7 +40,6 @@ pub struct Local {
     next_id: Cell<u64>,
     draining: Cell<bool>,
     /// Connections that cannot be read because there is no memory for what they bring.
-    without_memory: Cell<i32>,
     /// Who has tried wrong secrets.
     pub guesses: Guesses,
 }
@@ -59,7 +58,6 @@ impl Local {
             // Unique in the process: the reactor in the upper half.
             next_id: Cell::new(u64::from(reactor.id()) << 48 | 1),
             draining: Cell::new(false),
-            without_memory: Cell::new(0),
             guesses: Guesses::default(),
         });
         reactor.set_service(local);
@@ -91,13 +89,16 @@ impl Local {
 
     /// Disconnects initiators that neither take the data they asked for nor send the data they announced, while others wait for the memory.
     fn look_for_stalled(&self) {
-        if self.without_memory.get() == 0 && !net::is_short(&self.reactor) {
+        if !net::is_short(&self.reactor) {
             return;
         }
         let now = self.reactor.clock().now();
         for conn in self.conns() {
+            if conn.is_closing() {
+                continue;
+            }
             let stuck = conn.session().is_some_and(|(live, _)| live.is_stuck(now, STALL_NS));
-            if stuck || conn.tx.stalled_ns(&self.reactor) > STALL_NS {
+            if stuck || conn.tx.stalled_ns() > STALL_NS {
                 tracing::warn!(
                     "{}: disconnected: it holds data buffers that others wait for, and has not moved for {} s",
                     conn.peer(),
@@ -106,11 +107,6 @@ impl Local {
                 conn.close();
             }
         }
-    }
-
-    /// Counts connections that begin (1) or no longer (-1) wait for memory for what they bring.
-    pub fn waits_for_memory(&self, change: i32) {
-        self.without_memory.set(self.without_memory.get() + change);
     }
 
     /// The targets.

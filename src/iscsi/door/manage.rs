@@ -18,10 +18,10 @@ pub async fn nop(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId, pieces: Pieces)
     let framing = conn.framing();
     let data = pieces.head;
     if let Some(data) = &data {
-        conn.tx.reserve(live.reactor(), data.len()).await;
+        conn.tx.reserve(data.len()).await;
     }
     let mut data = data;
-    let push = conn.tx.push(live.reactor(), 3, PREFIX_MAX + SUFFIX_MAX, |batch| {
+    let push = conn.tx.push(3, PREFIX_MAX + SUFFIX_MAX, |batch| {
         let Some((header, len)) = live.engine().nop_response(task) else { return };
         push_header(batch, &framing, &header);
         if let Some(mut data) = data.take().filter(|_| len > 0) {
@@ -34,7 +34,7 @@ pub async fn nop(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId, pieces: Pieces)
     // Without a connection there is nobody to answer.
     let _ = push.await;
     if let Some(unsent) = data {
-        conn.tx.drop_reserved(live.reactor(), unsent);
+        conn.tx.drop_reserved(unsent);
     }
 }
 
@@ -64,12 +64,12 @@ pub async fn text(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId, pieces: Pieces
             let len = reply.text.len();
             let mut text = None;
             if len > 0 {
-                conn.tx.reserve(live.reactor(), len).await;
+                conn.tx.reserve(len).await;
                 let mut buf = live.reactor().buffer(len).await;
                 buf.copy_from_slice(&reply.text);
                 text = Some(buf);
             }
-            let push = conn.tx.push(live.reactor(), 3, PREFIX_MAX + SUFFIX_MAX, |batch| {
+            let push = conn.tx.push(3, PREFIX_MAX + SUFFIX_MAX, |batch| {
                 let Some(header) = live.engine().text_response(task, &reply) else { return };
                 push_header(batch, &framing, &header);
                 if let Some(text) = text.take() {
@@ -81,7 +81,7 @@ pub async fn text(live: &Rc<Live>, conn: &Rc<Conn>, task: TaskId, pieces: Pieces
             // Without a connection there is nobody to answer.
             let _ = push.await;
             if let Some(unsent) = text {
-                conn.tx.drop_reserved(live.reactor(), unsent);
+                conn.tx.drop_reserved(unsent);
             }
         }
         Err(reason) => {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::rc::Rc;
+use std::task::Poll;
 
 use hugepages::Buf;
 
@@ -161,7 +162,8 @@ impl Receiver {
         let data_len = self.decoder.data_remaining();
         self.at = (data_len > 0).then_some(Placement::Discard);
         let rest = match verdict {
-            Verdict::Accept(_) if data_len == 0 => Rest::None,
+            // A Data-Out may be empty (RFC 7143 §11.7): no event follows it that would give back what is taken from the slot here.
+            Verdict::Accept(_) | Verdict::Place { .. } if data_len == 0 => Rest::None,
             Verdict::Accept(task) => {
                 let len = unsolicited_len(live, number, request, data_len);
                 self.place(live, task, len, 0)
@@ -204,9 +206,12 @@ impl Receiver {
         match rest {
             Rest::None => {}
             Rest::Buffer { task, slot, len, at } => {
-                conn.local.waits_for_memory(1);
-                let buf = conn.reactor().buffer(len).await;
-                conn.local.waits_for_memory(-1);
+                let mut buf = std::pin::pin!(conn.reactor().buffer(len));
+                let buf = std::future::poll_fn(|cx| match conn.is_closing() {
+                    true => Poll::Ready(None),
+                    false => buf.as_mut().poll(cx).map(Some),
+                });
+                let Some(buf) = buf.await else { return Err(End::Stream) };
                 let pieces = Pieces { head: Some(buf), body: None };
                 self.at = Some(Placement::Pieces { task, slot, pieces, at });
             }
@@ -291,7 +296,11 @@ impl Receiver {
                 }
                 Ok((reply, login, live, number))
             }
-            Ok(Entry::Join(tsih)) => match conn.local.session(tsih).filter(|live| !live.is_closing()) {
+            Ok(Entry::Join(tsih)) => match conn.local.session(tsih) {
+                Some(live) if live.is_closing() => {
+                    live.release().await;
+                    Err(LoginStatus::NO_SESSION)
+                }
                 Some(live) => {
                     let admitted = Admitted { tsih, joined: Some(live.joined()), window: super::live::WINDOW };
                     let Some((reply, login)) = self.login.admitted(&admitted) else { return Err(End::Stream) };
@@ -369,7 +378,7 @@ async fn send_login(conn: &Conn, reply: &Reply) -> Result<(), End> {
             at + len + pad
         });
     };
-    conn.tx.push(conn.reactor(), 1, PREFIX_MAX + len + 3, push).await?;
+    conn.tx.push(1, PREFIX_MAX + len + 3, push).await?;
     Ok(())
 }
 

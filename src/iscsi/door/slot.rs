@@ -232,7 +232,7 @@ async fn execute(live: &Rc<Live>, conn: &Rc<Conn>, slot: &Rc<Slot>, task: TaskId
     };
     io.data.clear();
     if work.reserved.get() > 0 {
-        conn.tx.unreserve(live.reactor(), work.reserved.get());
+        conn.tx.unreserve(work.reserved.get());
     }
     let mode = lun.as_ref().map(|lun| lun.gate().mode);
     if let (Answer::Check(_), Some(lun), Some(mode)) = (&answer, &lun, mode)
@@ -243,7 +243,7 @@ async fn execute(live: &Rc<Live>, conn: &Rc<Conn>, slot: &Rc<Slot>, task: TaskId
     let answer = match answer {
         answer if slot.aborted.get() => {
             if let Answer::Good(DataIn::Buf(buf) | DataIn::Lent(Lent { spare: buf, .. })) = answer {
-                conn.tx.drop_reserved(live.reactor(), buf);
+                conn.tx.drop_reserved(buf);
             }
             if slot.tell_aborted.get() { Answer::Status(Status::TASK_ABORTED) } else { Answer::None }
         }
@@ -305,7 +305,14 @@ impl Work<'_> {
             (io, resources) = disk.resources(&context, io).await;
         }
         let begin = move |home: &Rc<Reactor>| home::of(home).and_then(|h| h.begin(home, tsih, key, &cdb, resources));
-        match reactor.call(HOME, begin).await {
+        // What the home aborts after it has decided must find it, though the answer is still on its way.
+        *self.slot.lun.borrow_mut() = Some(lun.clone());
+        let action = reactor.call(HOME, begin).await;
+        self.slot.lun.take();
+        if self.slot.aborted.get() {
+            return (io, Answer::None);
+        }
+        match action {
             None => (io, Sense::illegal(Asc::LUN_NOT_SUPPORTED).into()),
             Some(Action::Reply(reply)) => {
                 if matches!(Opcode(cdb.opcode()), Opcode::RESERVE_6 | Opcode::RELEASE_6) {
@@ -334,7 +341,7 @@ impl Work<'_> {
 
     /// The volatile cache was switched off: what was answered before is as durable as what comes now when that is answered.
     async fn flush(&self, lun: &Rc<LunView>, disk: &Disk, answer: Answer, io: Io) -> (Io, Answer) {
-        let whole = Media::SynchronizeCache { lba: 0, blocks: disk.unit().blocks, immediate: false };
+        let whole = Media::SynchronizeCache { lba: 0, blocks: disk.unit().blocks };
         let (io, flushed) = self.carry_out(lun, disk, &whole, 0, io).await;
         (io, if matches!(flushed, Answer::Good(_)) { answer } else { flushed })
     }
@@ -386,10 +393,6 @@ impl Work<'_> {
         // From here on others may abort it.
         *self.slot.lun.borrow_mut() = Some(lun.clone());
         let ordered = self.command.attribute() == TaskAttribute::ORDERED;
-        if ordered {
-            // Reads before it have ended, and what they lent must not change any more.
-            self.live.conns().iter().for_each(|(_, conn)| conn.tx.flush_lent(conn.stream()));
-        }
         if !lun.enter(ordered) {
             let may_go = std::future::poll_fn(|_| {
                 if self.is_over() {
@@ -408,18 +411,28 @@ impl Work<'_> {
             // It may be the turn of the next one too.
             lun.wake_all(self.live.reactor());
         }
+        if ordered {
+            // Reads before it have ended, and what they lent must not change any more.
+            self.live.flush_lent();
+        }
+        let mut reads = reads;
         let mut prepared = Ok(());
         if taken > 0 {
             prepared = self.data_out(taken).await.map(|pieces| {
                 pieces.head.into_iter().chain(pieces.body).for_each(|buf| io.data.push_buf(buf));
             });
         } else if reads > 0 {
-            self.conn.tx.reserve(self.live.reactor(), reads).await;
-            io.data.push_buf(self.live.reactor().buffer(reads).await);
+            match self.read_buffer(reads).await {
+                Some(buf) => io.data.push_buf(buf),
+                None => (reads, prepared) = (0, Err(Answer::None)),
+            }
         }
-        // Its data may have taken long: a reservation that was taken meanwhile holds for it.
+        // Its data may have taken long: a reservation that was taken meanwhile holds for it, and so does a change of the target's units.
         if !lun.gate().grant.allows(request.access) {
             prepared = prepared.and(Err(Answer::Status(Status::RESERVATION_CONFLICT)));
+        }
+        if !self.live.lun(lun.lun).is_some_and(|now| Rc::ptr_eq(&now, lun)) {
+            prepared = prepared.and(Err(Sense::illegal(Asc::LUN_NOT_SUPPORTED).into()));
         }
         let answer;
         (io, answer) = match prepared {
@@ -431,7 +444,7 @@ impl Work<'_> {
         // Memory of a read that gives nothing; what is sent gives its own back.
         if reads > 0 && !matches!(answer, Answer::Good(DataIn::Buf(_) | DataIn::Lent(_))) {
             io.data.clear();
-            self.conn.tx.unreserve(self.live.reactor(), reads);
+            self.conn.tx.unreserve(reads);
         }
         (io, answer)
     }
@@ -440,8 +453,8 @@ impl Work<'_> {
         if let Some(lent) = self.lend(disk, media, &mut io) {
             return (io, Answer::Good(lent));
         }
-        let flushes = matches!(media, Media::SynchronizeCache { .. } | Media::StartStop { .. });
-        let heard = if flushes { self.live.heard_of_losses(lun) } else { Told::new(0) };
+        let tells = media.tells_of_losses();
+        let heard = if tells { self.live.heard_of_losses(lun) } else { Told::new(0) };
         let told = Cell::new(heard);
         let slot = self.slot;
         let context = Context { mode: lun.gate().mode, told: &told, slot: &slot.device, aborted: &slot.aborted };
@@ -449,7 +462,7 @@ impl Work<'_> {
             Media::ExtendedCopy => copy::run(self, lun, &context, io).await,
             _ => disk.execute(media, &context, io).await,
         };
-        if flushes {
+        if tells {
             self.live.tell_of_losses(lun, heard, told.get(), io.start);
         }
         let answer = match outcome {
@@ -472,6 +485,8 @@ impl Work<'_> {
         let lends = io.data.single_buf().is_some_and(|spare| spare.len() >= LEND_MIN)
             // Of a digest it would be read twice, and may differ.
             && !self.conn.framing().data_digest
+            // Commands behind it may write in this very turn.
+            && self.command.attribute() != TaskAttribute::ORDERED
             && self.conn.tx.can_lend(3, PREFIX_MAX + SUFFIX_MAX);
         if lends { disk.lend(media, io).map(DataIn::Lent) } else { None }
     }
@@ -491,7 +506,7 @@ impl Work<'_> {
     /// # Errors
     /// How the command ends without them.
     async fn data_out(&self, len: u32) -> Result<Pieces, Answer> {
-        let (reactor, slot) = (self.live.reactor(), self.slot);
+        let slot = self.slot;
         let mut progress = self.live.engine().data_wanted(self.task, len);
         let more = (len as usize).saturating_sub(slot.base.get());
         if more > 0 && progress == WriteProgress::Complete {
@@ -500,14 +515,14 @@ impl Work<'_> {
         }
         if more > 0 {
             self.reserve(more).await?;
-            let buf = reactor.buffer(more).await;
+            let buf = self.unless_over(self.live.reactor().buffer(more)).await.ok_or(Answer::None)?;
             slot.pieces.borrow_mut().body = Some(buf);
             progress = self.live.engine().write_progress(self.task).unwrap_or(progress);
         }
         let mut long = 0;
         let waits = progress != WriteProgress::Complete;
         if waits {
-            self.conn.tx.expect_peer(reactor);
+            self.conn.tx.expect_peer();
         }
         let result = loop {
             if self.is_over() {
@@ -541,7 +556,7 @@ impl Work<'_> {
             progress = self.live.engine().write_progress(self.task).unwrap_or(WriteProgress::Arriving);
         };
         if waits {
-            self.conn.tx.peer_acted(reactor);
+            self.conn.tx.peer_acted();
         }
         self.conn.asked(long);
         result?;
@@ -550,37 +565,59 @@ impl Work<'_> {
             head.truncate(len as usize);
         }
         let rest = (len as usize).saturating_sub(pieces.base());
-        match &mut pieces.body {
-            Some(body) => body.truncate(rest),
-            None if rest > 0 => return Err(Sense::new(SenseKey::HARDWARE_ERROR, Asc::INTERNAL_FAILURE).into()),
-            None => {}
+        if let Some(body) = &mut pieces.body {
+            body.truncate(rest);
+        }
+        if pieces.body.as_ref().map_or(0, Buf::len) < rest {
+            return Err(Sense::new(SenseKey::HARDWARE_ERROR, Asc::INTERNAL_FAILURE).into());
         }
         Ok(pieces)
     }
 
-    /// Waits until memory for so many bytes may be in use. Who holds data already does not wait for long.
+    /// Waits until memory for so many bytes may be in use. Who holds data does not wait for long.
+    ///
+    /// # Errors
+    /// How the command ends without it.
     async fn reserve(&self, len: usize) -> Result<(), Answer> {
-        let reactor = self.live.reactor();
-        let mut room = std::pin::pin!(self.conn.tx.reserve(reactor, len));
-        let got = match self.slot.base.get() {
-            0 => {
-                room.await;
-                true
+        let mut room = std::pin::pin!(self.conn.tx.reserve(len));
+        let mut time_up = std::pin::pin!(async {
+            // Unsolicited data may come while it waits.
+            std::future::poll_fn(|_| if self.slot.base.get() > 0 { Poll::Ready(()) } else { Poll::Pending }).await;
+            self.live.reactor().sleep(HOLD_NS).await;
+        });
+        std::future::poll_fn(|cx| {
+            if self.is_over() {
+                return Poll::Ready(Err(Answer::None));
             }
-            _ => {
-                let mut time_up = std::pin::pin!(reactor.sleep(HOLD_NS));
-                std::future::poll_fn(|cx| match room.as_mut().poll(cx) {
-                    Poll::Ready(()) => Poll::Ready(true),
-                    Poll::Pending => time_up.as_mut().poll(cx).map(|()| false),
-                })
-                .await
+            match room.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Ok(())),
+                Poll::Pending => time_up.as_mut().poll(cx).map(|()| Err(Answer::Status(Status::BUSY))),
             }
-        };
-        if !got {
-            return Err(Answer::Status(Status::BUSY));
-        }
+        })
+        .await?;
         self.reserved.set(self.reserved.get() + len);
         Ok(())
+    }
+
+    /// Memory for what a read gives, reserved; `None` if the command is aborted before there is any.
+    async fn read_buffer(&self, len: usize) -> Option<Buf> {
+        self.unless_over(self.conn.tx.reserve(len)).await?;
+        let buf = self.unless_over(self.live.reactor().buffer(len)).await;
+        if buf.is_none() {
+            self.conn.tx.unreserve(len);
+        }
+        buf
+    }
+
+    /// What a future gives, if the command is not aborted before.
+    async fn unless_over<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Some(value)),
+            Poll::Pending if self.is_over() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
     }
 
     /// Ends the other commands that a CHECK CONDITION ends.

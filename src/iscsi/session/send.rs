@@ -57,30 +57,12 @@ pub struct DataInPdu {
 pub enum Notice {
     /// Log out within so many seconds.
     RequestLogout(u16),
-    /// The connection with this identifier is dropped; come back after `wait` seconds, tasks are kept for `retain` more.
-    DropConnection {
-        /// Connection identifier.
-        cid: u16,
-        /// Time2Wait.
-        wait: u16,
-        /// Time2Retain.
-        retain: u16,
-    },
-    /// All connections of the session are dropped.
+    /// All connections of the session are dropped; come back after `wait` seconds, tasks are kept for `retain` more.
     DropSession {
         /// Time2Wait.
         wait: u16,
         /// Time2Retain.
         retain: u16,
-    },
-    /// Negotiate again within so many seconds, by a Text Request.
-    RequestNegotiation(u16),
-    /// A SCSI event of a LUN. Its data is two bytes of length and so many bytes of sense.
-    Scsi {
-        /// LUN.
-        lun: [u8; 8],
-        /// Bytes of sense data.
-        sense_len: u16,
     },
 }
 
@@ -285,14 +267,7 @@ impl Session {
         pdu.itt.set(NO_TAG);
         let (event, parameters) = match *notice {
             Notice::RequestLogout(seconds) => (AsyncEvent::REQUEST_LOGOUT, [0, 0, seconds]),
-            Notice::DropConnection { cid, wait, retain } => (AsyncEvent::DROP_CONNECTION, [cid, wait, retain]),
             Notice::DropSession { wait, retain } => (AsyncEvent::DROP_SESSION, [0, wait, retain]),
-            Notice::RequestNegotiation(seconds) => (AsyncEvent::REQUEST_NEGOTIATION, [0, 0, seconds]),
-            Notice::Scsi { lun, sense_len } => {
-                pdu.lun = lun;
-                pdu.data_len = U24::new(2 + u32::from(sense_len));
-                (AsyncEvent::SCSI, [0; 3])
-            }
         };
         pdu.event = event;
         pdu.parameter1.set(parameters[0]);
@@ -333,17 +308,12 @@ impl Session {
         Some((conn, self.ping(conn, now)?))
     }
 
-    /// A NOP-In that wants an answer.
+    /// A NOP-In that wants an answer. It takes no StatSN.
     fn ping(&mut self, conn: ConnId, now: u64) -> Option<Header> {
         let connection = self.connection_mut(conn)?;
         connection.last_ping = connection.last_ping.wrapping_add(1) % NO_TAG;
         let ttt = connection.last_ping;
         connection.pinged.get_or_insert(now);
-        self.nop_in(conn, ttt)
-    }
-
-    /// A NOP-In that no NOP-Out asked for: with a tag it wants an answer. It takes no StatSN.
-    fn nop_in(&self, conn: ConnId, ttt: u32) -> Option<Header> {
         let numbers = self.numbers(conn)?;
         let mut pdu = NopIn::new_zeroed();
         pdu.opcode = Opcode::NOP_IN.0;
@@ -354,11 +324,6 @@ impl Session {
         pdu.exp_cmd_sn.set(numbers.exp_cmd_sn);
         pdu.max_cmd_sn.set(numbers.max_cmd_sn);
         Some(pdu.to_bytes())
-    }
-
-    /// A NOP-In that tells the numbers of the session and wants no answer: for an initiator that waits with its window closed.
-    pub fn window_update(&self, conn: ConnId) -> Option<Header> {
-        self.nop_in(conn, NO_TAG)
     }
 
     /// Ends a request of a kind; its connection and header, unless it was aborted.

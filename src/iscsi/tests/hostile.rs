@@ -236,5 +236,4 @@ fn names_of_nothing_do_nothing() {
     assert!(session.remove_connection(conn) && session.remove_connection(conn));
     assert_eq!(session.reject(conn, RejectReason::PROTOCOL_ERROR), None);
     assert_eq!(session.notice(conn, &Notice::RequestLogout(1)), None);
-    assert_eq!(session.window_update(conn), None);
 }

@@ -115,7 +115,7 @@ use Access::{Always, Legacy, Persistent, Read, Status, Write};
 /// Every command, by operation code and service action.
 pub(in crate::scsi) static CATALOGUE: &[Entry] = ENTRIES;
 
-/// What [`CATALOGUE`] holds: constants cannot read statics.
+/// What [`CATALOGUE`] holds: constants cannot read statics. IMMED is evaluated nowhere: an answer comes after the work, with its failures.
 const ENTRIES: &[Entry] = &[
     Entry::new(Opcode::TEST_UNIT_READY, &[0x00, 0, 0, 0, 0, C], Status, good).medium(),
     Entry::new(Opcode::REQUEST_SENSE, &[0x03, 0x01, 0, 0, 0xff, C], Always, request_sense),
@@ -127,7 +127,7 @@ const ENTRIES: &[Entry] = &[
     Entry::new(Opcode::RESERVE_6, &[0x16, 0x1f, 0, 0, 0, C], Legacy, reserve),
     Entry::new(Opcode::RELEASE_6, &[0x17, 0x1f, 0, 0, 0, C], Legacy, release),
     Entry::new(Opcode::MODE_SENSE_6, &[0x1a, 0x08, 0xff, 0xff, 0xff, C], Read, mode_sense_6),
-    Entry::new(Opcode::START_STOP_UNIT, &[0x1b, 0x01, 0, 0, 0xf7, C], Write, start_stop),
+    Entry::new(Opcode::START_STOP_UNIT, &[0x1b, 0, 0, 0, 0xf7, C], Write, start_stop),
     Entry::new(Opcode::SEND_DIAGNOSTIC, &[0x1d, 0xe4, 0, 0xff, 0xff, C], Write, send_diagnostic).slow(),
     Entry::new(Opcode::READ_CAPACITY_10, &[0x25, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, C], Always, read_capacity_10),
     Entry::new(Opcode::READ_10, &[0x28, 0xf8, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, C], Read, read_10).medium(),
@@ -140,11 +140,10 @@ const ENTRIES: &[Entry] = &[
     )
     .writes(),
     Entry::new(Opcode::VERIFY_10, &[0x2f, 0xf6, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, C], Read, verify_10).medium(),
-    Entry::new(Opcode::PRE_FETCH_10, &[0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, C], Read, pre_fetch_10)
-        .medium(),
+    Entry::new(Opcode::PRE_FETCH_10, &[0x34, 0, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, C], Read, pre_fetch_10).medium(),
     Entry::new(
         Opcode::SYNCHRONIZE_CACHE_10,
-        &[0x35, 0x02, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, C],
+        &[0x35, 0, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, C],
         Write,
         synchronize_cache_10,
     ),
@@ -210,8 +209,8 @@ const ENTRIES: &[Entry] = &[
     Entry::new(Opcode::ORWRITE_16, &usage_16(0x8b, 0xf8), Write, orwrite).writes(),
     Entry::new(Opcode::WRITE_AND_VERIFY_16, &usage_16(0x8e, 0xf6), Write, write_and_verify_16).writes(),
     Entry::new(Opcode::VERIFY_16, &usage_16(0x8f, 0xf6), Read, verify_16).medium(),
-    Entry::new(Opcode::PRE_FETCH_16, &usage_16(0x90, 0x02), Read, pre_fetch_16).medium(),
-    Entry::new(Opcode::SYNCHRONIZE_CACHE_16, &usage_16(0x91, 0x02), Write, synchronize_cache_16),
+    Entry::new(Opcode::PRE_FETCH_16, &usage_16(0x90, 0), Read, pre_fetch_16).medium(),
+    Entry::new(Opcode::SYNCHRONIZE_CACHE_16, &usage_16(0x91, 0), Write, synchronize_cache_16),
     Entry::new(Opcode::WRITE_SAME_16, &usage_16(0x93, 0xff), Write, write_same_16).writes().slow(),
     Entry::new(Opcode::WRITE_ATOMIC_16, &usage_16(0x9c, 0xf8), Write, write_atomic)
         .writes()

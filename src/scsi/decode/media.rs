@@ -307,30 +307,30 @@ fn to_the_end(lba: u64, blocks: u32, unit: &Unit) -> Result<u64, Sense> {
     Ok(if blocks == 0 { unit.blocks - lba } else { u64::from(blocks) })
 }
 
-fn synchronize_cache(cdb: &Cdb, unit: &Unit, range: Range) -> Result<Request, Sense> {
+fn synchronize_cache(unit: &Unit, range: Range) -> Result<Request, Sense> {
     let blocks = to_the_end(range.lba, range.blocks, unit)?;
-    Ok(media(Media::SynchronizeCache { lba: range.lba, blocks, immediate: cdb.bit::<1, 1>() }, DataOut::None, 0))
+    Ok(media(Media::SynchronizeCache { lba: range.lba, blocks }, DataOut::None, 0))
 }
 
 pub(super) fn synchronize_cache_10(cdb: &Cdb, unit: &Unit) -> Result<Request, Sense> {
-    synchronize_cache(cdb, unit, range_10(cdb))
+    synchronize_cache(unit, range_10(cdb))
 }
 
 pub(super) fn synchronize_cache_16(cdb: &Cdb, unit: &Unit) -> Result<Request, Sense> {
-    synchronize_cache(cdb, unit, range_16(cdb))
+    synchronize_cache(unit, range_16(cdb))
 }
 
-fn pre_fetch(cdb: &Cdb, unit: &Unit, range: Range) -> Result<Request, Sense> {
+fn pre_fetch(unit: &Unit, range: Range) -> Result<Request, Sense> {
     let blocks = to_the_end(range.lba, range.blocks, unit)?;
-    Ok(media(Media::PreFetch { lba: range.lba, blocks, immediate: cdb.bit::<1, 1>() }, DataOut::None, 0))
+    Ok(media(Media::PreFetch { lba: range.lba, blocks }, DataOut::None, 0))
 }
 
 pub(super) fn pre_fetch_10(cdb: &Cdb, unit: &Unit) -> Result<Request, Sense> {
-    pre_fetch(cdb, unit, range_10(cdb))
+    pre_fetch(unit, range_10(cdb))
 }
 
 pub(super) fn pre_fetch_16(cdb: &Cdb, unit: &Unit) -> Result<Request, Sense> {
-    pre_fetch(cdb, unit, range_16(cdb))
+    pre_fetch(unit, range_16(cdb))
 }
 
 pub(super) fn get_lba_status(cdb: &Cdb, unit: &Unit) -> Result<Request, Sense> {
@@ -365,8 +365,7 @@ pub(super) fn start_stop(cdb: &Cdb, _: &Unit) -> Result<Request, Sense> {
     if cdb.bit::<4, 1>() {
         return Err(Sense::bit(4, 1));
     }
-    let command =
-        Media::StartStop { start: cdb.bit::<4, 0>(), flush: !cdb.bit::<4, 2>(), immediate: cdb.bit::<1, 0>() };
+    let command = Media::StartStop { start: cdb.bit::<4, 0>(), flush: !cdb.bit::<4, 2>() };
     Ok(media(command, DataOut::None, 0))
 }
 

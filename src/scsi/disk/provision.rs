@@ -132,8 +132,7 @@ impl Job<'_> {
                 self.io().status = status;
                 return self.result();
             }
-            // The answer comes after the work, whether it need wait or not.
-            let _immediate = format_parameters(&list[..len])?;
+            format_parameters(&list[..len])?;
             self.io().data.clear();
         }
         let all = self.span(0, self.disk.unit.blocks);

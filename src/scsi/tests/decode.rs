@@ -261,16 +261,16 @@ fn unmapping_needs_a_unit_that_can() {
 
 #[test]
 fn caches_and_states() {
-    let sync = |lba, blocks, immediate| Media::SynchronizeCache { lba, blocks, immediate };
-    assert_eq!(media(&cdb_10(0x35, 0, 0, 0)).0, sync(0, 1 << 19, false));
-    assert_eq!(media(&cdb_10(0x35, 2, 5, 3)).0, sync(5, 3, true));
-    assert_eq!(media(&cdb_16(0x91, 2, LAST, 0)).0, sync(LAST, 1, true));
-    let fetch = |lba, blocks, immediate| Media::PreFetch { lba, blocks, immediate };
-    assert_eq!(media(&cdb_10(0x34, 2, 5, 3)).0, fetch(5, 3, true));
+    let sync = |lba, blocks| Media::SynchronizeCache { lba, blocks };
+    assert_eq!(media(&cdb_10(0x35, 0, 0, 0)).0, sync(0, 1 << 19));
+    assert_eq!(media(&cdb_10(0x35, 2, 5, 3)).0, sync(5, 3));
+    assert_eq!(media(&cdb_16(0x91, 2, LAST, 0)).0, sync(LAST, 1));
+    let fetch = |lba, blocks| Media::PreFetch { lba, blocks };
+    assert_eq!(media(&cdb_10(0x34, 2, 5, 3)).0, fetch(5, 3));
     // The group number is ignored: there are no groups.
     let mut cdb = cdb_16(0x90, 0, 7, 0);
     cdb[14] = 3;
-    assert_eq!(media(&cdb).0, fetch(7, LAST - 6, false));
+    assert_eq!(media(&cdb).0, fetch(7, LAST - 6));
     let mut cdb = cdb_16(0x9e, 0x12, 9, 24);
     assert_eq!(media(&cdb), (Media::GetLbaStatus { lba: 9, allocation: 24 }, DataOut::None, 24));
     cdb[2] = 0x80;
@@ -283,9 +283,9 @@ fn caches_and_states() {
     assert_eq!(media(&[0x1d, 0x04, 0, 0, 0, 0]).0, Media::SelfTest);
     assert_eq!(sense(&[0x1d, 0x20, 0, 0, 0, 0]), Sense::bit(1, 7));
     assert_eq!(sense(&[0x1d, 0x04, 0, 0, 1, 0]), Sense::field(3));
-    let stop = |start, flush, immediate| Media::StartStop { start, flush, immediate };
-    assert_eq!(media(&[0x1b, 1, 0, 0, 0, 0]).0, stop(false, true, true));
-    assert_eq!(media(&[0x1b, 0, 0, 0, 5, 0]).0, stop(true, false, false));
+    let stop = |start, flush| Media::StartStop { start, flush };
+    assert_eq!(media(&[0x1b, 1, 0, 0, 0, 0]).0, stop(false, true));
+    assert_eq!(media(&[0x1b, 0, 0, 0, 5, 0]).0, stop(true, false));
     assert_eq!(sense(&[0x1b, 0, 0, 0, 2, 0]), Sense::bit(4, 1));
     assert_eq!(sense(&[0x1b, 0, 0, 0, 0x10, 0]), Sense::bit(4, 7));
 }

@@ -110,6 +110,20 @@ fn another_unit_is_announced() {
 }
 
 #[test]
+fn other_ports_are_announced() {
+    let mut rig = Rig::new();
+    for (ports, news) in [(vec![port(1), port(2)], false), (vec![port(1)], true), (vec![port(1), port(3)], true)] {
+        rig.lu.set_ports(ports);
+        for id in [A, B] {
+            if news {
+                assert_eq!(rig.check(id, &TEST_UNIT_READY).code, Asc::INQUIRY_CHANGED);
+            }
+            rig.good(id, &TEST_UNIT_READY);
+        }
+    }
+}
+
+#[test]
 fn a_list_of_another_command_is_no_success() {
     let mut rig = Rig::new();
     let reaction = rig.lu.finish(A, UnitCommand::Reserve, &[]);

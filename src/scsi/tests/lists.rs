@@ -82,9 +82,9 @@ fn random_unmap_lists() {
 
 #[test]
 fn format_takes_only_what_it_does() {
-    assert_eq!(format_parameters(&[0, 0, 0, 0]), Ok(false));
-    assert_eq!(format_parameters(&[0, 2, 0, 0]), Ok(true));
-    assert_eq!(format_parameters(&[0, 2, 0, 0, 0, 0, 0, 0]), Ok(true));
+    assert_eq!(format_parameters(&[0, 0, 0, 0]), Ok(()));
+    assert_eq!(format_parameters(&[0, 2, 0, 0]), Ok(()));
+    assert_eq!(format_parameters(&[0, 2, 0, 0, 0, 0, 0, 0]), Ok(()));
     assert_eq!(format_parameters(&[0, 0, 0]), Err(Sense::list_length()));
     assert_eq!(format_parameters(&[1, 0, 0, 0]), Err(Sense::parameter(0)));
     assert_eq!(format_parameters(&[0, 0, 0, 8]), Err(Sense::parameter(2)));

@@ -1,20 +1,26 @@
 //! Many initiators at once: half-open, slow, deaf and mute ones, and what they may hold.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use reactor::limits::{CONNECTIONS_PER_REACTOR, ISCSI_SESSIONS_MAX};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use super::super::host::pattern;
 use super::super::server::{PATIENCE, Place, now};
 use super::bystander::Bystander;
 use super::initiator::cdb;
-use super::initiator::login::{OPERATIONAL, SECURITY, TOO_MANY_CONNECTIONS, text};
-use super::initiator::pdu::{Pdu, flag, op};
-use super::initiator::{Login, Offer, Options, Session, Wire};
+use super::initiator::login::{OPERATIONAL, SECURITY, text};
+use super::initiator::pdu::{NO_TAG, Pdu, flag, op};
+use super::initiator::{Got, Login, Offer, Options, Session, Wire};
 use super::{IQN, MIB, config, portal, settled};
 
 /// Connections open at once.
 const CROWD: usize = 2000;
+// There is room for a crowd on one reactor while the one before it still ends, beside the bystander.
+const _: () = assert!(2 * CROWD < CONNECTIONS_PER_REACTOR && 2 * CROWD < ISCSI_SESSIONS_MAX as usize);
 /// Initiators that take all that one can.
 const GREEDY: usize = 60;
 /// Resident memory that a connection may cost, whatever it does, beside the buffers of the arena, which has its size from the start.
@@ -42,22 +48,13 @@ fn options(number: usize) -> Options {
     options
 }
 
-/// Sessions, as many as the target takes.
+/// That many sessions, all of them.
 fn sessions(address: SocketAddr, count: usize, offer: &Offer) -> Vec<Session> {
-    let mut open = Vec::new();
-    for number in 0..count {
-        match Session::login(address, &options(number).with(offer.clone())) {
-            Ok(session) => open.push(session),
-            Err(status) => {
-                // What is full says so.
-                assert!(status == TOO_MANY_CONNECTIONS || status >> 8 == 3, "{status:#06x}");
-                break;
-            }
-        }
-    }
-    println!("{} sessions of {count}", open.len());
-    assert!(open.len() >= count.min(100), "{} sessions are few", open.len());
-    open
+    let one = |number: usize| {
+        Session::login(address, &options(number).with(offer.clone()))
+            .unwrap_or_else(|status| panic!("session {number} of {count} is refused: {status:#06x}"))
+    };
+    (0..count).map(one).collect()
 }
 
 /// Fills the window with commands whose answers nobody reads, or whose data nobody sends.
@@ -182,6 +179,68 @@ fn no_crowd_takes_memory_or_time_of_others() {
     println!("{report}");
     assert!(highest[1] <= highest[0] + SLACK, "what the first crowds held is still held{report}");
     bystander.end();
+    server.stop();
+}
+
+/// Unsolicited data has its memory as soon as some of it comes: who sends no more of it holds what others need, but not for long, however
+/// alive it is otherwise.
+#[test]
+fn who_begins_to_send_data_and_stops_gives_its_memory_back() {
+    const HOLDERS: usize = 30;
+    const WINDOW: u32 = 128;
+    const LEN: usize = 64 << 10;
+    // Those who hold some have 10 s.
+    const LONGEST: Duration = Duration::from_secs(20);
+    let server = Place::new().serve(&config());
+    let address = portal(&server);
+    let offer =
+        Offer { immediate_data: Some(true), initial_r2t: Some(false), first_burst: Some(LEN as u32), ..Offer::PLAIN };
+    let begin = |mut session: Session| {
+        session.settle(0);
+        session.conns[0].wire.socket().set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        for number in 0..WINDOW {
+            let mut pdu =
+                Pdu::new(op::COMMAND, flag::WRITE | 1).with(16, number).with(20, LEN as u32).with_data(&[7; 512]);
+            pdu.bhs[32..].copy_from_slice(&cdb::write16(0, 128, 0));
+            session.conns[0].wire.send(&pdu.with(24, session.cmd_sn).with(28, session.conns[0].stat_sn));
+            session.cmd_sn = session.cmd_sn.wrapping_add(1);
+        }
+        session
+    };
+    assert!(HOLDERS * WINDOW as usize * LEN > 128 << 20, "more than the server has");
+    let mut holders: Vec<Session> = sessions(address, HOLDERS, &offer).into_iter().map(begin).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = stop.clone();
+    let alive = std::thread::spawn(move || {
+        for tag in 0x7000_0000.. {
+            if seen.load(Ordering::Relaxed) {
+                break;
+            }
+            for session in &holders {
+                let ping = Pdu::new(op::NOP_OUT | op::IMMEDIATE, flag::FINAL).with(16, tag).with(20, NO_TAG);
+                session.conns[0].wire.send(&ping.with(24, session.cmd_sn).with(28, session.conns[0].stat_sn));
+            }
+            for session in &mut holders {
+                while let Got::Pdu(_) = session.conns[0].wire.next(Duration::from_millis(1)) {}
+            }
+            std::thread::park_timeout(Duration::from_millis(500));
+        }
+    });
+    let start = now();
+    let mut other = Session::open(address, &Options::new(IQN, 251).with(offer));
+    other.settle(1);
+    for number in 0..8 {
+        let data = pattern(MIB, number);
+        other.command(1, &cdb::write16(0, 2048, 0), &data, 0).good();
+        assert!(other.command(1, &cdb::read16(0, 2048), &[], MIB).good() == data);
+    }
+    let took = now() - start;
+    println!("{took:?} beside those who hold all memory");
+    // Less, and they held nothing; more, and they held it for as long as they liked.
+    assert!((Duration::from_secs(2)..LONGEST).contains(&took), "{took:?}");
+    stop.store(true, Ordering::Relaxed);
+    alive.join().unwrap();
+    other.end();
     server.stop();
 }
 

@@ -6,11 +6,12 @@ use std::time::Duration;
 use super::super::host::pattern;
 use super::super::server::{PATIENCE, Place, Server, until};
 use super::busy::Busy;
-use super::held::{BESIDE, two_cores, with_beside};
+use super::held::{BESIDE, BY_R2T, SHORT, late_config, pending, two_cores, with_beside, zeros};
 use super::initiator::cdb;
+use super::initiator::login::{NOT_ALLOWED, text};
 use super::initiator::pdu::{Pdu, flag, op};
 use super::initiator::session::{event, function, managed};
-use super::initiator::{Got, Offer, Options, Session, Wire};
+use super::initiator::{Got, Login, Offer, Options, Session, Wire};
 use super::{BLOCK, IQN, MIB, SIZE, config, portal, session};
 
 /// Bytes of a write that comes whole with its command.
@@ -126,6 +127,8 @@ fn who_is_dismissed_and_does_not_listen_writes_no_more() {
             let (served, _) = until(PATIENCE, || slots(&mut watching[0], SLOTS) == first);
             assert!(served, "what it sends is carried out although it takes no answer");
             reload(&place, &mut server, &after, &line);
+            // Ports may be gone, which is announced.
+            watching.iter_mut().for_each(|session| drop(session.settle(0)));
             let at_reload = slots(&mut watching[1], SLOTS);
             for slot in 0..SLOTS {
                 // Whether it is taken or not.
@@ -169,6 +172,90 @@ fn who_is_dismissed_is_told() {
     beside.settle(0);
     beside.end();
     server.stop();
+}
+
+#[test]
+fn a_login_under_way_is_refused_when_its_initiator_is_taken_off_the_list() {
+    /// The operational stage, and full feature phase behind it.
+    const OPERATIONAL: u8 = 1;
+    const FULL_FEATURE: u8 = 3;
+    let place = Place::new();
+    let all = r#"initiators = ["iqn.2026-11.test.initiator:1", "iqn.2026-11.test.initiator:2"]"#;
+    let mut server = place.serve(&two_targets(Some(all)));
+    let mut logins: Vec<Login> = (1..3)
+        .map(|number| {
+            let options = Options::new(IQN, number);
+            let mut login = Login::new(portal(&server), &options);
+            login.exchange((OPERATIONAL, 0, false), &text(&options.names()), usize::MAX).unwrap();
+            login
+        })
+        .collect();
+    let others = r#"initiators = ["iqn.2026-11.test.initiator:2"]"#;
+    reload(&place, &mut server, &two_targets(Some(others)), "has other initiators");
+    let ends: Vec<_> = logins
+        .iter_mut()
+        .map(|login| login.exchange((OPERATIONAL, FULL_FEATURE, true), &[], usize::MAX).map(|answer| answer.transit))
+        .collect();
+    assert_eq!(ends, [Err(NOT_ALLOWED), Ok(true)]);
+    drop(logins);
+    server.stop();
+}
+
+/// The volume behind LUN 0 of the first target is that of another target too; `luns` are those of the first one. Its first write is late.
+fn shared(luns: &str) -> String {
+    const LATE: Duration = Duration::from_millis(1500);
+    let config = late_config(&[LATE]).replace(r#"luns = [{ bdev = "late0" }, { bdev = "ram1" }]"#, luns);
+    format!("{}{config}\n[[iscsi.target]]\niqn = \"{BESIDE}\"\nluns = [{{ bdev = \"late0\" }}]\n", two_cores())
+}
+
+/// Units that a session sees no more, or by another number.
+#[test]
+fn a_unit_that_is_taken_away_gets_nothing_from_who_had_it() {
+    const BOTH: &str = r#"luns = [{ bdev = "late0" }, { bdev = "ram1" }]"#;
+    let gone = [
+        r#"luns = [{ lun = 1, bdev = "ram1" }]"#,
+        r#"luns = [{ lun = 2, bdev = "late0" }, { lun = 1, bdev = "ram1" }]"#,
+    ];
+    let (old, new) = (pattern(8 * BLOCK, 1), pattern(8 * BLOCK, 2));
+    // Whether the write is with the volume already or has no data yet; whether the unit is reset before its data comes.
+    for (luns, in_device, resets) in gone.iter().flat_map(|luns| {
+        [(false, false), (false, true), (true, true)].map(|(in_device, resets)| (luns, in_device, resets))
+    }) {
+        let place = Place::new();
+        let mut server = place.serve(&shared(BOTH));
+        let address = portal(&server);
+        let mut other = to(address, BESIDE, 2);
+        let mut one = Session::open(address, &Options::new(IQN, 1).with(BY_R2T));
+        one.settle(0);
+        one.hold = Some(PATIENCE);
+        let (tag, _) = pending(&mut one, 0, 0);
+        if in_device {
+            one.answer_r2ts(tag);
+            assert!(one.is_waiting(tag, SHORT), "it is late");
+        }
+        reload(&place, &mut server, &shared(luns), &format!("LUN 0 of \"{IQN}\" is removed"));
+        if resets {
+            assert_eq!(other.manage(0, function::LUN_RESET, 0, None), managed::COMPLETE);
+        }
+        other.settle(0);
+        if in_device {
+            other.command(0, &cdb::write16(0, 8, 0), &new, 0).good();
+            std::thread::park_timeout(Duration::from_secs(2));
+            let found = other.command(0, &cdb::read16(0, 8), &[], new.len()).good();
+            assert!(found == new, "{luns}: what was there before the reset has come after it: old: {}", found == old);
+        } else {
+            one.answer_r2ts(tag);
+            if !resets {
+                let (key, code) = one.wait(tag).sense();
+                assert_eq!((key, code), (5, 0x2500), "LOGICAL UNIT NOT SUPPORTED");
+            }
+            std::thread::park_timeout(QUIET);
+            zeros(&mut other, 0, 0);
+        }
+        drop(one);
+        other.end();
+        server.stop();
+    }
 }
 
 #[test]

@@ -10,7 +10,8 @@ use super::held::{BESIDE, SHORT, changed_control, control, control_page, holding
 use super::initiator::cdb::{self, status};
 use super::initiator::session::{function, managed};
 use super::initiator::{Offer, Session};
-use super::{BLOCK, MIB, SIZE, config, config_with, portal, session, session_with};
+use super::unit::{NAA, designator, fill, whole};
+use super::{BLOCK, SIZE, config, config_with, portal, session, session_with};
 
 /// Actions of PERSISTENT RESERVE OUT and a type (SPC-4 §6.16.2, §6.15.3.4).
 const REGISTER: u8 = 0;
@@ -40,38 +41,8 @@ fn register(lun: u16, fenced: &mut Session, fencing: &mut Session) {
     reserve(fenced, lun, RESERVE, FENCED, 0);
 }
 
-/// The NAA designator of a logical unit (SPC-4 §7.8.6).
 fn naa(session: &mut Session, lun: u16) -> Vec<u8> {
-    let page = session.command(lun, &cdb::inquiry(Some(0x83), 512), &[], 512).data;
-    let mut rest = &page[4..];
-    while let [_, kind, _, len, after @ ..] = rest {
-        let (designator, next) = after.split_at(usize::from(*len));
-        if kind & 0x3f == 3 {
-            return designator.to_vec();
-        }
-        rest = next;
-    }
-    panic!("no NAA designator: {page:02x?}");
-}
-
-/// Writes all of a unit in pieces of a MiB, at once.
-fn fill(session: &mut Session, lun: u16, seed: u64) {
-    let data = pattern(SIZE, seed);
-    let blocks = (MIB / BLOCK) as u32;
-    let write = |(number, part): (usize, &[u8])| {
-        session.start(0, lun, &cdb::write16(number as u64 * u64::from(blocks), blocks, 0), part, 0)
-    };
-    let tags: Vec<u32> = data.chunks(MIB).enumerate().map(write).collect();
-    for tag in tags {
-        session.wait(tag).good();
-    }
-}
-
-/// All of a unit.
-fn whole(session: &mut Session, lun: u16) -> Vec<u8> {
-    let blocks = MIB / BLOCK;
-    let read = |at: usize| session.command(lun, &cdb::read16((at * blocks) as u64, blocks as u32), &[], MIB).good();
-    (0..SIZE / MIB).flat_map(read).collect()
+    designator(session, lun, NAA)
 }
 
 /// A unit to copy from, and one whose writes take their time.

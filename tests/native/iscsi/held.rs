@@ -8,7 +8,7 @@ use super::super::host::pattern;
 use super::super::server::Server;
 use super::initiator::cdb;
 use super::initiator::{Offer, PATIENCE, Session};
-use super::{BLOCK, SIZE, portal, session_with};
+use super::{BLOCK, SIZE, config_with, portal, session_with};
 
 /// Long enough for an answer that must not come.
 pub const SHORT: Duration = Duration::from_millis(300);
@@ -31,6 +31,29 @@ pub fn pending(session: &mut Session, lun: u16, lba: u64) -> (u32, u32) {
     let tag = session.start(0, lun, &cdb::write16(lba, 8, 0), &pattern(ASKED, 1), 0);
     assert!(session.is_waiting(tag, SHORT));
     (tag, cmd_sn)
+}
+
+/// LUN 0 is a volume whose first writes are on their way for so long each.
+pub fn late_config(delays: &[Duration]) -> String {
+    let rule = |(nth, delay): (usize, &Duration)| {
+        format!("{{ op = \"write\", nth = {nth}, action = \"delay\", delay_ms = {} }}", delay.as_millis())
+    };
+    let rules: Vec<String> = (1..).zip(delays).map(rule).collect();
+    let luns = r#"luns = [{ bdev = "late0" }, { bdev = "ram1" }]"#;
+    config_with(r#"listen = ["127.0.0.1:0"]"#, luns).replace(
+        "[iscsi]",
+        &format!(
+            r#"
+            [[bdev]]
+            name = "late0"
+            driver = "inject"
+            base = "ram0"
+            rules = [{}]
+            [iscsi]
+            "#,
+            rules.join(", ")
+        ),
+    )
 }
 
 /// What such a write would have written is not there.

@@ -6,6 +6,7 @@ mod chap;
 mod crowds;
 mod discover;
 mod dismiss;
+mod effects;
 mod fence;
 mod functions;
 mod held;
@@ -21,6 +22,7 @@ mod reinstate;
 mod requests;
 mod reserve;
 mod silent;
+mod unit;
 mod verify;
 
 use std::net::SocketAddr;

@@ -4,31 +4,12 @@ use std::time::Duration;
 
 use super::super::host::pattern;
 use super::super::server::{PATIENCE, Place, Server};
-use super::held::{ASKED, SHORT, holding, pending, zeros};
+use super::held::{ASKED, SHORT, holding, late_config, pending, zeros};
 use super::initiator::{Offer, Options, Session, cdb};
-use super::{BLOCK, IQN, config, config_with, portal, session, session_with};
+use super::{BLOCK, IQN, config, portal, session, session_with};
 
 /// How long a write is on its way to the slow unit.
 const LATE: Duration = Duration::from_millis(1200);
-
-/// The first write of LUN 0 is late.
-fn late_config() -> String {
-    let luns = r#"luns = [{ bdev = "late0" }, { bdev = "ram1" }]"#;
-    config_with(r#"listen = ["127.0.0.1:0"]"#, luns).replace(
-        "[iscsi]",
-        &format!(
-            r#"
-            [[bdev]]
-            name = "late0"
-            driver = "inject"
-            base = "ram0"
-            rules = [{{ op = "write", nth = 1, action = "delay", delay_ms = {} }}]
-            [iscsi]
-            "#,
-            LATE.as_millis()
-        ),
-    )
-}
 
 /// A session of two connections, whose second one has identifier 7.
 fn of_two(server: &Server, offer: Offer) -> Session {
@@ -87,7 +68,7 @@ fn commands_of_the_old_connection_have_no_effect_and_others_go_on() {
 
 #[test]
 fn a_write_of_the_old_connection_does_not_land_after_one_of_the_new() {
-    let server = Place::new().serve(&late_config());
+    let server = Place::new().serve(&late_config(&[LATE]));
     let mut session = of_two(&server, Offer::PLAIN);
     let late = session.start(1, 0, &cdb::write16(0, 8, 0), &pattern(ASKED, 1), 0);
     assert!(session.is_waiting(late, SHORT), "it is on its way");
@@ -107,7 +88,7 @@ fn a_write_of_the_old_connection_does_not_land_after_one_of_the_new() {
 
 #[test]
 fn the_only_connection_of_a_session_is_replaced() {
-    let server = Place::new().serve(&late_config());
+    let server = Place::new().serve(&late_config(&[LATE]));
     let (mut session, mut other) = (session(portal(&server), 1), holding(&server, 2));
     session.command(1, &cdb::reserve6(), &[], 0).good();
     let late = session.start(0, 0, &cdb::write16(0, 8, 0), &pattern(ASKED, 1), 0);
@@ -138,7 +119,7 @@ fn the_only_connection_of_a_session_is_replaced() {
 /// A new session of the nexus instead: what was on its way in the old one is over before the login is.
 #[test]
 fn a_write_of_the_old_session_does_not_land_after_one_of_the_new() {
-    let server = Place::new().serve(&late_config());
+    let server = Place::new().serve(&late_config(&[LATE]));
     let mut old = session(portal(&server), 1);
     let late = old.start(0, 0, &cdb::write16(0, 8, 0), &pattern(8 * BLOCK, 1), 0);
     assert!(old.is_waiting(late, SHORT));

@@ -276,12 +276,13 @@ fn a_file_is_what_was_written_under_every_setting() {
     worlds("file", 512, 16..32, 80);
 }
 
-/// Every number of blocks at every place round the borders of bursts and segments, one at a time.
+/// Every number of blocks at every place round the borders of bursts and segments, one at a time, and with Data-Outs that have no data.
 #[test]
 fn every_size_at_every_place() {
     let server = Place::new().serve(&config("malloc", 512));
     let mut model = Model::new(512, 1);
-    for (immediate, initial_r2t) in [(true, true), (true, false), (false, true), (false, false)] {
+    let settings = [(true, true), (true, false), (false, true), (false, false)];
+    for ((immediate, initial_r2t), empties) in settings.into_iter().flat_map(|one| [(one, false), (one, true)]) {
         let offer = Offer {
             immediate_data: Some(immediate),
             initial_r2t: Some(initial_r2t),
@@ -293,13 +294,15 @@ fn every_size_at_every_place() {
         };
         let mut session = Session::open(portal(&server), &Options::new(IQN, 1).with(offer));
         session.settle(0);
+        (session.empties, session.immediate_most) = (empties, if empties { 500 } else { usize::MAX });
         for blocks in 1..=40_usize {
             for at in 0..8 {
                 let data = pattern(blocks * 512, (blocks * 8 + at) as u64);
                 session.command(0, &cdb::write16(at as u64, blocks as u32, 0), &data, 0).good();
                 model.bytes[at * 512..(at + blocks) * 512].copy_from_slice(&data);
                 let found = session.command(0, &cdb::read16(0, 48), &[], 48 * 512).good();
-                assert!(found == model.bytes[..48 * 512], "{blocks} blocks at {at}, {:?}", session.params());
+                let how = session.params();
+                assert!(found == model.bytes[..48 * 512], "{blocks} blocks at {at}, empty PDUs {empties}, {how:?}");
             }
         }
         session.end();

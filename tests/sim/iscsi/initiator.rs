@@ -124,7 +124,7 @@ struct Task {
 pub struct Conn {
     pub cid: u16,
     stream: Rc<Stream>,
-    tx: Tx,
+    tx: Rc<Tx>,
     agreed: Agreed,
     input: RefCell<Vec<u8>>,
     exp_stat_sn: Cell<u32>,
@@ -231,11 +231,11 @@ impl Session {
         }
     }
 
-    fn take_in(self: &Rc<Self>, cid: u16, stream: Stream, input: Vec<u8>, agreed: Agreed, exp_stat_sn: u32) {
+    fn take_in(self: &Rc<Self>, cid: u16, stream: Rc<Stream>, input: Vec<u8>, agreed: Agreed, exp_stat_sn: u32) {
         let conn = Rc::new(Conn {
             cid,
-            stream: Rc::new(stream),
-            tx: Tx::new(&self.reactor),
+            tx: Tx::new(&stream),
+            stream,
             agreed,
             input: RefCell::new(input),
             exp_stat_sn: Cell::new(exp_stat_sn),
@@ -249,14 +249,14 @@ impl Session {
             conns.push(conn.clone());
             conns.len() - 1
         };
-        let sender = conn.clone();
-        self.reactor.spawn("initiator sends", async move { sender.tx.run(&sender.stream).await });
+        let sender = conn.tx.clone();
+        self.reactor.spawn("initiator sends", async move { sender.run().await });
         let here = self.clone();
         self.reactor.spawn("initiator receives", async move {
             let Err(end) = here.receive(index, &conn).await;
             if conn.logged_out.get() {
                 conn.stream.shut_down();
-                conn.tx.finish(&here.reactor);
+                conn.tx.finish();
             } else {
                 here.close(if here.dropped.get() { End::Dropped } else { end });
             }
@@ -292,7 +292,7 @@ impl Session {
         self.ended.borrow_mut().get_or_insert(end);
         for conn in self.conns.borrow().iter() {
             conn.stream.shut_down();
-            conn.tx.finish(&self.reactor);
+            conn.tx.finish();
         }
         self.tasks.borrow().values().for_each(|task| self.reactor.wake(task.waiter));
         self.wake_waiters();
@@ -327,7 +327,7 @@ impl Session {
             pdu.encode(header_digest, data_digest)
         };
         if len == 0 {
-            let push = conn.tx.push(&self.reactor, 1, room, |batch| {
+            let push = conn.tx.push(1, room, |batch| {
                 let bytes = encode();
                 batch.push_head(|out| {
                     out[..bytes.len()].copy_from_slice(&bytes);
@@ -337,7 +337,7 @@ impl Session {
             push.await?;
         } else {
             let mut buf = self.reactor.buffer(room).await;
-            let push = conn.tx.push(&self.reactor, 1, 0, |batch| {
+            let push = conn.tx.push(1, 0, |batch| {
                 let bytes = encode();
                 buf.truncate(bytes.len());
                 buf.copy_from_slice(&bytes);

@@ -70,7 +70,7 @@ pub struct Place {
 
 /// A connection in its full feature phase.
 pub struct LoggedIn {
-    pub stream: Stream,
+    pub stream: Rc<Stream>,
     pub input: Vec<u8>,
     pub agreed: Agreed,
     pub tsih: u16,
@@ -187,14 +187,13 @@ pub async fn log_in(
     cmd_sn: u32,
 ) -> Result<LoggedIn, End> {
     let stream = Rc::new(Stream::connect(reactor, to).await.map_err(|error| End::Stream(error.to_string()))?);
-    let tx = Rc::new(Tx::new(reactor));
-    let (sending, sender) = (stream.clone(), tx.clone());
+    let tx = Tx::new(&stream);
+    let sender = tx.clone();
     let done = Rc::new(Cell::new(false));
     let (ended, waiter) = (done.clone(), reactor.current_task());
     let here = reactor.clone();
     reactor.spawn("initiator logs in", async move {
-        sender.run(&sending).await;
-        drop(sending);
+        sender.run().await;
         ended.set(true);
         here.wake(waiter);
     });
@@ -210,10 +209,9 @@ pub async fn log_in(
     if talked.is_err() {
         stream.shut_down();
     }
-    tx.finish(reactor);
+    tx.finish();
     poll_fn(|_| if done.get() { Poll::Ready(()) } else { Poll::Pending }).await;
     let (input, agreed, last) = talked?;
-    let Some(stream) = Rc::into_inner(stream) else { return Err(End::Closed) };
     let (tsih, exp_stat_sn) = (last.get16(14), last.get(24).wrapping_add(1));
     Ok(LoggedIn { stream, input, agreed, tsih, exp_stat_sn, exp_cmd_sn: last.get(28), max_cmd_sn: last.get(32) })
 }
@@ -261,7 +259,7 @@ async fn talk(
                 bytes.len()
             });
         };
-        tx.push(reactor, 1, bytes.len(), push).await?;
+        tx.push(1, bytes.len(), push).await?;
         let answer = loop {
             if let Some(answer) = cut(&mut input, &plain)? {
                 break answer;

@@ -189,10 +189,10 @@ struct Deaf {
 impl Deaf {
     /// Takes over a connection.
     fn of(reactor: &Rc<Reactor>, login: LoggedIn) -> Deaf {
-        let tx = Rc::new(Tx::new(reactor));
+        let tx = Tx::new(&login.stream);
         let (sender, stream) = (tx.clone(), login.stream);
         reactor.spawn("deaf initiator", async move {
-            sender.run(&stream).await;
+            sender.run().await;
             stream.shut_down();
         });
         let agreed_len = login.agreed.max_send as usize;
@@ -210,7 +210,7 @@ impl Deaf {
         let mut buf = self.reactor.buffer(bytes.len()).await;
         buf.copy_from_slice(&bytes);
         // Whether the target is still there shows otherwise.
-        let _ = self.tx.push(&self.reactor, 1, 0, |batch: &mut TxBatch| batch.push_buf(buf)).await;
+        let _ = self.tx.push(1, 0, |batch: &mut TxBatch| batch.push_buf(buf)).await;
     }
 }
 
@@ -268,7 +268,7 @@ fn who_is_dismissed_and_does_not_listen_is_gone_in_time() {
             assert!(found == old_data(), "seed {seed}: it has written after it was dismissed");
             watching.log_out(other.clock().now() + 10_000 * MS).await.unwrap();
         });
-        deaf.tx.finish(&reactor);
+        deaf.tx.finish();
         drop((deaf, reactor));
         scene.end();
     }

@@ -1,6 +1,6 @@
 //! Which logins are let in, and what has to end before: one of a nexus at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::{Home, LOOK_NS, Place, of};
@@ -96,6 +96,10 @@ impl Home {
     }
 
     async fn enter(&self, reactor: &Rc<Reactor>, claim: Claim, from: u16) -> Result<Entry, LoginStatus> {
+        // The targets may have changed since its first request.
+        if !self.exports.borrow().allows(&claim.nexus) {
+            return Err(LoginStatus::AUTHORIZATION_FAILURE);
+        }
         let admission = self.registry.borrow_mut().admit(&claim);
         match admission {
             Admission::Refused(status) => Err(status),
@@ -103,7 +107,13 @@ impl Home {
                 if let Some(old) = reinstates {
                     self.end_session(reactor, old).await;
                 }
-                let place = Place { reactor: from, nexus: claim.nexus, open: false, luns: BTreeMap::new() };
+                let place = Place {
+                    reactor: from,
+                    nexus: claim.nexus,
+                    open: false,
+                    luns: BTreeMap::new(),
+                    lost: BTreeSet::new(),
+                };
                 self.sessions.borrow_mut().insert(tsih, place);
                 Ok(Entry::New(tsih))
             }

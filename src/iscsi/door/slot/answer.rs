@@ -82,14 +82,14 @@ impl Work<'_> {
                 let total = u64::from(expected).min(data.len()) as u32;
                 if total == 0 || live.engine().is_aborted(task) {
                     if let DataIn::Buf(buf) | DataIn::Lent(Lent { spare: buf, .. }) = data {
-                        self.conn.tx.drop_reserved(live.reactor(), buf);
+                        self.conn.tx.drop_reserved(buf);
                     }
                     return self.respond(Status::GOOD, ShortData::NONE, 0).await;
                 }
                 let data = match data {
                     DataIn::Bytes(bytes) => {
                         let bytes = &bytes[..total as usize];
-                        self.conn.tx.reserve(live.reactor(), bytes.len()).await;
+                        self.conn.tx.reserve(bytes.len()).await;
                         let mut buf = live.reactor().buffer(bytes.len()).await;
                         buf.copy_from_slice(bytes);
                         DataIn::Buf(buf)
@@ -131,7 +131,7 @@ impl Work<'_> {
             return Some(spare);
         };
         debug_assert!(pdu.ended && pdu.len == total, "it was asked for before");
-        conn.lend(|batch| {
+        conn.tx.lend(|batch| {
             push_header(batch, &framing, &pdu.header);
             batch.push_lent(region, at, spare);
             push_suffix(batch, &framing, total, digest_of(&framing, []));
@@ -144,7 +144,7 @@ impl Work<'_> {
         let framing = self.conn.framing();
         let mut goes_on = true;
         while goes_on {
-            let pushed = self.conn.tx.push(self.live.reactor(), 3, PREFIX_MAX + SUFFIX_MAX, |batch| {
+            let pushed = self.conn.tx.push(3, PREFIX_MAX + SUFFIX_MAX, |batch| {
                 let next = self.live.engine().next_data_in(self.task, total, Some(self.residual.get()));
                 let Some(pdu) = next else {
                     goes_on = false;
@@ -181,7 +181,7 @@ impl Work<'_> {
         }
         // What an abort has left of it.
         if let DataIn::Buf(rest) = data {
-            self.conn.tx.drop_reserved(self.live.reactor(), rest);
+            self.conn.tx.drop_reserved(rest);
         }
     }
 }

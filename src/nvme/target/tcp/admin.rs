@@ -104,7 +104,7 @@ async fn send(conn: &Conn, mut cqe: Cqe, data: &[u8]) -> u64 {
     if data.is_empty() || !cqe.status().is_success() {
         return conn.respond(cqe).await;
     }
-    conn.tx.reserve(conn.reactor(), data.len()).await;
+    conn.tx.reserve(data.len()).await;
     let mut buf = conn.reactor().buffer(data.len()).await;
     buf.copy_from_slice(data);
     let framing = *conn.framing();
@@ -115,7 +115,7 @@ async fn send(conn: &Conn, mut cqe: Cqe, data: &[u8]) -> u64 {
     });
     let cid = cqe.cid.get();
     conn.tx
-        .push(conn.reactor(), 3, 2 * MAX_PREFIX_LEN + DIGEST_LEN, |batch| {
+        .push(3, 2 * MAX_PREFIX_LEN + DIGEST_LEN, |batch| {
             batch.push_head(|out| framing.c2h_data(cid, 0, data.len() as u32, true, false, out));
             batch.push_buf(buf);
             if let Some(digest) = digest {

@@ -32,7 +32,7 @@ use crate::nvme::tcp::{
     DataPdu, Decoder, FatalError, FatalErrorStatus, Framing, LONG_DATA, Limits, MAX_PREFIX_LEN, Role, WriteGrant,
     term_req,
 };
-use crate::reactor::{Deferred, Reactor, TaskId};
+use crate::reactor::{Reactor, TaskId};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::tx::TxBatch;
 
@@ -128,9 +128,9 @@ pub struct Conn {
     /// The reactor's NVMe/TCP state.
     pub local: Rc<Local>,
     reactor: Rc<Reactor>,
-    stream: Stream,
+    stream: Rc<Stream>,
     /// The sending side.
-    pub tx: Tx,
+    pub tx: Rc<Tx>,
     framing: OnceCell<Framing>,
     queue: OnceCell<Queue>,
     slots: RefCell<Vec<Rc<Slot>>>,
@@ -176,12 +176,13 @@ pub fn serve(reactor: &Rc<Reactor>, fd: Descriptor, _: SocketAddr) {
     if !local.admits_connection() {
         return;
     }
+    let stream = Rc::new(stream);
     let conn = Rc::new(Conn {
         id: local.next_connection_id(),
         local: local.clone(),
         reactor: reactor.clone(),
+        tx: Tx::new(&stream),
         stream,
-        tx: Tx::new(reactor),
         framing: OnceCell::new(),
         queue: OnceCell::new(),
         slots: RefCell::new(Vec::new()),
@@ -225,24 +226,7 @@ async fn watch(reactor: Rc<Reactor>, id: u64) {
     }
 }
 
-impl Deferred for Conn {
-    fn name(&self) -> &'static str {
-        "nvme/tcp data in place"
-    }
-
-    fn run(&self) {
-        self.tx.flush_lent(&self.stream);
-    }
-}
-
 impl Conn {
-    /// Sends data from where it is, which `fill` appends, at the latest at the end of this turn: [`Tx::lend`].
-    pub fn lend(self: &Rc<Self>, fill: impl FnOnce(&mut TxBatch)) {
-        if self.tx.lend(fill) {
-            self.reactor.at_end(self.clone());
-        }
-    }
-
     /// The reactor it lives on.
     pub fn reactor(&self) -> &Rc<Reactor> {
         &self.reactor
@@ -286,7 +270,7 @@ impl Conn {
     pub fn close(&self) {
         if !self.closing.replace(true) {
             self.stream.shut_down();
-            self.tx.finish(&self.reactor);
+            self.tx.finish();
             for slot in self.slots.borrow().iter() {
                 self.reactor.wake(slot.task.get());
             }
@@ -331,7 +315,7 @@ impl Conn {
     /// The body of the sending task. At its end a FIN goes out, and what the host still sends is read and dropped for a
     /// while: closing with unread bytes would make the kernel reset the connection and lose what was sent.
     async fn send_all(self: Rc<Self>) {
-        self.tx.run(&self.stream).await;
+        self.tx.run().await;
         if self.tx.failed() {
             self.close();
             return;
@@ -344,7 +328,7 @@ impl Conn {
 
     fn drained_check(&self) {
         if self.draining.get() && self.busy.get() == 0 {
-            self.tx.finish(&self.reactor);
+            self.tx.finish();
         }
     }
 
@@ -370,7 +354,7 @@ impl Conn {
         self.until(|| self.busy.get() == 0).await;
         self.local.leave(&self).await;
         // What answers that could not be sent had reserved.
-        self.tx.unreserve_all(&self.reactor);
+        self.tx.unreserve_all();
         self.finished.set(true);
         self.reactor.wake(self.watcher.get());
         for slot in self.slots.borrow().iter() {
@@ -392,8 +376,8 @@ impl Conn {
         let mut leaving = std::pin::pin!(async {
             let term =
                 |batch: &mut TxBatch| batch.push_head(|out| term_req(Role::Controller, status, info, header, out));
-            if self.tx.push(&self.reactor, 1, 2 * MAX_PREFIX_LEN, term).await.is_ok() {
-                self.tx.finish(&self.reactor);
+            if self.tx.push(1, 2 * MAX_PREFIX_LEN, term).await.is_ok() {
+                self.tx.finish();
                 // The sender closes when the host had its time to read it; what the host sends meanwhile is dropped.
                 while !self.closing.get() && self.stream.recv().await.is_ok() {}
             }
@@ -521,7 +505,7 @@ impl Conn {
     pub async fn respond(&self, mut cqe: Cqe) -> u64 {
         let framing = *self.framing();
         self.tx
-            .push(&self.reactor, 1, MAX_PREFIX_LEN, |batch| {
+            .push(1, MAX_PREFIX_LEN, |batch| {
                 // Only now: answers leave in the order of their SQHD.
                 self.stamp(&mut cqe);
                 batch.push_head(|out| framing.capsule_resp(&cqe, out));
@@ -627,7 +611,7 @@ impl Slot {
         let framing = *conn.framing();
         let index = self.index;
         conn.tx
-            .push(&conn.reactor, 1, MAX_PREFIX_LEN, |batch| {
+            .push(1, MAX_PREFIX_LEN, |batch| {
                 batch.push_head(|out| framing.r2t(cid, index, 0, len, out));
             })
             .await

@@ -61,7 +61,7 @@ async fn run_pair(
     let reserved = wanted * len;
     let mut spare = None;
     if reserved > 0 {
-        conn.tx.reserve(conn.reactor(), reserved).await;
+        conn.tx.reserve(reserved).await;
         spare = Some(conn.reactor().buffer(reserved).await);
     }
     let mut failure = None;
@@ -94,6 +94,6 @@ async fn run_pair(
         }
     };
     io.data.clear();
-    conn.tx.unreserve(conn.reactor(), reserved);
+    conn.tx.unreserve(reserved);
     (io, result)
 }

@@ -200,7 +200,7 @@ impl Receiver {
             }
             Rest::Answer(response) => {
                 let answer = |batch: &mut TxBatch| batch.push_head(|out| ic_resp(&response, out));
-                conn.tx.push(conn.reactor(), 1, MAX_PREFIX_LEN, answer).await?;
+                conn.tx.push(1, MAX_PREFIX_LEN, answer).await?;
             }
         }
         Ok(())

@@ -105,7 +105,7 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
         if reads {
             if !ns.keeps_nothing() {
                 reserved = true;
-                conn.tx.reserve(conn.reactor(), request.data_len as usize).await;
+                conn.tx.reserve(request.data_len as usize).await;
                 io.data.push_buf(conn.reactor().buffer(request.data_len as usize).await);
             }
         } else if request.place != DataPlace::None {
@@ -146,7 +146,7 @@ async fn execute(conn: &Rc<Conn>, slot: &Slot, mut io: Io) -> (Io, u64) {
     let answer = io.data.pop().filter(|_| reads && outcome.is_ok());
     // The budget of data that is sent is given back when it was.
     if reserved && answer.is_none() {
-        conn.tx.unreserve(conn.reactor(), request.data_len as usize);
+        conn.tx.unreserve(request.data_len as usize);
     }
     let number = match outcome {
         Ok(()) => {
@@ -191,7 +191,7 @@ pub async fn data_in(conn: &Conn, slot: &Slot, request: &IoRequest, cid: u16) ->
             data.ok_or(Failure::Fault(Fault::new(StatusCode::DATA_TRANSFER_ERROR)))
         }
         DataPlace::HostBuffer => {
-            conn.tx.reserve(conn.reactor(), request.data_len as usize).await;
+            conn.tx.reserve(request.data_len as usize).await;
             let buf = conn.reactor().buffer(request.data_len as usize).await;
             fetch(conn, slot, cid, buf).await
         }
@@ -202,11 +202,11 @@ pub async fn data_in(conn: &Conn, slot: &Slot, request: &IoRequest, cid: u16) ->
 /// Has the host fill `buf` by an R2T.
 pub async fn fetch(conn: &Conn, slot: &Slot, cid: u16, buf: Buf) -> Result<Buf, Failure> {
     let len = buf.len() as u32;
-    conn.tx.expect_peer(conn.reactor());
+    conn.tx.expect_peer();
     conn.fetches(len, 1);
     let fetched = slot.fetch(conn, cid, len, buf).await;
     conn.fetches(len, -1);
-    conn.tx.peer_acted(conn.reactor());
+    conn.tx.peer_acted();
     match fetched {
         Some((data, true)) => Ok(data),
         Some((_, false)) => Err(Fault::retry(StatusCode::TRANSIENT_TRANSPORT_ERROR).into()),
@@ -312,7 +312,7 @@ fn send_lent(conn: &Rc<Conn>, ns: &Namespace, cid: u16, io: &mut Io) -> Option<u
         && conn.tx.can_lend(3, 2 * MAX_PREFIX_LEN);
     let Lent { region, at, spare } = if lends { ns.handle.lend(io) } else { None }?;
     let len = spare.len() as u32;
-    conn.lend(|batch| append_data(conn, cid, len, None, batch, |batch| batch.push_lent(region, at, spare)));
+    conn.tx.lend(|batch| append_data(conn, cid, len, None, batch, |batch| batch.push_lent(region, at, spare)));
     Some(conn.tx.handed() + 1)
 }
 
@@ -339,7 +339,7 @@ async fn push_data(
     push: impl FnOnce(&mut TxBatch),
 ) -> u64 {
     let append = |batch: &mut TxBatch| append_data(conn, cid, len, digest, batch, push);
-    conn.tx.push(conn.reactor(), 3, 2 * MAX_PREFIX_LEN + DIGEST_LEN, append).await.unwrap_or(0)
+    conn.tx.push(3, 2 * MAX_PREFIX_LEN + DIGEST_LEN, append).await.unwrap_or(0)
 }
 
 /// Appends data by `push`, and its response.

@@ -21,7 +21,7 @@ pub fn watch(reactor: &Rc<Reactor>) {
             if let Some(local) = Local::of(&here)
                 && net::is_short(&here)
             {
-                for conn in local.all().iter().filter(|conn| conn.tx.stalled_ns(&here) > STALL_NS) {
+                for conn in local.all().iter().filter(|conn| conn.tx.stalled_ns() > STALL_NS) {
                     tracing::warn!(
                         "{}: disconnected: it holds data buffers that others wait for, and has not moved for {} s",
                         conn.peer(),

@@ -28,7 +28,7 @@ const ROOM_MIN: usize = 16 << 10;
 pub async fn execute(conn: &Rc<Conn>, slot: &Slot, ns: &Namespace, request: &IoRequest, io: Io) -> (Io, u64) {
     let len = request.data_len as usize;
     let sqe = slot.command().sqe;
-    conn.tx.reserve(conn.reactor(), len).await;
+    conn.tx.reserve(len).await;
     let mut report =
         Report { slot, ns, request, io: Some(io), buf: Some(conn.reactor().buffer(len.max(ROOM_MIN)).await) };
     let made = report.make().await;
@@ -40,7 +40,7 @@ pub async fn execute(conn: &Rc<Conn>, slot: &Slot, ns: &Namespace, request: &IoR
         }
         (made, buf) => {
             drop(buf);
-            conn.tx.unreserve(conn.reactor(), len);
+            conn.tx.unreserve(len);
             match made {
                 Err(Failure::Gone) => 0,
                 Err(Failure::Fault(fault)) => refuse(conn, &sqe, fault).await,

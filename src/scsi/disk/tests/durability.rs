@@ -78,8 +78,8 @@ fn commands_without_fua_obey_the_write_cache() {
         is(Media::FormatUnit, &[], [flushed(&[(IoOp::Unmap, false)]), vec![(IoOp::Flush, false)]].concat());
         is(synchronize(1), &[], vec![(IoOp::Flush, false)]);
         is(STOP, &[], vec![(IoOp::Flush, false)]);
-        is(Media::StartStop { start: false, flush: false, immediate: false }, &[], Vec::new());
-        is(Media::StartStop { start: true, flush: true, immediate: false }, &[], Vec::new());
+        is(Media::StartStop { start: false, flush: false }, &[], Vec::new());
+        is(Media::StartStop { start: true, flush: true }, &[], Vec::new());
     }
 }
 
@@ -118,6 +118,40 @@ fn each_nexus_is_told_of_a_loss_by_its_own_flush() {
     rig.turn();
     assert_eq!(end.get(), Some(Outcome::Good), "it came after the loss");
     drop((second, late));
+    rig.close();
+}
+
+#[test]
+fn commands_that_tell_of_a_loss_are_those_that_say_so() {
+    let (rig, _) = Rig::traced();
+    rig.good(synchronize(1), &[]);
+    let loss = rig.reactor.clock().refresh();
+    rig.device.common().losses().note(loss);
+    let block = vec![0; 512];
+    for (media, data) in [
+        (read(1, 1), Vec::new()),
+        (Media::Read { lba: 1, blocks: 1, dpo: false, fua: true }, Vec::new()),
+        (write(1, 1), block.clone()),
+        (write_and_verify(0, 1, true), block.clone()),
+        (write_same(0, 1024, Fill::Zeros, true), Vec::new()),
+        (UNMAP, unmap_list(&[(1, 2)])),
+        (Media::SelfTest, Vec::new()),
+        (synchronize(1), Vec::new()),
+        (Media::FormatUnit, Vec::new()),
+        (STOP, Vec::new()),
+        (Media::StartStop { start: false, flush: false }, Vec::new()),
+        (Media::StartStop { start: true, flush: true }, Vec::new()),
+    ] {
+        for write_cache in [true, false] {
+            let nexus = Nexus::new(&rig.nexus.disk);
+            nexus.mode.set(ModeState { write_cache, ..nexus.mode.get() });
+            let end = rig.start(&nexus, media, data.clone());
+            (0..20).for_each(|_| rig.turn());
+            let expected = if media.tells_of_losses() { Outcome::Check(INTERNAL) } else { Outcome::Good };
+            assert_eq!(end.get(), Some(expected), "{media:?}, write cache {write_cache}");
+            assert_eq!(nexus.told.get().at() >= loss, media.tells_of_losses(), "{media:?}");
+        }
+    }
     rig.close();
 }
 

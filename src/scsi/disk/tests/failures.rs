@@ -48,7 +48,7 @@ fn each_failure_of_each_command_is_told_and_leaves_no_data() {
         (UNMAP, &list, IoOp::Unmap, 0),
         (synchronize(1), &[], IoOp::Flush, 0),
         (Media::FormatUnit, &[], IoOp::Unmap, 0),
-        (Media::PreFetch { lba: 9, blocks: 2, immediate: false }, &[], IoOp::Verify, 0),
+        (Media::PreFetch { lba: 9, blocks: 2 }, &[], IoOp::Verify, 0),
         (Media::GetLbaStatus { lba: 9, allocation: 4096 }, &[], IoOp::Extents, 0),
     ];
     for (media, data, op, which) in cases {

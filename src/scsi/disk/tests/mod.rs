@@ -197,10 +197,10 @@ fn write_same(lba: u64, blocks: u64, fill: Fill, unmap: bool) -> Media {
 }
 
 const UNMAP: Media = Media::Unmap { how: Unmapping::Deallocate };
-const STOP: Media = Media::StartStop { start: false, flush: true, immediate: false };
+const STOP: Media = Media::StartStop { start: false, flush: true };
 
 fn synchronize(blocks: u64) -> Media {
-    Media::SynchronizeCache { lba: 0, blocks, immediate: false }
+    Media::SynchronizeCache { lba: 0, blocks }
 }
 
 /// A parameter list of UNMAP.

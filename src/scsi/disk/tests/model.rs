@@ -176,10 +176,10 @@ impl Model {
                     }
                     1 => Media::SelfTest,
                     2 => STOP,
-                    3 => Media::StartStop { start: true, flush: false, immediate: true },
-                    4 => Media::PreFetch { lba, blocks, immediate: fua },
+                    3 => Media::StartStop { start: true, flush: false },
+                    4 => Media::PreFetch { lba, blocks },
                     5 => verify(lba, count, Check::Medium),
-                    _ => Media::SynchronizeCache { lba, blocks, immediate: fua },
+                    _ => Media::SynchronizeCache { lba, blocks },
                 };
                 (media, nothing, good, Vec::new())
             }

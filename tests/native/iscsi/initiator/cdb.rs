@@ -77,6 +77,29 @@ pub fn compare16(lba: u64, blocks: u32) -> Cdb {
     long(0x8f, 0x02, lba, blocks)
 }
 
+/// With BYTCHK 3: compares each block with the one that is sent.
+pub fn compare_each16(lba: u64, blocks: u32) -> Cdb {
+    long(0x8f, 0x06, lba, blocks)
+}
+
+/// The bitwise OR of what is there and what is sent.
+pub fn orwrite16(lba: u64, blocks: u32) -> Cdb {
+    long(0x8b, 0, lba, blocks)
+}
+
+/// WRITE ATOMIC(16) in pieces of `boundary` blocks; 0: in one.
+pub fn write_atomic16(lba: u64, blocks: u16, boundary: u16) -> Cdb {
+    let mut cdb = long(0x9c, 0, lba, 0);
+    cdb[10..12].copy_from_slice(&boundary.to_be_bytes());
+    cdb[12..14].copy_from_slice(&blocks.to_be_bytes());
+    cdb
+}
+
+/// FORMAT UNIT without a parameter list.
+pub fn format_unit() -> Cdb {
+    short(&[0x04])
+}
+
 pub fn synchronize_cache16() -> Cdb {
     long(0x91, 0, 0, 0)
 }
@@ -84,6 +107,10 @@ pub fn synchronize_cache16() -> Cdb {
 /// One block in every block of the range; or zeros with `unmap`.
 pub fn write_same16(lba: u64, blocks: u32, unmap: bool) -> Cdb {
     long(0x93, if unmap { 0x08 } else { 0 }, lba, blocks)
+}
+
+pub fn write_same10(lba: u32, blocks: u16) -> Cdb {
+    ten(0x41, lba, blocks)
 }
 
 pub fn compare_and_write(lba: u64, blocks: u8) -> Cdb {
@@ -105,6 +132,13 @@ pub fn unmap_parameters(lba: u64, blocks: u32) -> Vec<u8> {
     list.extend_from_slice(&blocks.to_be_bytes());
     list.extend_from_slice(&[0; 4]);
     list
+}
+
+/// LOG SENSE of the cumulative values of a page.
+pub fn log_sense(page: u8, allocation: u16) -> Cdb {
+    let mut cdb = ten(0x4d, 0, allocation);
+    cdb[2] = 0x40 | page;
+    cdb
 }
 
 pub fn read_capacity16() -> Cdb {
@@ -151,6 +185,34 @@ pub fn reserve_parameters(key: u64, about: u64, aptpl: bool) -> Vec<u8> {
     let mut list = [key.to_be_bytes(), about.to_be_bytes()].concat();
     list.extend_from_slice(&[0, 0, 0, 0, u8::from(aptpl), 0, 0, 0]);
     list
+}
+
+/// PERSISTENT RESERVE OUT with REGISTER AND MOVE, which has parameters of any length.
+pub fn reserve_move(parameters: u32) -> Cdb {
+    let mut cdb = short(&[0x5f, 0x07]);
+    cdb[5..9].copy_from_slice(&parameters.to_be_bytes());
+    cdb
+}
+
+/// Its parameters (SPC-4 §6.16.4): the key of who sends it and that of the new holder, an initiator port by its TransportID, at the target
+/// port of this relative identifier. `unregister`: who sends it is registered no more.
+pub fn move_parameters(key: u64, new_key: u64, unregister: bool, port: u16, to: &[u8]) -> Vec<u8> {
+    let mut list = [key.to_be_bytes(), new_key.to_be_bytes()].concat();
+    list.extend_from_slice(&[0, u8::from(unregister) << 1]);
+    list.extend_from_slice(&port.to_be_bytes());
+    list.extend_from_slice(&(to.len() as u32).to_be_bytes());
+    list.extend_from_slice(to);
+    list
+}
+
+/// The TransportID of an iSCSI initiator port (SPC-4 §7.6.4.6).
+pub fn transport_id(initiator: &str, isid: [u8; 6]) -> Vec<u8> {
+    let digits: String = isid.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut name = format!("{initiator},i,0x{digits}").into_bytes();
+    // It ends with a NUL at least, at a multiple of four bytes.
+    name.resize((name.len() + 1).next_multiple_of(4), 0);
+    let [high, low] = (name.len() as u16).to_be_bytes();
+    [&[0x45, 0, high, low][..], &name].concat()
 }
 
 pub fn release6() -> Cdb {

@@ -20,7 +20,6 @@ pub type Refusal = u16;
 pub const AUTHENTICATION_FAILURE: Refusal = 0x0201;
 pub const NOT_ALLOWED: Refusal = 0x0202;
 pub const NOT_FOUND: Refusal = 0x0203;
-pub const TOO_MANY_CONNECTIONS: Refusal = 0x0206;
 pub const SESSION_DOES_NOT_EXIST: Refusal = 0x020a;
 /// Where the target has gone: temporarily, for ever.
 pub const MOVED_FOR_NOW: Refusal = 0x0101;

@@ -123,6 +123,8 @@ pub struct Session {
     pub most_r2ts: usize,
     /// How much of the data goes in the command, at most.
     pub immediate_most: usize,
+    /// Data goes with PDUs in between that have none (RFC 7143 §11.7).
+    pub empties: bool,
     /// Pings of the target that were answered.
     pub pings: usize,
     options: Options,
@@ -161,6 +163,7 @@ impl Session {
             hold: None,
             most_r2ts: 0,
             immediate_most: usize::MAX,
+            empties: false,
             pings: 0,
             options: options.clone(),
         }
@@ -256,9 +259,15 @@ impl Session {
         let task = &self.tasks[&tag];
         let conn = &self.conns[task.conn];
         let end = offset + len;
-        for (number, at) in (offset..end).step_by(conn.params.max_send).enumerate() {
-            let next = (at + conn.params.max_send).min(end);
-            let flags = if next == end { flag::FINAL } else { 0 };
+        let whole = (offset..end).step_by(conn.params.max_send).map(|at| (at, (at + conn.params.max_send).min(end)));
+        let mut parts: Vec<(usize, usize)> =
+            whole.flat_map(|(at, next)| [self.empties.then_some((at, at)), Some((at, next))]).flatten().collect();
+        if self.empties && target_tag == NO_TAG {
+            parts.push((end, end));
+        }
+        let last = parts.len() - 1;
+        for (number, (at, next)) in parts.into_iter().enumerate() {
+            let flags = if number == last { flag::FINAL } else { 0 };
             let pdu = Pdu::new(op::DATA_OUT, flags).with_lun(task.lun).with(16, tag).with(20, target_tag);
             let pdu = pdu.with(28, conn.stat_sn).with(36, number as u32).with(40, at as u32);
             conn.wire.send(&pdu.with_data(&task.out[at..next]));
