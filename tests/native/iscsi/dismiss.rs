@@ -212,15 +212,15 @@ fn shared(luns: &str) -> String {
 #[test]
 fn a_unit_that_is_taken_away_gets_nothing_from_who_had_it() {
     const BOTH: &str = r#"luns = [{ bdev = "late0" }, { bdev = "ram1" }]"#;
+    // With the last line of the log about it.
     let gone = [
-        r#"luns = [{ lun = 1, bdev = "ram1" }]"#,
-        r#"luns = [{ lun = 2, bdev = "late0" }, { lun = 1, bdev = "ram1" }]"#,
+        (r#"luns = [{ lun = 1, bdev = "ram1" }]"#, format!("LUN 0 of \"{IQN}\" is removed")),
+        (r#"luns = [{ lun = 2, bdev = "late0" }, { lun = 1, bdev = "ram1" }]"#, format!("LUN 2 of \"{IQN}\" is added")),
     ];
     let (old, new) = (pattern(8 * BLOCK, 1), pattern(8 * BLOCK, 2));
     // Whether the write is with the volume already or has no data yet; whether the unit is reset before its data comes.
-    for (luns, in_device, resets) in gone.iter().flat_map(|luns| {
-        [(false, false), (false, true), (true, true)].map(|(in_device, resets)| (luns, in_device, resets))
-    }) {
+    let states = [(false, false), (false, true), (true, true)];
+    for ((luns, line), (in_device, resets)) in gone.iter().flat_map(|gone| states.map(|state| (gone, state))) {
         let place = Place::new();
         let mut server = place.serve(&shared(BOTH));
         let address = portal(&server);
@@ -233,7 +233,7 @@ fn a_unit_that_is_taken_away_gets_nothing_from_who_had_it() {
             one.answer_r2ts(tag);
             assert!(one.is_waiting(tag, SHORT), "it is late");
         }
-        reload(&place, &mut server, &shared(luns), &format!("LUN 0 of \"{IQN}\" is removed"));
+        reload(&place, &mut server, &shared(luns), line);
         if resets {
             assert_eq!(other.manage(0, function::LUN_RESET, 0, None), managed::COMPLETE);
         }
