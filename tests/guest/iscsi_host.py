@@ -1,5 +1,6 @@
 """The kernel's iSCSI initiator as open-iscsi and sysfs show it."""
 
+import errno
 import os
 import pathlib
 import re
@@ -131,7 +132,10 @@ class Session:
         return wait_until("its generic device", lambda: next((f"/dev/{it.name}" for it in unit.glob("scsi_generic/sg*")), None))
 
     def block(self, lun=0):
-        return Block(wait_until(f"logical unit {lun} of {self.target()}", lambda: self.find(lun)))
+        """Its block device, once it can be opened: the kernel shows the directory before the disk is there."""
+        name = wait_until(f"logical unit {lun} of {self.target()}", lambda: self.find(lun))
+        wait_until(f"/dev/{name}", lambda: opens(f"/dev/{name}"))
+        return Block(name)
 
     def rescan(self):
         iscsiadm("-m", "session", "-r", self.number, "--rescan")
@@ -139,6 +143,16 @@ class Session:
     def logout(self):
         iscsiadm("-m", "session", "-r", self.number, "-u")
         wait_until(f"{self.name} gone", lambda: not self.sysfs.exists())
+
+
+def opens(path):
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO):
+            return False
+        raise
+    return True
 
 
 class Block(Disk):
