@@ -15,6 +15,8 @@ EXCLUSIVE, REGISTRANTS_ONLY = 3, 5
 MINE, HERS = "0xa", "0xb"
 # Exit code of sg3-utils for RESERVATION CONFLICT
 CONFLICT = 24
+# How long the kernel waits for the end of a command, twice that for a flush: one that PREEMPT AND ABORT ends has no answer (TAS is 0).
+COMMAND_LIMIT_S = 4
 
 
 def two():
@@ -105,6 +107,7 @@ def fencing_under_load(action):
     out(second, "--register", f"--param-sark={HERS}")
     out(second, "--reserve", f"--param-rk={HERS}", f"--prout-type={REGISTRANTS_ONLY}")
     first.write(0, bytes(2 * MIB))
+    second.set_attribute("device/timeout", COMMAND_LIMIT_S)
     stop = threading.Event()
     writer = Writer(second.path, 0, stop)
     writer.start()
