@@ -334,13 +334,13 @@ impl Home {
     /// A session is known to its reactor: what it sees. `None`: another one has taken its place meanwhile, or it may not be any more.
     pub fn open(&self, reactor: &Reactor, tsih: u16) -> Option<View> {
         let now = reactor.clock().now();
-        if !self.sessions.borrow().get(&tsih).is_some_and(|place| self.exports.borrow().allows(&place.nexus)) {
-            return None;
-        }
         let (nexus, luns) = {
             let mut sessions = self.sessions.borrow_mut();
             let place = sessions.get_mut(&tsih)?;
             let exports = self.exports.borrow();
+            if !exports.allows(&place.nexus) {
+                return None;
+            }
             let target = place.nexus.target.as_ref().and_then(|target| exports.luns.get(target));
             place.luns = target.cloned().unwrap_or_default();
             place.open = true;
@@ -623,7 +623,7 @@ impl Home {
             let Some(place) = sessions.get_mut(&tsih) else { return false };
             let target = place.nexus.target.as_ref().and_then(|target| exports.luns.get(target));
             let after = target.cloned().unwrap_or_default();
-            place.lost.extend(place.luns.values().filter(|key| !after.values().any(|now| now == *key)));
+            place.lost.extend(place.luns.values());
             place.lost.retain(|key| !after.values().any(|now| now == key));
             (place.nexus.clone(), std::mem::replace(&mut place.luns, after.clone()), after)
         };
